@@ -1,0 +1,51 @@
+# `make` alone prints what there is to do. Everything runs in .venv, which is made on first use.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+RUNTIME := $(VENV)/.installed-requirements.txt
+DEVELOPMENT := $(VENV)/.installed-requirements-dev.txt
+DATA := runs/quickstart-data
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format clean
+
+help:  ## print this
+	@sed -n 's/^\([a-z]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+quickstart: $(RUNTIME)  ## make a small data set of synthetic sounds, train on it and score the result
+	$(RUN) -m datar_jax.synthesis --root $(DATA)
+	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart --config.data.root=$(DATA)
+
+test: lint  ## lint, check types and run every test
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(DEVELOPMENT)  ## check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(DEVELOPMENT)  ## rewrite the code in the house format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove caches and builds; .venv and runs stay
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A copy of the list that was installed lies in .venv: a newer date alone installs nothing, other content does.
+
+$(RUNTIME): requirements.txt | $(RUN)
+	@cmp -s requirements.txt $@ || $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@cp requirements.txt $@
+
+$(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
+	@cmp -s requirements-dev.txt $@ || $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@cp requirements-dev.txt $@
+
+$(RUN):
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "$(PYTHON) is Python %d.%d; DATAR-JAX needs 3.11 or newer: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)

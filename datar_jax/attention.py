@@ -1,0 +1,229 @@
+"""Where a map attends: window attention (L, S) and deformable attention (D).
+
+Mathematics is in functions, parameters in thin modules. Shapes: B batch, F frequency rows, T time columns, C channels,
+H heads, D head width, G offset groups, W windows, M queries, N keys. `valid_BxT` marks the columns that hold sound; a
+column that is padding is never attended to. Softmax and coordinates are float32 or wider.
+
+Window attention: Liu et al., "Swin Transformer" (2021). Deformable attention: Xia et al., "Vision Transformer with
+Deformable Attention" (CVPR 2022), which DATAR (arXiv 2312.16228) brings to spectrograms.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from datar_jax.convolution import depthwise
+from datar_jax.sampling import Grid, Method, position_bias, sample_features, sampling_positions
+
+EPSILON = 1e-5  # of every LayerNorm
+MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
+SHIFT_MASK = -100.0  # between regions that a cyclic shift brought side by side
+
+linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what the published DAT weights start from
+table_init = nn.initializers.normal(0.01)
+
+
+def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
+    """Zeroes the columns that are padding, so that no convolution or sample carries them into the sound."""
+    return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
+
+
+def attend(q_xMxHxD: Array, k_xNxHxD: Array, v_xNxHxD: Array, bias_xHxMxN: Array | None) -> Array:
+    """softmax(q k / sqrt(D) + bias) v, `(..., M, H, D)`; products in the input's dtype, softmax in float32 or wider."""
+    wide = jnp.promote_types(q_xMxHxD.dtype, jnp.float32)
+    q_xMxHxD = q_xMxHxD * q_xMxHxD.shape[-1] ** -0.5
+    score = jnp.einsum("...mhd,...nhd->...hmn", q_xMxHxD, k_xNxHxD, preferred_element_type=wide)
+    if bias_xHxMxN is not None:
+        score += bias_xHxMxN
+    weight = jax.nn.softmax(score, axis=-1).astype(v_xNxHxD.dtype)
+    return jnp.einsum("...hmn,...nhd->...mhd", weight, v_xNxHxD)
+
+
+def partition(x_BxFxTx: Any, window: tuple[int, int]) -> Any:
+    """Cuts a map into windows, row-major: `(B, W, M, ...)`; of numpy or jax arrays."""
+    (b, f, t), (wf, wt), rest = x_BxFxTx.shape[:3], window, x_BxFxTx.shape[3:]
+    tiles = x_BxFxTx.reshape(b, f // wf, wf, t // wt, wt, *rest).swapaxes(2, 3)
+    return tiles.reshape(b, (f // wf) * (t // wt), wf * wt, *rest)
+
+
+def merge(tiles_BxWxMxC: Array, window: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Puts windows back into a map of `size`; the inverse of `partition`."""
+    (f, t), (wf, wt), c = size, window, tiles_BxWxMxC.shape[-1]
+    return tiles_BxWxMxC.reshape(-1, f // wf, t // wt, wf, wt, c).swapaxes(2, 3).reshape(-1, f, t, c)
+
+
+def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
+    """Additive mask `(W, M, M)` of a rolled map: 0 within a region, `SHIFT_MASK` between regions."""
+    labels = []
+    for pixels, wide, moved in zip(size, window, shift):
+        label = np.zeros(pixels, np.int64)
+        if moved:
+            label[pixels - wide : pixels - moved], label[pixels - moved :] = 1, 2
+        labels.append(label)
+    region = partition((3 * labels[0][:, None] + labels[1][None, :])[None], window)[0]
+    return np.where(region[:, :, None] == region[:, None, :], 0.0, SHIFT_MASK).astype(np.float32)
+
+
+def window_index(window: tuple[int, int], table: tuple[int, int]) -> np.ndarray:
+    """Where each (query, key) pair of a window reads a table whose centre is zero displacement, `(M, M)` int."""
+    at = np.stack(np.meshgrid(*(np.arange(side) for side in window), indexing="ij"), -1).reshape(-1, 2)
+    row, time = np.moveaxis(at[:, None] - at[None, :] + (np.array(table) - 1) // 2, -1, 0)
+    return row * table[1] + time
+
+
+class WindowAttention(nn.Module):
+    """Attention inside windows with a relative position table; `shifted` rolls the map by half a window first.
+
+    A map that windows do not divide is padded and the padding masked; a map smaller than the window is one window.
+    """
+
+    heads: int
+    window: tuple[int, int]
+    shifted: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
+        f, t, c = x_BxFxTxC.shape[1:]
+        table_shape = tuple(2 * side - 1 for side in self.window)
+        table_HxRS = self.param("table", table_init, (self.heads, math.prod(table_shape)))
+
+        window = (min(self.window[0], f), min(self.window[1], t))
+        size = tuple(math.ceil(n / side) * side for n, side in zip((f, t), window))
+        shift = tuple(-(-w // 2) if self.shifted and n > w else 0 for n, w in zip(size, window))
+        qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=linear_init, name="qkv")(x_BxFxTxC)
+        if size != (f, t):
+            valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT
+            valid_BxT = jnp.pad(valid_BxT, ((0, 0), (0, size[1] - t)))
+            qkv = jnp.pad(qkv, ((0, 0), (0, size[0] - f), (0, size[1] - t), (0, 0)))
+        q, k, v = (
+            part.reshape(*part.shape[:-1], self.heads, -1)
+            for part in jnp.split(partition(_roll(qkv, shift, -1), window), 3, axis=-1)
+        )
+        bias_HxMxN = table_HxRS[:, window_index(window, table_shape)]  # type: ignore[arg-type]
+        bias = jnp.asarray(bias_HxMxN, jnp.promote_types(self.dtype, jnp.float32))
+        if any(shift):
+            bias = bias + jnp.asarray(shift_mask(size, window, shift))[:, None]  # type: ignore[arg-type]
+        if valid_BxT is not None:
+            inside = (
+                jnp.broadcast_to(valid_BxT[:, None, :], (valid_BxT.shape[0], *size)) & (np.arange(size[0]) < f)[:, None]
+            )
+            key = partition(_roll(inside, shift, -1), window)
+            bias = bias + jnp.where(key, 0.0, MASKED)[:, :, None, None, :]
+        out = attend(q, k, v, bias)
+        out = _roll(merge(out.reshape(*out.shape[:3], c), window, size), shift, 1)[:, :f, :t]  # type: ignore[arg-type]
+        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out")(out)
+
+
+def _roll(x: Array, shift: tuple[int, ...], sign: int) -> Array:
+    return jnp.roll(x, tuple(sign * s for s in shift), (1, 2)) if any(shift) else x
+
+
+class DeformableAttention(nn.Module):
+    """Attention to points that the offset network chose.
+
+    A small network, shared by all offset groups, reads the queries and moves a grid of reference points; the map is
+    sampled there, keys and values are made from the samples, and every query attends to all of them, with a bias read
+    from a learned table at (query - point). Keys mix the samples of all groups; only sampling and bias are per group.
+
+    Attributes:
+      heads: attention heads; must divide the channels.
+      groups: offset groups; must divide the heads.
+      stride: of the reference grid, in pixels.
+      kernel: side of the offset network's depthwise convolution, odd.
+      size: (F, T) of the map that the position table is made for; the map at run time may be another.
+      offset_range: see `sampling.sampling_positions`.
+      grid: convention of reference points, offsets and bias.
+      position: `table` or `none`.
+      sampler: formulation of both samplers.
+
+    Sows `positions` `(B, G, Fk, Tk, 2)` in pixels into `intermediates`.
+    """
+
+    heads: int
+    groups: int
+    stride: int
+    kernel: int
+    size: tuple[int, int]
+    offset_range: float = 2.0
+    grid: Grid = "centre"
+    position: str = "table"
+    sampler: Method = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
+        b, f, t, c = x_BxFxTxC.shape
+        x_BxFxTxC = mask_columns(x_BxFxTxC, valid_BxT).astype(self.dtype)
+        q_BxFxTxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="query")(x_BxFxTxC)
+
+        raw = OffsetNetwork(self.groups, self.kernel, self.stride, self.dtype, name="offset")(
+            mask_columns(q_BxFxTxC, valid_BxT)
+        )
+        raw_BxGxFxTx2 = jnp.moveaxis(raw.astype(jnp.promote_types(self.dtype, jnp.float32)), 3, 1)
+        rows, times = raw_BxGxFxTx2.shape[2:4]
+        row = sampling_positions(raw_BxGxFxTx2[..., 0].swapaxes(-1, -2), f, rows, self.offset_range, self.grid)
+        time = sampling_positions(raw_BxGxFxTx2[..., 1], t, times, self.offset_range, self.grid)
+        position = jnp.stack([row.swapaxes(-1, -2), time], -1)
+        self.sow("intermediates", "positions", position)
+        position_BxGxNx2 = position.reshape(b, self.groups, rows * times, 2)
+
+        def read(x_FxTxGxC: Array, position_GxNx2: Array) -> Array:
+            per_group = jax.vmap(lambda x, p: sample_features(x, p, self.sampler), (2, 0), 1)
+            return per_group(x_FxTxGxC, position_GxNx2)
+
+        sampled_BxNxGxC = jax.vmap(read)(x_BxFxTxC.reshape(b, f, t, self.groups, -1), position_BxGxNx2)
+        sampled_BxNxC = sampled_BxNxGxC.reshape(b, -1, c)
+        k_BxNxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="key")(sampled_BxNxC)
+        v_BxNxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="value")(sampled_BxNxC)
+
+        bias = None
+        if self.position == "table":
+            shape = (self.heads, 2 * self.size[0] - 1, 2 * self.size[1] - 1)
+            table = self.param("table", table_init, shape)
+            table_GxHxRxS = table.reshape(self.groups, self.heads // self.groups, *shape[1:])
+            one = jax.vmap(lambda tab, p: position_bias(tab, p, (f, t), self.grid, self.sampler))
+            bias = jax.vmap(one, (None, 0))(table_GxHxRxS, position_BxGxNx2).reshape(b, self.heads, f * t, -1)
+        if valid_BxT is not None:
+            # A key counts if its cell begins inside the sound: as many keys as the clip would have without padding.
+            first = np.arange(times) * self.stride
+            counted = jnp.broadcast_to(valid_BxT[:, None, first], (b, rows, times)).reshape(b, 1, 1, -1)
+            bias = jnp.where(counted, 0.0 if bias is None else bias, MASKED)
+
+        q, k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (q_BxFxTxC, k_BxNxC, v_BxNxC))
+        out = attend(q, k, v, bias).reshape(b, f, t, c)
+        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out")(out)
+
+
+class OffsetNetwork(nn.Module):
+    """Depthwise convolution, LayerNorm, GELU, projection to (freq, time): `(B, F, T, C)` to `(B, Fk, Tk, G, 2)`.
+
+    The weights are shared by all groups, each of which sees its own channels.
+    """
+
+    groups: int
+    kernel: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, q_BxFxTxC: Array) -> Array:
+        width = q_BxFxTxC.shape[-1] // self.groups
+        uniform = nn.initializers.uniform(2 / self.kernel)  # shifted below: the published start is +-1/k, not zero
+        kernel = self.param(
+            "kernel", lambda key, shape: uniform(key, shape) - 1 / self.kernel, (self.kernel, self.kernel, width)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        tiled = jnp.tile(kernel.astype(self.dtype), (1, 1, self.groups))
+        moved = depthwise(q_BxFxTxC, tiled, self.stride)
+        moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)
+        moved = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(moved)
+        moved = jax.nn.gelu(moved, approximate=False)
+        return nn.Dense(2, use_bias=False, dtype=self.dtype, kernel_init=linear_init, name="project")(moved)

@@ -1,0 +1,103 @@
+"""Convolutions in the form that each backend likes: one answer.
+
+XLA's grouped convolution is slow on a CPU (measured: 3x3, batch 32, map 16x64, 128 channels: 110 ms forward against
+2.7 ms as a sum of shifted products), so there a depthwise convolution is nine (k x k) shifted products, with a
+derivative of the same form (its kernel part a loop over rows); elsewhere it is the convolution.
+"""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def depthwise(
+    x_BxFxTxC: Array, kernel_KxLxC: Array, stride: int = 1, method: Literal["auto", "conv", "shifted"] = "auto"
+) -> Array:
+    """Depthwise cross-correlation with an odd kernel, `k // 2` zeros on all four sides.
+
+    Args:
+      x_BxFxTxC: maps.
+      kernel_KxLxC: one odd-sized kernel per channel.
+      stride: of both axes.
+      method: formulation; `auto` picks by backend.
+
+    Returns:
+      `(B, ceil(F / stride), ceil(T / stride), C)`, dtype of `x`.
+
+    Raises:
+      ValueError: an even kernel, whose padding would not be symmetric.
+    """
+    if kernel_KxLxC.shape[0] % 2 == 0 or kernel_KxLxC.shape[1] % 2 == 0:
+        raise ValueError(f"depthwise needs odd kernel sizes, got {kernel_KxLxC.shape[:2]}")
+    forms = {"conv": partial(_conv, stride=stride), "shifted": partial(_shifted, stride)}
+    if method != "auto":
+        return forms[method](x_BxFxTxC, kernel_KxLxC)
+    return jax.lax.platform_dependent(x_BxFxTxC, kernel_KxLxC, cpu=forms["shifted"], default=forms["conv"])
+
+
+def _conv(x: Array, kernel: Array, stride: int) -> Array:
+    rows, times, c = kernel.shape
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None, :],
+        (stride, stride),
+        [(rows // 2, rows // 2), (times // 2, times // 2)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=c,
+    )
+
+
+def _pad(x: Array, kernel: Array) -> Array:
+    row, time = (side // 2 for side in kernel.shape[:2])
+    # The barrier keeps XLA from computing the input anew inside every tap (a GELU nine times over).
+    return jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (row, row), (time, time), (0, 0))))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _shifted(stride: int, x: Array, kernel: Array) -> Array:
+    rows, times = x.shape[1:3]
+    padded = _pad(x, kernel)
+    taps = (
+        padded[:, i : i + rows : stride, j : j + times : stride] * kernel[i, j]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    )
+    return reduce(jnp.add, taps)
+
+
+def _shifted_forward(stride: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _shifted(stride, x, kernel), (x, kernel)
+
+
+def _shifted_backward(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    spread = jnp.zeros_like(x).at[:, ::stride, ::stride].set(dy) if stride > 1 else dy
+    return _shifted(1, spread, kernel[::-1, ::-1]), _kernel_gradient(x, dy, kernel, stride)
+
+
+def _kernel_gradient(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
+    """Sum of every tap times `dy`; row by row, because one long reduction per tap took five times as long."""
+    high, wide = kernel.shape[:2]
+    _, rows, times, c = dy.shape
+    padded = _pad(x, kernel)
+
+    def add_row(row: Array, total: Array) -> Array:
+        seen = jax.lax.dynamic_slice_in_dim(padded, row * stride, high, 1)
+        grad = jax.lax.dynamic_index_in_dim(dy, row, 1, keepdims=False)
+        taps = [
+            jnp.sum(seen[:, i, j : j + (times - 1) * stride + 1 : stride] * grad, (0, 1), dtype=total.dtype)
+            for i in range(high)
+            for j in range(wide)
+        ]
+        return total + jnp.stack(taps)
+
+    start = jnp.zeros((high * wide, c), jnp.promote_types(dy.dtype, jnp.float32))
+    return jax.lax.fori_loop(0, rows, add_row, start).reshape(high, wide, c).astype(dy.dtype)
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)

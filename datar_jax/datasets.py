@@ -1,0 +1,306 @@
+"""Which sounds there are and what they are labelled.
+
+Only names and lists are read here, never a sound: a listed file that is missing is a clip like any other, until the
+feature cache finds it unusable and reports it. Errors in a list name the file, the row and the column.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from datar_jax.audio import SUFFIXES
+from datar_jax.config import ConfigError, DataConfig
+
+SIDES = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """One labelled sound: a file or a part of one."""
+
+    path: str  # as it is opened
+    name: str  # relative to the data's root, with forward slashes: the same on every machine
+    labels: tuple[int, ...]  # class indices, ascending
+    row: int = 0  # line of the list that names it; 0 when no list does
+    fold: int | None = None
+    split: str | None = None  # one of SIDES
+    start: float = 0.0  # seconds
+    end: float = 0.0  # seconds; 0 means the end of the file
+    group: str = ""  # clips of one group stay on one side
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """All clips of a data set in a fixed order."""
+
+    clips: tuple[Clip, ...]
+    labels: tuple[str, ...]  # class names by index
+    folds: tuple[int, ...] = ()  # the folds there are, ascending; empty without folds
+    source: str = ""  # the folder or list that was read
+    notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def where(self, index: int) -> str:
+        """The clip's name for a person, with its row when a list names it."""
+        clip = self.clips[index]
+        name = clip.name.encode("utf-8", "backslashreplace").decode()  # names of old file systems are no UTF-8
+        return f"{name} (row {clip.row} of {self.source})" if clip.row else name
+
+
+def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
+    """Reads the lists or the folder tree of a data set.
+
+    Args:
+      config: where and of which kind the data are.
+      base: folder that a relative `data.root` starts from; the current one by default.
+
+    Raises:
+      ConfigError: the data cannot be found or a list cannot be used; names the field, or the file, row and column.
+    """
+    root = (base or Path()) / config.root
+    if not config.root:
+        raise ConfigError("data.root='': give the folder that holds the data set")
+    if not root.is_dir():
+        raise ConfigError(f"data.root={config.root!r}: no such folder ({root.resolve()}); give one that exists")
+    dataset = {"folder": _read_folder, "csv": _read_manifest, "esc": _read_esc}[config.kind](root, config)
+    if config.train_list:
+        if config.kind != "folder":
+            raise ConfigError(f"data.train_list={config.train_list!r}: needs data.kind='folder', not {config.kind!r}")
+        dataset = _with_lists(dataset, root, config)
+    if not dataset.clips:
+        raise ConfigError(f"data.root={config.root!r}: no sound is listed in {dataset.source}; is it the right folder?")
+    return _with_groups(dataset, config.group)
+
+
+def _read_folder(root: Path, config: DataConfig) -> Dataset:
+    """Class = sub-folder; sounds may lie at any depth below it."""
+    files: dict[str, list[str]] = defaultdict(list)
+    others, loose = 0, 0
+    for name in _walk(root):
+        if Path(name).suffix.lower() not in SUFFIXES:
+            others += 1
+        elif "/" not in name:
+            loose += 1
+        else:
+            files[_nfc(name.split("/")[0])].append(name)
+    labels = tuple(sorted(files))
+    empty = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "." and _nfc(p.name) not in files)
+    if not labels:
+        raise ConfigError(
+            f"data.root={config.root!r}: no sound in any sub-folder ({loose} sounds lie beside the sub-folders, "
+            f"{others} files are no sounds); give a folder with one sub-folder per class"
+        )
+    notes = (
+        f"{others} files are no sounds, by their ending" if others else "",
+        f"{loose} sounds lie in {root} itself, outside every class" if loose else "",
+        f"sub-folders without a sound: {', '.join(empty)}" if empty else "",
+    )
+    clips = (Clip(str(root / name), _nfc(name), (i,)) for i, label in enumerate(labels) for name in files[label])
+    return Dataset(
+        tuple(sorted(clips, key=lambda clip: clip.name)), labels, (), str(root), tuple(note for note in notes if note)
+    )
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Names of all files below `root`, hidden ones left out, linked folders entered once."""
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _read_manifest(root: Path, config: DataConfig) -> Dataset:
+    """A table with the columns path, label and optionally split or fold, start, end (seconds)."""
+    table = _Table(root / config.manifest, "data.manifest", ("path", "label"), ("split", "fold", "start", "end"))
+    if {"split", "fold"} <= table.columns:
+        raise ConfigError(f"{table.path}: has both columns split and fold; keep one")
+    rows: list[tuple[int, str, list[str], float, float, str | None, int | None]] = []
+    first: dict[tuple[str, float, float], int] = {}
+    for row in table.rows():
+        names = [name for part in row["label"].split(";") if (name := part.strip())]
+        if not names:
+            table.fail("label", "give a class name")
+        if len(names) > 1 and config.labels == "single":
+            table.fail("label", f"{len(names)} classes; give one, or set data.labels to 'multi'")
+        start = table.real("start")
+        end = table.real("end")
+        if start < 0 or (end and end <= start):
+            table.fail("end" if start >= 0 else "start", f"a part from {start:g} s to {end:g} s is empty")
+        side = row.get("split")
+        if side is not None and side not in SIDES:
+            table.fail("split", f"give one of {', '.join(SIDES)}")
+        fold = table.whole("fold", 1) if "fold" in table.columns else None
+        if not row["path"]:
+            table.fail("path", "give a file, relative to data.root")
+        key = (row["path"], start, end)
+        if key in first:
+            table.fail("path", f"the same sound as row {first[key]}; keep one, with `;` between its labels")
+        first[key] = table.row
+        rows.append((table.row, row["path"], names, start, end, side, fold))
+    labels = tuple(sorted({name for row in rows for name in row[2]}))
+    number = {name: i for i, name in enumerate(labels)}
+    clips = tuple(
+        Clip(str(root / path), path, tuple(sorted({number[n] for n in names})), row, fold, side, start, end)
+        for row, path, names, start, end, side, fold in rows
+    )
+    return Dataset(clips, labels, tuple(sorted({c.fold for c in clips if c.fold is not None})), str(table.path))
+
+
+def _read_esc(root: Path, config: DataConfig) -> Dataset:
+    """The layout of ESC-50: one table in meta/ (filename, fold, target, category), the sounds in audio/."""
+    tables = sorted((root / "meta").glob("*.csv"))
+    if len(tables) != 1:
+        names = ", ".join(path.name for path in tables) or "none"
+        raise ConfigError(f"data.root={config.root!r}: needs one table meta/*.csv, found {names}; is it an ESC folder?")
+    table = _Table(tables[0], "data.root", ("filename", "fold", "target", "category"), None)
+    subset = config.subset if config.subset in table.columns else ""
+    there = {path.name for path in (root / "audio").glob("*")}
+    stems = {Path(name).stem: name for name in sorted(there) if Path(name).suffix.lower() in SUFFIXES}
+    rows: list[tuple[int, str, int, int]] = []
+    classes: dict[int, str] = {}
+    total = 0
+    for row in table.rows():
+        total += 1
+        if subset and row[subset].lower() != "true":
+            continue
+        target = table.whole("target", 0)
+        if classes.setdefault(target, row["category"]) != row["category"]:
+            table.fail("category", f"target {target} is {classes[target]!r} in an earlier row")
+        name = row["filename"] if row["filename"] in there else stems.get(Path(row["filename"]).stem, row["filename"])
+        rows.append((table.row, f"audio/{name}", target, table.whole("fold", 1)))
+    number = {target: i for i, target in enumerate(sorted(classes))}
+    clips = tuple(Clip(str(root / name), name, (number[t],), row, fold) for row, name, t, fold in rows)
+    labels = tuple(classes[target] for target in sorted(classes))
+    notes = (f"{total - len(rows)} of {total} rows are outside the subset {subset}",) if subset else ()
+    return Dataset(clips, labels, tuple(sorted({fold for *_, fold in rows})), str(table.path), notes)
+
+
+def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
+    """Keeps the clips that the two list files name, each with its side."""
+    clips = {clip.name: clip for clip in dataset.clips}
+    listed: dict[str, str] = {}
+    for field, side in (("train_list", "train"), ("test_list", "test")):
+        path = root / getattr(config, field)
+        for row, line in enumerate(_lines(path, f"data.{field}"), start=1):
+            name = _nfc(line.strip().removeprefix("./"))
+            if not name:
+                continue
+            if name in listed:
+                raise ConfigError(f"{path}, row {row}: {name} is listed twice; keep one")
+            if name not in clips:
+                if (label := name.split("/")[0]) not in dataset.labels:
+                    raise ConfigError(f"{path}, row {row}: {name} is in no class folder; give paths below {root}")
+                clips[name] = Clip(str(root / name), name, (dataset.labels.index(label),))
+            listed[name] = side
+    left = len(clips) - len(listed)
+    note = (f"{left} sounds are in neither list",)
+    return dataclasses.replace(
+        dataset,
+        clips=tuple(dataclasses.replace(clips[name], split=listed[name]) for name in sorted(listed)),
+        notes=dataset.notes + (note if left else ()),
+    )
+
+
+def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
+    """Fills in each clip's group: what `pattern` finds in its name, else the file it comes from."""
+    if not pattern:
+        clips = tuple(dataclasses.replace(clip, group=clip.name) for clip in dataset.clips)
+        return dataclasses.replace(dataset, clips=clips)
+    finds = [re.search(pattern, clip.name) for clip in dataset.clips]
+    found = sum(find is not None for find in finds)
+    if not found:
+        raise ConfigError(f"data.group={pattern!r}: found in no path, for instance not in {dataset.clips[0].name!r}")
+    clips = tuple(
+        dataclasses.replace(clip, group=clip.name if find is None else find[min(1, find.re.groups)] or find[0])
+        for clip, find in zip(dataset.clips, finds)
+    )
+    left = len(clips) - found
+    note = (f"data.group={pattern!r} is not found in {left} of {len(clips)} paths: each is its own group",)
+    return dataclasses.replace(dataset, clips=clips, notes=dataset.notes + (note if left else ()))
+
+
+class _Table:
+    """A comma-separated file with a checked header; knows the row it stands at."""
+
+    def __init__(self, path: Path, field: str, needed: Sequence[str], optional: Sequence[str] | None) -> None:
+        """Reads the header: `needed` must be there, of others only `optional` ones may be (None: any)."""
+        self.path, self.row = path, 0
+        self._values: dict[str, str] = {}
+        self._reader = csv.reader(_lines(path, field))
+        self._header = [name.strip() for name in next(self._reader, [])]
+        self.columns = frozenset(self._header)
+        for name in needed:
+            if name not in self.columns:
+                raise ConfigError(f"{path}, row 1: no column {name!r}; the header has {', '.join(self._header)}")
+        for name in self._header:
+            if self._header.count(name) > 1 or (optional is not None and name not in (*needed, *optional)):
+                known = "" if optional is None else f"; known: {', '.join((*needed, *optional))}"
+                raise ConfigError(f"{path}, row 1: column {name!r} is unknown or there twice{known}")
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The rows below the header, blank ones left out."""
+        for cells in self._reader:
+            self.row = self._reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(self._header):
+                raise ConfigError(
+                    f"{self.path}, row {self.row}: {len(cells)} cells, but the header has {len(self._header)}; "
+                    "quote cells that hold a comma"
+                )
+            self._values = {name: cell.strip() for name, cell in zip(self._header, cells)}
+            yield self._values
+
+    def real(self, column: str) -> float:
+        """The finite number in a column of this row; 0 where the column or its value is missing."""
+        text = self._values.get(column, "")
+        try:
+            value = float(text or 0)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self.fail(column, "give a number")
+        return value
+
+    def whole(self, column: str, least: int) -> int:
+        """The whole number, `least` or more, in a column of this row."""
+        text = self._values[column]
+        if not text.isdecimal() or int(text) < least:
+            self.fail(column, f"give a whole number, {least} or more")
+        return int(text)
+
+    def fail(self, column: str, remedy: str) -> NoReturn:
+        """Raises a `ConfigError` that names the file, this row, the column and its value."""
+        raise ConfigError(f"{self.path}, row {self.row}, column {column}={self._values[column]!r}: {remedy}")
+
+
+def _nfc(name: str) -> str:
+    """One spelling of accented names: file systems differ in theirs."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _lines(path: Path, field: str) -> list[str]:
+    """The lines of a text file, in UTF-8 with or without a mark."""
+    if not path.is_file():
+        raise ConfigError(f"{field}={path.name!r}: no such file ({path}); give a path relative to data.root")
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None

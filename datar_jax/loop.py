@@ -1,0 +1,262 @@
+"""The training loop of one split: evaluate, save, draw, step, log, in this order.
+
+The step just dispatched is never waited for: what is logged is the step before it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from datar_jax import metrics
+from datar_jax.cache import Features
+from datar_jax.checkpoint import Checkpoints
+from datar_jax.datasets import Dataset
+from datar_jax.pipeline import TrainBatches, eval_batches, train_batches
+from datar_jax.report import Report
+from datar_jax.sharding import batch_sharding
+from datar_jax.splits import Split
+from datar_jax.step import Task, TrainState, init_state, jit_eval_step, jit_train_step
+
+IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
+DIVERGED = 50  # steps in a row without a finite gradient after which a run stops
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; its checkpoint is written."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; its text says what to do."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one split is trained and scored on."""
+
+    features: Features
+    dataset: Dataset
+    split: Split
+    mean: float  # of the training spectrograms, decibels
+    std: float
+
+    def train_batches(self, task: Task) -> TrainBatches:
+        """Endless batches of this process."""
+        train = task.config.train
+        return train_batches(
+            self.features,
+            self.dataset,
+            self.split.train,
+            task.frames,
+            train.batch_size,
+            train.seed,
+            task.config.data,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run went: its last state and what it took."""
+
+    state: TrainState
+    train_seconds: float
+    clips_per_second: float
+
+
+def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, report: Report) -> Trained:
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    Raises:
+      Stopped: a signal came; the state is saved.
+      TrainingError: the loss stays without a finite gradient.
+      CheckpointError: there are checkpoints, and none can be read.
+    """
+    config = task.config
+    batches = material.train_batches(task)
+    state = init_state(task, mesh, material.mean, material.std)
+    clock = {"train_seconds": 0.0, "clips_per_second": 0.0}
+    if checkpoints.latest_step() is not None:
+        state, position, clock = checkpoints.restore(state)
+        batches.set_state(position)
+    step, began = int(state.step), time.monotonic() - clock["train_seconds"]
+    if step >= task.steps:
+        return Trained(state, **clock)
+
+    train = jit_train_step(task, mesh)
+    sharding = batch_sharding(mesh)
+    evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every)
+    checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every)
+    validate = len(material.split.validation) > 0
+    window = _Window(config.train.batch_size)
+    flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    report.begin(step, task.steps)
+    saved = step
+
+    def save(score: float | None = None) -> None:
+        clock.update(train_seconds=time.monotonic() - began)
+        checkpoints.save(state, batches.get_state(), clock, score)
+
+    try:
+        with _signals() as asked:
+            while True:
+                last = step >= task.steps
+                if step > saved:
+                    score = None
+                    if validate and (last or step % evaluate_steps == 0):
+                        score = _validate(task, mesh, material, state, report)
+                    if last or asked or score is not None or step % checkpoint_steps == 0:
+                        save(score)
+                        saved = step
+                if asked:
+                    raise Stopped(f"stopped at step {step} of {task.steps}; the same command continues there")
+                if last:
+                    break
+
+                drawn = time.monotonic()
+                batch = next(batches)
+                window.waited += time.monotonic() - drawn
+                placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+                state, numbers = train(state, placed)
+                step += 1
+                report.advance(step)
+
+                flying.append((step, numbers))
+                if len(flying) > IN_FLIGHT:
+                    jax.block_until_ready(flying[0][1])
+                    window.count += 1
+                    clock["clips_per_second"] = window.clips_per_second() or clock["clips_per_second"]
+                    at, ready = flying.popleft()
+                    if at % config.train.log_every == 0:
+                        _log(report, at, ready, window)
+        for at, ready in flying:
+            if at % config.train.log_every == 0 or at == task.steps:
+                _log(report, at, ready, window)
+    finally:
+        batches.close()
+    return Trained(state, clock["train_seconds"], clock["clips_per_second"])
+
+
+def _every(task: Task, clips: int, epochs: int) -> int:
+    """Steps of so many epochs; 0 epochs means only the last step."""
+    return max(1, round(epochs * clips / task.config.train.batch_size)) if epochs else task.steps
+
+
+@dataclass
+class _Window:
+    """Throughput from the end of the first step (which holds compilation) on, and waiting since the last row."""
+
+    batch_size: int
+    count: int = 0
+    waited: float = 0.0
+    started: float = 0.0
+    logged: float = 0.0
+
+    def clips_per_second(self) -> float:
+        if self.count == 1:
+            self.started = time.monotonic()
+        seconds = time.monotonic() - self.started
+        return (self.count - 1) * self.batch_size / seconds if self.count > 1 else 0.0
+
+    def data_wait(self) -> float:
+        """Share of the time since the last row that went by waiting for a batch."""
+        now = time.monotonic()
+        share = self.waited / max(now - self.logged, 1e-9) if self.logged else 0.0
+        self.waited, self.logged = 0.0, now
+        return min(share, 1.0)
+
+
+def _log(report: Report, step: int, numbers: dict[str, jax.Array], window: _Window) -> None:
+    row = {name: float(value) for name, value in numbers.items()}
+    if row["skipped"] >= DIVERGED:
+        raise TrainingError(
+            f"no finite gradient for {int(row['skipped'])} steps (step {step}); lower optim.learning_rate"
+        )
+    if not np.isfinite(row["loss"]):  # a row of JSON holds numbers only
+        row.pop("loss")
+        row.pop("grad_norm")
+    rate = window.clips_per_second()
+    report.row({"step": step, **row, "clips_per_second": rate, "data_wait": window.data_wait()})
+
+
+def _validate(task: Task, mesh: Mesh, material: Material, state: TrainState, report: Report) -> float:
+    score, target = score_clips(task, mesh, material, state, material.split.validation)
+    numbers = metrics.evaluate(score, target, task.config.data.labels)
+    report.row({"step": int(state.step), "split": "validation", **numbers})
+    return numbers["top1"]
+
+
+def score_clips(
+    task: Task, mesh: Mesh, material: Material, state: TrainState, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and targets of clips, `(N, S)` each, in the order of `indices`; views of a clip are averaged.
+
+    The averaged weights are used where there are any.
+    """
+    params = state.ema or state.params
+    run = jit_eval_step(task, mesh)
+    sharding = batch_sharding(mesh)
+    row = {int(clip): i for i, clip in enumerate(indices)}
+    total = np.zeros((len(indices), task.classes))
+    target = np.zeros_like(total)
+    views = np.zeros((len(indices), 1))
+    size = task.config.train.eval_batch_size
+    loaded = eval_batches(
+        material.features,
+        material.dataset,
+        indices,
+        task.frames,
+        size,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    for batch in loaded:
+        mel, frames = (jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("mel", "frames"))
+        score = np.asarray(run(params, state.statistics, mel, frames), np.float64)
+        clips, mask, labels = (_all_processes(batch[name]) for name in ("clip", "mask", "target"))
+        for i in np.flatnonzero(mask):
+            at = row[int(clips[i])]
+            total[at] += score[i]
+            target[at] = labels[i]
+            views[at] += 1
+    if not np.isfinite(total).all():
+        raise TrainingError("the model's scores are not finite; lower optim.learning_rate and train anew")
+    return total / views, target
+
+
+def _all_processes(local: np.ndarray) -> np.ndarray:
+    """Rows of every process, in the order of the global batch."""
+    if jax.process_count() == 1:
+        return local
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(local, tiled=True))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step is never cut in two; a second one ends the process at once."""
+    asked: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)

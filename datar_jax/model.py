@@ -1,0 +1,280 @@
+"""DATAR: a pyramid transformer over log-mel spectrograms with deformable attention (arXiv 2312.16228).
+
+The paper gives the pyramid, the offset generator, bilinear sampling of keys and values, and a learnable input adaptor;
+sizes, block order and the adaptor's form are this project's (see docs/model.md).
+
+Legend of shapes: B batch, F mel bins / frequency rows, T frames / time columns, C channels, H heads, D head width,
+G offset groups, N queries, K keys (sampled points), S classes. Maps are `(B, F, T, C)`; coordinates `(freq, time)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from datar_jax.attention import EPSILON, DeformableAttention, WindowAttention, linear_init, mask_columns
+from datar_jax.config import ModelConfig
+from datar_jax.convolution import depthwise
+
+
+def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+    """LayerNorm over channels; statistics in float32 or wider."""
+    return nn.LayerNorm(EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise 3x3 convolution with bias; `identity` starts it at zero."""
+
+    identity: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array) -> Array:
+        c = x_BxFxTxC.shape[-1]
+        start = nn.initializers.zeros if self.identity else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel = self.param("kernel", start, (3, 3, 1, c))[:, :, 0]
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class InputAdaptor(nn.Module):
+    """Adds trainable signal to a map before queries, offsets, keys and values are made from it.
+
+    `signal` is a learned map, resized to the clip; `conv` a depthwise branch of the input. It starts as the identity.
+    The idea is the paper's ("learnable input adaptor"), the two forms are ours.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
+        f, t, c = x_BxFxTxC.shape[1:]
+        out = x_BxFxTxC
+        if self.kind in ("signal", "both"):
+            signal = self.param("signal", nn.initializers.zeros, (*self.size, c))
+            if self.size != (f, t):
+                signal = jax.image.resize(signal, (f, t, c), "linear")
+            out = out + signal.astype(x_BxFxTxC.dtype)
+        if self.kind in ("conv", "both"):
+            branch = DepthwiseConv(identity=True, dtype=self.dtype, name="conv")
+            out = out + branch(mask_columns(x_BxFxTxC, valid_BxT)).astype(x_BxFxTxC.dtype)
+        return out
+
+
+class Mlp(nn.Module):
+    """Two layers with exact GELU; `conv` adds a depthwise residual before it (DAT++)."""
+
+    ratio: int
+    conv: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
+        c = x_BxFxTxC.shape[-1]
+        up = nn.Dense(self.ratio * c, dtype=self.dtype, kernel_init=linear_init, name="up")(x_BxFxTxC)
+        if self.conv:
+            up = up + DepthwiseConv(dtype=self.dtype, name="conv")(mask_columns(up, valid_BxT))
+        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="down")(jax.nn.gelu(up, approximate=False))
+
+
+class Stem(nn.Module):
+    """From spectrogram to a quarter of its resolution: one 4x4 patch, or two 3x3 convolutions."""
+
+    dim: int
+    kind: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, frames_B: Array | None = None) -> Array:
+        if self.kind == "patch":
+            x_BxFxTxC = _pad_to(x_BxFxTxC, 4)
+            x = nn.Conv(
+                self.dim, (4, 4), 4, padding="VALID", dtype=self.dtype, kernel_init=linear_init, name="project"
+            )(x_BxFxTxC)
+            return layer_norm(self.dtype, "norm")(x)
+        x = x_BxFxTxC
+        for i, width in enumerate((self.dim // 2, self.dim)):
+            if i:
+                x = mask_columns(jax.nn.gelu(x, approximate=False), columns(frames_B, x.shape[2], 1))
+            x = nn.Conv(width, (3, 3), 2, padding=1, dtype=self.dtype, kernel_init=linear_init, name=f"project_{i}")(x)
+            x = layer_norm(self.dtype, f"norm_{i}")(x)
+        return x
+
+
+class Downsample(nn.Module):
+    """Halves the resolution and widens: convolution 2x2 (or 3x3 with the convolutional stem), no bias, LayerNorm."""
+
+    dim: int
+    kind: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array) -> Array:
+        if self.kind == "patch":
+            x_BxFxTxC, size, padding = _pad_to(x_BxFxTxC, 2), (2, 2), 0
+        else:
+            size, padding = (3, 3), 1
+        project = nn.Conv(
+            self.dim,
+            size,
+            2,
+            padding=padding,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=linear_init,
+            name="project",
+        )
+        return layer_norm(self.dtype, "norm")(project(x_BxFxTxC))
+
+
+def _pad_to(x_BxFxTxC: Array, multiple: int) -> Array:
+    f, t = (-n % multiple for n in x_BxFxTxC.shape[1:3])
+    return jnp.pad(x_BxFxTxC, ((0, 0), (0, f), (0, t), (0, 0))) if f or t else x_BxFxTxC
+
+
+def columns(frames_B: Array | None, width: int, halvings: int) -> Array | None:
+    """Which of `width` columns hold sound after so many halvings of `frames_B` frames, `(B, T)` bool."""
+    if frames_B is None:
+        return None
+    return jnp.arange(width) < (frames_B[:, None] + 2**halvings - 1) // 2**halvings
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual per example, scales what is kept (Huang et al., 2016)."""
+
+    rate: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array) -> Array:
+        if not self.train or self.rate == 0:
+            return x_BxFxTxC
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x_BxFxTxC.shape[0], 1, 1, 1))
+        return jnp.where(keep, x_BxFxTxC / (1 - self.rate), 0).astype(x_BxFxTxC.dtype)
+
+
+class Block(nn.Module):
+    """One letter of a stage: (local perception), mixer, MLP, each a residual."""
+
+    config: ModelConfig
+    letter: str
+    stage: int
+    size: tuple[int, int]
+    drop_path: float
+    train: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
+        config, i = self.config, self.stage
+        x = x_BxFxTxC
+        if config.local_perception:
+            x = x + DepthwiseConv(dtype=self.dtype, name="local")(mask_columns(x, valid_BxT)).astype(x.dtype)
+        h = layer_norm(self.dtype, "norm_mixer")(x)
+        if self.letter == "D":
+            if config.adaptor != "none" and config.adaptor_at in ("block", "both"):
+                h = InputAdaptor(config.adaptor, self.size, self.dtype, name="adaptor")(h, valid_BxT)
+            h = DeformableAttention(
+                heads=config.heads[i],
+                groups=config.groups[i],
+                stride=config.strides[i],
+                kernel=config.kernels[i],
+                size=self.size,
+                offset_range=config.offset_range,
+                grid=config.grid,
+                position=config.position,
+                sampler=config.sampler,
+                dtype=self.dtype,
+                name="mixer",
+            )(h, valid_BxT)
+        else:
+            window = WindowAttention(config.heads[i], config.windows[i], self.letter == "S", self.dtype, name="mixer")
+            h = window(h, valid_BxT)
+        x = x + DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype)
+        h = layer_norm(self.dtype, "norm_mlp")(x)
+        h = Mlp(config.mlp_ratio, config.mlp == "conv", self.dtype, name="mlp")(h, valid_BxT)
+        return x + DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype)
+
+
+class DATAR(nn.Module):
+    """Spectrogram to class logits.
+
+    Attributes:
+      config: sizes and settings.
+      classes: width of the head.
+      mels: mel bins of the spectrograms.
+      frames: length that position tables and learned signals are made for; clips of any length may be given.
+      train: stochastic depth and dropout on, from the random stream `dropout`.
+      dtype: of the matrix products; the residual stream, norms, softmax and logits stay float32 or wider.
+    """
+
+    config: ModelConfig
+    classes: int
+    mels: int
+    frames: int
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, mel_BxFxT: Array, frames_B: Array | None = None) -> tuple[Array, dict[str, Any]]:
+        """Scores clips.
+
+        Args:
+          mel_BxFxT: normalised spectrograms, float; a fourth axis may hold channels.
+          frames_B: frames of each clip that are sound (int32); the rest is padding, which changes nothing. None means
+            all.
+
+        Returns:
+          Logits `(B, S)` and named intermediates: `features` `(B, C)`, the pooled vector before the head, and `stages`,
+          the map after each stage.
+
+        Raises:
+          ValueError: the spectrogram has another number of mel bins than the model was made for.
+        """
+        config = self.config
+        if mel_BxFxT.shape[1] != self.mels:
+            raise ValueError(f"the model reads {self.mels} mel bins, the spectrogram has {mel_BxFxT.shape[1]}")
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = (mel_BxFxT[..., None] if mel_BxFxT.ndim == 3 else mel_BxFxT).astype(wide)
+        x = mask_columns(x, columns(frames_B, x.shape[2], 0))
+        if config.adaptor != "none" and config.adaptor_at in ("spectrogram", "both"):
+            adapt = InputAdaptor(config.adaptor, (self.mels, self.frames), self.dtype, name="adaptor")
+            x = mask_columns(adapt(x, columns(frames_B, x.shape[2], 0)), columns(frames_B, x.shape[2], 0))
+        x = Stem(config.dims[0], config.stem, self.dtype, name="stem")(x, frames_B).astype(wide)
+
+        block = nn.remat(Block) if config.remat else Block
+        rates = iter(np.linspace(0, config.drop_path, sum(map(len, config.spec))).tolist())
+        stages = []
+        for i, (letters, size) in enumerate(zip(config.spec, config.maps(self.mels, self.frames))):
+            if i:
+                x = mask_columns(x, columns(frames_B, x.shape[2], i + 1))
+                x = Downsample(config.dims[i], config.stem, self.dtype, name=f"down_{i}")(x).astype(wide)
+            valid_BxT = columns(frames_B, x.shape[2], i + 2)
+            for j, letter in enumerate(letters):
+                build = block(config, letter, i, size, next(rates), self.train, self.dtype, name=f"stage_{i}_{j}")
+                x = build(x, valid_BxT)
+            stages.append(x)
+
+        x = layer_norm(wide, "norm")(x)
+        if frames_B is None:
+            pooled_BxC = x.mean((1, 2))
+        else:
+            valid_BxT = columns(frames_B, x.shape[2], len(config.dims) + 1)
+            count_B = jnp.maximum(valid_BxT.sum(1), 1)  # type: ignore[union-attr]
+            pooled_BxC = mask_columns(x, valid_BxT).mean(1).sum(1) / count_B[:, None]
+        features_BxC = nn.Dropout(config.dropout, deterministic=not self.train, name="dropout")(pooled_BxC)
+        logits_BxS = nn.Dense(self.classes, dtype=wide, kernel_init=linear_init, name="head")(features_BxC)
+        return logits_BxS, {"features": pooled_BxC, "stages": stages}
+
+
+def count_parameters(params: Any) -> int:
+    """Number of trainable values."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,250 @@
+"""From cached spectrograms to batches.
+
+Training batches are a pure function of (seed, batch number): the same on any number of threads, reading processes and
+hosts. So the state of a run is one number, and a run may continue on other hardware. The global batch is the hosts'
+parts one after another, in the order of their numbers.
+
+Batches hold decibels as they are (padding: the floor), `frames` valid columns, and multi-hot targets.
+Shapes: B rows of this process, F mel bins, T window columns, S classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from datar_jax.cache import DataError, Features
+from datar_jax.config import DataConfig
+from datar_jax.datasets import Dataset
+
+ENDLESS = 2**40  # batches
+
+Batch = dict[str, np.ndarray]
+_Labels = tuple[int, list[list[int]]]  # number of classes, and the classes of each row of the index array
+
+
+class TrainBatches(Iterator[Batch]):
+    """Endless training batches with an exact state; `train_batches` builds it."""
+
+    def __init__(self, batches: grain.MapDataset[Batch], config: DataConfig, identity: dict[str, Any]) -> None:
+        self._batches, self._threads, self._workers = batches, config.threads, config.workers
+        self._identity = identity
+        self._next = 0
+        self._reader: Any = None
+
+    def __next__(self) -> Batch:
+        if self._reader is None:
+            self._reader = self._read_from(self._next)
+        batch: Batch = next(self._reader)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """What to store: plain values, the same on every process."""
+        return {"next_batch": self._next, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues where `get_state` was called, whatever the threads, workers and processes now are.
+
+        Raises:
+          DataError: the state is of other data, another seed, window or batch size; names each difference.
+        """
+        found = {name: state.get(name) for name in self._identity}
+        if found != self._identity:
+            wrong = [f"{name} was {found[name]!r}, now {v!r}" for name, v in self._identity.items() if found[name] != v]
+            raise DataError(f"the checkpoint was read from other batches ({'; '.join(wrong)}); resume with what it had")
+        self.close()
+        self._next = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stops the reading threads and processes; the next batch starts them again."""
+        if self._reader is not None and hasattr(self._reader, "close"):
+            self._reader.close()
+        self._reader = None
+
+    def _read_from(self, start: int) -> Any:
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)
+        batches = self._batches[start:].to_iter_dataset(options)
+        if self._workers:
+            _parse_flags()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2))
+        return iter(batches)
+
+
+def train_batches(
+    features: Features,
+    dataset: Dataset,
+    indices: np.ndarray,
+    window_frames: int,
+    batch_size: int,
+    seed: int,
+    config: DataConfig,
+    shard: int = 0,
+    shards: int = 1,
+) -> TrainBatches:
+    """Endless shuffled batches of random crops; each epoch has its own order and its own crops.
+
+    Args:
+      features: the spectrograms.
+      dataset: their labels.
+      indices: usable training clips.
+      window_frames: T; longer clips are cropped at a random place, shorter ones padded at the end.
+      batch_size: over all processes.
+      seed: of the order and the crops.
+      config: threads and reading processes.
+      shard: number of this process.
+      shards: number of all processes.
+
+    Returns:
+      An iterator of dict(mel float32 (B, F, T), frames int32 (B,), target float32 (B, S)), B = batch_size / shards.
+      Epochs are not cut to whole batches: a batch may hold the end of one and the start of the next.
+
+    Raises:
+      DataError: no clip, an unusable clip, or a batch size that the processes cannot share equally.
+    """
+    _check(features, indices, batch_size, shards)
+    lengths = features.frames[indices]
+    order = _Order(seed, np.maximum(lengths - window_frames, 0))
+    gather = functools.partial(_gather, features, _labels(dataset, indices), indices, window_frames)
+    batch = functools.partial(_train_batch, order, gather, batch_size, shard, shards)
+    data = hashlib.blake2b(np.stack([indices, lengths]).astype("<i8").tobytes(), digest_size=8).hexdigest()
+    identity = {"seed": seed, "batch_size": batch_size, "window_frames": window_frames, "data": data}
+    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), config, identity)
+
+
+def eval_batches(
+    features: Features,
+    dataset: Dataset,
+    indices: np.ndarray,
+    window_frames: int,
+    batch_size: int,
+    shard: int = 0,
+    shards: int = 1,
+) -> Iterator[Batch]:
+    """Every clip once, in order: long ones as overlapping views, short ones padded.
+
+    Args:
+      features: the spectrograms.
+      dataset: their labels.
+      indices: usable clips.
+      window_frames: T.
+      batch_size: over all processes.
+      shard: number of this process.
+      shards: number of all processes.
+
+    Yields:
+      dict(mel float32 (B, F, T), frames int32 (B,), target float32 (B, S), clip int32 (B,) index into the data set,
+      mask float32 (B,)), B = batch_size / shards, equally many on every process. Rows with mask 0 only fill the last
+      batch: they repeat the first row, and must not be counted.
+
+    Raises:
+      DataError: as `train_batches`.
+    """
+    _check(features, indices, batch_size, shards)
+    rows = batch_size // shards
+    counts = [len(views(int(features.frames[i]), window_frames)) for i in indices]
+    drawn_Nx2 = np.stack(
+        [
+            np.repeat(np.arange(len(indices)), counts),
+            np.concatenate([views(int(features.frames[i]), window_frames) for i in indices]),
+        ],
+        axis=1,
+    )
+    lack = -len(drawn_Nx2) % batch_size
+    mask = np.repeat(np.array([1, 0], np.float32), [len(drawn_Nx2), lack])
+    drawn_Nx2 = np.concatenate([drawn_Nx2, np.repeat(drawn_Nx2[:1], lack, axis=0)])
+    labels = _labels(dataset, indices)
+
+    def batches() -> Iterator[Batch]:
+        for first in range(shard * rows, len(drawn_Nx2), batch_size):
+            drawn = drawn_Nx2[first : first + rows]
+            batch = _gather(features, labels, indices, window_frames, drawn)
+            yield {**batch, "clip": indices[drawn[:, 0]].astype(np.int32), "mask": mask[first : first + rows]}
+
+    return batches()
+
+
+def views(frames: int, window_frames: int) -> np.ndarray:
+    """First columns of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
+    count = -(-frames // window_frames)
+    return np.round(np.linspace(0, max(0, frames - window_frames), max(1, count))).astype(np.int64)
+
+
+class _Order:
+    """Endless order of crops: a function of (seed, epoch), drawn an epoch at a time.
+
+    grain's own `shuffle` permutes without a table, which takes 0.1 ms per example when the data are few.
+    """
+
+    def __init__(self, seed: int, spare: np.ndarray) -> None:
+        # spare: columns of each clip beyond the window, 0 for short ones
+        self._seed, self._spare = seed, spare
+        self._drawn: dict[int, np.ndarray] = {}
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        """Draws number `first` to `last` (exclusive): int64 (n, 2), row of the index array and first column."""
+        size = len(self._spare)
+        epochs = range(first // size, (last - 1) // size + 1)
+        drawn = np.concatenate([self._epoch(epoch) for epoch in epochs])
+        return drawn[first - epochs[0] * size : last - epochs[0] * size]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        drawn = self._drawn.get(epoch)
+        if drawn is None:
+            rng = np.random.default_rng((self._seed, epoch))
+            rows = rng.permutation(len(self._spare))
+            drawn = np.stack([rows, rng.integers(0, self._spare[rows] + 1)], axis=1)
+            self._drawn = {**{e: d for e, d in self._drawn.items() if abs(e - epoch) <= 1}, epoch: drawn}
+        return drawn
+
+
+def _train_batch(
+    order: _Order, gather: Callable[[np.ndarray], Batch], batch_size: int, shard: int, shards: int, number: int
+) -> Batch:
+    """This process's part of a global batch."""
+    rows = batch_size // shards
+    first = number * batch_size + shard * rows
+    return gather(order(first, first + rows))
+
+
+def _gather(
+    features: Features, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray
+) -> Batch:
+    """Copies the drawn windows out of the cache, padded with the decibel floor."""
+    audio = features.audio
+    mel_BxFxT = np.empty((len(drawn_Bx2), audio.mels, window_frames), np.float32)
+    frames_B = np.empty(len(drawn_Bx2), np.int32)
+    target_BxS = np.zeros((len(drawn_Bx2), labels[0]), np.float32)
+    for b, (row, start) in enumerate(drawn_Bx2):
+        mel_TxF = features.get(int(indices[row]), int(start), window_frames)
+        frames_B[b] = len(mel_TxF)
+        mel_BxFxT[b, :, : len(mel_TxF)] = mel_TxF.T
+        mel_BxFxT[b, :, len(mel_TxF) :] = audio.floor_db
+        target_BxS[b, labels[1][row]] = 1
+    return {"mel": mel_BxFxT, "frames": frames_B, "target": target_BxS}
+
+
+def _labels(dataset: Dataset, indices: np.ndarray) -> _Labels:
+    return len(dataset.labels), [list(dataset.clips[i].labels) for i in indices]
+
+
+def _check(features: Features, indices: np.ndarray, batch_size: int, shards: int) -> None:
+    if not len(indices):
+        raise DataError("no usable clip to read; check the split and the report of unusable sounds")
+    if not features.frames[indices].all():
+        raise DataError("unusable clips among those to read; take them out with `usable` first")
+    if batch_size % shards:
+        raise DataError(f"a batch of {batch_size} cannot be shared by {shards} processes; give a multiple of {shards}")
+
+
+def _parse_flags() -> None:
+    """Reading processes look up absl's flags, which only an absl main function parses."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,269 @@
+"""Pictures of a run, as PNG files: confusion between classes, curves of training, examples of spectrograms.
+
+matplotlib is imported where it is used, so that a program which draws nothing starts without it. Shapes: S classes,
+F mel bins, T frames.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+_INK, _FAINT = "#333333", "#9a9a9a"
+_COLOURS = {"train": "#3b6fb6", "validation": "#d9822b", "test": "#2e8b57"}
+_LONGEST = 26  # characters of a class name that are shown
+_LONG = 60  # points from which a curve counts as long
+_COUNTED = 20  # classes up to which every cell carries its count
+
+
+def confusion_png(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[str]) -> None:
+    """Draws how often each true class (row) was taken for each class (column).
+
+    Colour is the share of the row, on a scale that shows small shares well; up to 20 classes every cell that is not
+    zero also carries its count.
+
+    Args:
+      path: the PNG to write; its folder is made.
+      matrix_SxS: counts, such as `metrics.confusion` gives.
+      names: of the S classes.
+
+    Raises:
+      ValueError: the matrix and the names do not fit.
+    """
+    from matplotlib.colors import PowerNorm
+
+    matrix = np.asarray(matrix_SxS)
+    classes = len(names)
+    if matrix.shape != (classes, classes) or not classes:
+        raise ValueError(f"matrix {matrix.shape} for {classes} names: it must be (classes, classes), not empty")
+    total = matrix.sum()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cell = float(np.interp(classes, (2, _COUNTED, 60), (0.62, 0.42, 0.16)))  # inches
+    text = float(np.interp(cell, (0.16, 0.42), (6.5, 9)))  # points
+    shown = [_shorten(name) for name in names]
+    margin = 0.6 + max(map(len, shown)) * text * 0.0088
+    side = classes * cell
+    title = float(np.interp(side, (6, 16), (11, 18)))
+    figure = _figure(max(side, 2.4) + margin + 1.2, max(side, 1.6) + margin + 0.6)
+    axes = figure.add_subplot()
+    edges = np.arange(classes + 1) - 0.5
+    line = "#e8e8e8" if classes <= _COUNTED else "#f1f5fb"
+    image = axes.pcolormesh(
+        edges, edges, share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), edgecolors=line, linewidth=cell
+    )
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.set_xticks(range(classes), shown, rotation=90, fontsize=text, parse_math=False)
+    axes.set_yticks(range(classes), shown, fontsize=text, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("#cccccc")
+    axes.set_xlabel("predicted", fontsize=title - 1)
+    axes.set_ylabel("true", fontsize=title - 1)
+    axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.1%} of {total:,} clips", fontsize=title, color=_INK)
+    if classes <= _COUNTED:
+        size = min(9.0, cell * 60 / max(len(str(matrix.max())), 2))
+        for row, column in np.argwhere(matrix):
+            colour = "white" if share[row, column] > 0.35 else _INK
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size, color=colour)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 3 / max(side, 1.6)), pad=0.02, aspect=18)
+    bar.set_ticks([0, 0.05, 0.2, 0.5, 1], labels=["0%", "5%", "20%", "50%", "100%"])
+    bar.set_label("share of the true class", fontsize=8)
+    bar.ax.tick_params(labelsize=8, length=2)
+    _save(figure, path)
+
+
+def curves_png(path: str | Path, rows: Iterable[Row]) -> None:
+    """Draws loss, accuracy and step size over the steps of a run, or of all folds of one.
+
+    Args:
+      path: the PNG to write; its folder is made.
+      rows: metric rows (step, loss, learning_rate, grad_norm) and evaluation rows (step, split, top1, loss), in any
+        order. A row that lacks a number is skipped where it is needed; of two rows at one step the later one counts.
+        Rows with different `fold` become separate thin lines.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    rows = list(rows)
+    scored = any("split" in row and _number(row, "top1") for row in rows)
+    stepped = any(_number(row, "grad_norm") or _number(row, "learning_rate") for row in rows)
+    panels = 1 + scored + stepped
+    figure = _figure(7.2, 0.7 + 2.1 * panels)
+    axes = list(np.atleast_1d(figure.subplots(panels, 1, sharex=True)))
+    for panel in axes:
+        panel.grid(True, color="#e6e6e6", linewidth=0.7)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    _draw_loss(axes[0], rows)
+    if scored:
+        for split in ("validation", "test"):
+            _draw_lines(axes[1], rows, split, "top1")
+        axes[1].set_ylim(0, 1.02)
+        axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes[1].set_ylabel("accuracy (top 1)")
+        axes[1].legend(loc="best", fontsize=8, frameon=False)
+    if stepped:
+        _draw_steps(axes[-1], rows)
+    axes[-1].set_xlabel("step")
+    axes[-1].set_xlim(left=0)
+    axes[-1].xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    figure.align_ylabels(axes)
+    _save(figure, path)
+
+
+def examples_png(
+    path: str | Path, mels: Sequence[NDArray[Any]], names: Sequence[str], sample_rate: int, hop_seconds: float
+) -> None:
+    """Draws log-mel spectrograms side by side, at most five in a row.
+
+    Args:
+      path: the PNG to write; its folder is made.
+      mels: arrays (F, T) in decibels or any logarithm; each is coloured over its own range.
+      names: a title for each.
+      sample_rate: in Hz; the highest mel bin ends at half of it.
+      hop_seconds: time between frames.
+
+    Raises:
+      ValueError: no spectrogram, or not one name for each.
+    """
+    if not mels or len(mels) != len(names):
+        raise ValueError(f"{len(mels)} spectrograms and {len(names)} names: give one name for each, and at least one")
+    columns = min(5, len(mels))
+    lines = math.ceil(len(mels) / columns)
+    figure = _figure(0.6 + 1.9 * columns, 0.35 + 1.55 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(mels):
+            axes.set_visible(False)
+            continue
+        mel_FxT = np.asarray(mels[place], np.float64)
+        low, high = np.percentile(mel_FxT, (35, 99.8))
+        seconds = mel_FxT.shape[1] * hop_seconds
+        axes.imshow(
+            mel_FxT,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=low,
+            vmax=high,
+            extent=(0, seconds, 0, mel_FxT.shape[0]),
+            interpolation="nearest",
+        )
+        axes.set_title("\n".join(textwrap.wrap(names[place], 22)[:2]), fontsize=10, color=_INK, parse_math=False)
+        axes.tick_params(labelsize=8, length=2)
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_yticks((0, mel_FxT.shape[0]), ("0", f"{sample_rate / 2000:g} kHz") if place % columns == 0 else ())
+        if place + columns < len(mels):
+            axes.set_xticklabels([])
+    figure.supxlabel("seconds", fontsize=9)
+    _save(figure, path)
+
+
+def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
+    for split in ("train", "validation", "test"):
+        _draw_lines(axes, rows, split, "loss")
+    axes.set_ylabel("loss")
+    if axes.lines:
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="best", fontsize=8, frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no rows yet", transform=axes.transAxes, ha="center", va="center", color=_FAINT)
+
+
+def _draw_steps(axes: Axes, rows: Sequence[Row]) -> None:
+    """Gradient norm on the left scale, learning rate on the right one."""
+    if any(_number(row, "grad_norm") for row in rows):
+        _draw_lines(axes, rows, "train", "grad_norm")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("gradient norm", color=_COLOURS["train"])
+    else:
+        axes.set_yticks(())
+    if any(_number(row, "learning_rate") for row in rows):
+        rate = axes.twinx()
+        for steps, values in _folds(rows, "train", "learning_rate"):
+            rate.plot(steps, values, color=_FAINT, linewidth=1.2, linestyle="--", marker=_marker(steps))
+        rate.set_ylim(bottom=0)
+        rate.set_ylabel("learning rate (dashed)", color="#707070")
+        rate.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        rate.spines["top"].set_visible(False)
+
+
+def _draw_lines(axes: Axes, rows: Sequence[Row], split: str, field: str) -> None:
+    """One line per fold in the colour of the split; a long noisy one is drawn as its running mean."""
+    folds = _folds(rows, split, field)
+    label = split if len(folds) == 1 else f"{split} ({len(folds)} folds)"
+    if field == "top1" and folds:
+        mean = float(np.mean([values[-1] for _, values in folds]))
+        label = f"{split}: {mean:.1%}" if len(folds) == 1 else f"{split}: {mean:.1%}, mean of {len(folds)} folds"
+    for steps, values in folds:
+        if long := len(values) >= _LONG:
+            if len(folds) == 1:
+                axes.plot(steps, values, color=_COLOURS[split], linewidth=0.6, alpha=0.35)
+            values = _running_mean(values, len(values) // 20)
+        axes.plot(
+            steps,
+            values,
+            color=_COLOURS[split],
+            linewidth=1.6 if len(folds) == 1 else 0.8,
+            linestyle="-" if len(values) > 1 else "",
+            marker="o" if split != "train" and not long else _marker(steps),
+            markersize=4,
+            label=label,
+        )
+        label = "_nolegend_"  # one entry for all folds
+
+
+def _folds(rows: Sequence[Row], split: str, field: str) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """(steps, values) of `field` for each fold that has any."""
+    found: dict[Any, dict[float, float]] = {}
+    for row in rows:
+        if row.get("split", "train") == split and _number(row, field) and _number(row, "step"):
+            found.setdefault(row.get("fold"), {})[row["step"]] = row[field]
+    lines = (sorted(points.items()) for points in found.values())
+    return [(np.array([s for s, _ in line]), np.array([v for _, v in line])) for line in lines]
+
+
+def _number(row: Row, field: str) -> bool:
+    value = row.get(field)
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
+def _marker(steps: NDArray[Any]) -> str:
+    return "o" if len(steps) <= 3 else ""
+
+
+def _running_mean(values: NDArray[Any], width: int) -> NDArray[Any]:
+    """Mean over a centred window, or what there is of it at both ends."""
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    index = np.arange(len(values))
+    start, stop = np.maximum(index - width // 2, 0), np.minimum(index + width // 2 + 1, len(values))
+    return (total[stop] - total[start]) / (stop - start)
+
+
+def _shorten(name: str) -> str:
+    """A long name without its middle: names of one family often differ at the end."""
+    half = (_LONGEST - 1) // 2
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1 - half]}…{name[-half:]}"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.08)

@@ -1,0 +1,267 @@
+"""The main job: from a folder of sounds to a trained, evaluated model, its numbers and its pictures.
+
+A work directory belongs to one configuration. With `data.fold=0` it holds one folder per fold, and the numbers of all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import msgspec
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import Progress
+
+from datar_jax import metrics
+from datar_jax.cache import Features, default_window, prepare, report_bad, statistics, usable
+from datar_jax.checkpoint import Checkpoints
+from datar_jax.config import Config, ConfigError, check_windows
+from datar_jax.datasets import Dataset, read_dataset
+from datar_jax.loop import Material, fit, score_clips
+from datar_jax.macs import macs_per_clip
+from datar_jax.model import count_parameters
+from datar_jax.plot import confusion_png, curves_png
+from datar_jax.report import Report, Row, make_console, read_rows, show_result
+from datar_jax.sharding import make_mesh
+from datar_jax.splits import Split, check_classes, split
+from datar_jax.step import Task
+
+# What may differ between two calls on one work directory: where things lie and how they are read and shown.
+MOVABLE = ("data.root", "data.cache", "data.workers", "data.threads", "train.checkpoint_every", "train.log_every")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores and targets of the test clips of one fold."""
+
+    score: np.ndarray  # (N, S)
+    target: np.ndarray
+    result: Row
+
+
+def run(config: Config, workdir: Path) -> Row:
+    """Trains what is not trained yet, evaluates, and leaves everything in `workdir`.
+
+    Returns:
+      The numbers of `result.json`.
+
+    Raises:
+      ConfigError: settings that contradict each other, the data, the devices or an earlier run in `workdir`.
+      DataError: sounds that cannot be trained on.
+      Stopped: a signal came; the state is saved.
+    """
+    console = make_console()
+    mesh = make_mesh(config.train.model_devices)
+    _check_batches(config, mesh)
+    dataset = read_dataset(config.data)
+    config = _resolve(config, dataset)
+    folds = list(dataset.folds) if config.data.fold == 0 else [config.data.fold]
+    splits = {fold: split(dataset, config.data, fold) for fold in folds}
+    for note in dict.fromkeys([*dataset.notes, *(note for each in splits.values() for note in each.notes)]):
+        console.print(note, markup=False, soft_wrap=True)
+    _claim(config, workdir)
+
+    features = _features(config, dataset, workdir, console)
+    _write(workdir / "labels.json", list(dataset.labels))
+    splits = {fold: _usable(dataset, features, each, console) for fold, each in splits.items()}
+    frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
+    frames = frames or max(default_window(features, each.train, config.audio) for each in splits.values())
+    check_windows(config, frames, f"a window of {frames * config.audio.hop / config.audio.sample_rate:g} s")
+
+    crossed = config.data.fold == 0
+    done = []
+    for fold in folds:
+        folder = workdir / f"fold_{fold}" if crossed else workdir
+        done.append(_run_split(config, mesh, dataset, features, splits[fold], frames, folder, console, crossed, fold))
+    result = _summarise([each.result for each in done], folds) if crossed else done[0].result
+    if crossed:
+        rows = [
+            {**row, "fold": fold} for fold in folds for row in read_rows(workdir / f"fold_{fold}" / "metrics.jsonl")
+        ]
+        _draw(workdir, dataset, rows, done, config)
+        _write(workdir / "result.json", result)
+    show_result(console, result, workdir)
+    return result
+
+
+def _check_batches(config: Config, mesh: Mesh) -> None:
+    """The global batches must divide over the devices before anything is read."""
+    devices = mesh.shape["data"]
+    for field, size in (
+        ("train.batch_size", config.train.batch_size // config.train.accumulate),
+        ("train.eval_batch_size", config.train.eval_batch_size),
+    ):
+        if size % devices:
+            raise ConfigError(
+                f"{field}={getattr(config.train, field.split('.')[1])}: its {size} examples at a time do not divide "
+                f"over {devices} devices; give a multiple of {devices * (config.train.batch_size // size or 1)}"
+            )
+
+
+def _resolve(config: Config, dataset: Dataset) -> Config:
+    """The configuration with what the lists of the data decide."""
+    classes = len(dataset.labels)
+    if config.model.classes and config.model.classes < classes:
+        raise ConfigError(
+            f"model.classes={config.model.classes}: the data have {classes} classes; give at least {classes}, or 0"
+        )
+    if config.data.fold == 0 and not dataset.folds:
+        raise ConfigError("data.fold=0: these data have no folds to cross-validate over; give 1")
+    if config.data.labels == "single" and any(len(clip.labels) != 1 for clip in dataset.clips):
+        at = next(i for i, clip in enumerate(dataset.clips) if len(clip.labels) != 1)
+        raise ConfigError(
+            f"data.labels='single': {dataset.where(at)} has {len(dataset.clips[at].labels)} labels; give 'multi'"
+        )
+    model = msgspec.structs.replace(config.model, classes=config.model.classes or classes)
+    return msgspec.structs.replace(config, model=model)
+
+
+def _claim(config: Config, workdir: Path) -> None:
+    """Writes the resolved configuration, or refuses a directory that belongs to another one."""
+    path = workdir / "config.json"
+    tree = msgspec.to_builtins(config)
+    if path.exists():
+        try:
+            before = _flat(json.loads(path.read_text(encoding="utf-8")))
+        except json.JSONDecodeError:
+            raise ConfigError(f"{path}: not readable as JSON; delete it, or give another --workdir") from None
+        now = _flat(json.loads(msgspec.json.encode(tree)))
+        for field in sorted(set(before) | set(now)):
+            if field not in MOVABLE and before.get(field) != now.get(field):
+                raise ConfigError(
+                    f"{field}={now.get(field)!r}: {workdir} holds a run with {field}={before.get(field)!r}; "
+                    "give that value to continue it, or another --workdir"
+                )
+    try:
+        _write(path, tree)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}); give another one") from None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def _features(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Features:
+    """Spectrograms of all clips, computed once, with one report of what cannot be used."""
+    cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("decoding", total=len(dataset), visible=False)
+        features = prepare(
+            dataset,
+            config.audio,
+            cache,
+            lambda done, total: bar.update(task, completed=done, total=total, visible=console.is_terminal),
+        )
+    if report := report_bad(features, config.data.max_bad_fraction):
+        console.print(report, markup=False, soft_wrap=True)
+    return features
+
+
+def _usable(dataset: Dataset, features: Features, each: Split, console: Console) -> Split:
+    """A split without the clips that cannot be used."""
+    sides: dict[str, Any] = {}
+    for side in ("train", "validation", "test"):
+        sides[side], lost = usable(features, getattr(each, side))
+        if lost:
+            console.print(f"{lost} {side} clips cannot be used and are left out", markup=False)
+    check_classes(dataset, sides["train"], sides["test"])
+    return replace(each, **sides)
+
+
+def _run_split(
+    config: Config,
+    mesh: Mesh,
+    dataset: Dataset,
+    features: Features,
+    each: Split,
+    frames: int,
+    folder: Path,
+    console: Console,
+    crossed: bool,
+    fold: int,
+) -> Scores:
+    """Trains and scores one split."""
+    train = config.train
+    steps = max(1, train.epochs * len(each.train) // train.batch_size)
+    task = Task(config, config.model.classes, frames, steps)
+    mean, std = statistics(features, each.train)
+    material = Material(features, dataset, each, mean, std)
+    report = Report(folder, console, f"fold {fold}" if crossed else "")
+    _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        finished = (checkpoints.latest_step() or 0) >= steps
+        sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
+        name = f"fold {fold}: " if crossed else ""
+        doing = "finished already; evaluating" if finished else f"{steps} steps of {train.batch_size} clips"
+        report.say(f"{name}{sides}; {doing}")
+        trained = fit(task, mesh, material, checkpoints, report)
+        state = trained.state
+        if len(each.validation) and (best := checkpoints.best_step()) is not None:
+            state = checkpoints.restore(state, best)[0]
+        score, target = score_clips(task, mesh, material, state, each.test)
+        numbers = metrics.evaluate(
+            score[:, : len(dataset.labels)], target[:, : len(dataset.labels)], config.data.labels
+        )
+        result: Row = {
+            **numbers,
+            "parameters": count_parameters(state.params),
+            "macs_per_clip": macs_per_clip(config.model, task.classes, config.audio.mels, frames),
+            "steps": steps,
+            "train_seconds": trained.train_seconds,
+            "clips_per_second": trained.clips_per_second,
+        }
+        report.cut(steps)
+        report.row({"step": steps, "split": "test", **numbers})
+        rows = report.rows()
+    finally:
+        report.end()
+        checkpoints.close()
+    done = Scores(score, target, result)
+    _draw(folder, dataset, rows, [done], config)
+    _write(folder / "result.json", result)
+    return done
+
+
+def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:
+    score = np.concatenate([each.score for each in done])
+    target = np.concatenate([each.target for each in done])
+    confusion_png(folder / "confusion.png", metrics.confusion(score, target), dataset.labels)
+    curves_png(folder / "curves.png", rows)
+
+
+def _summarise(results: list[Row], folds: list[int]) -> Row:
+    """Means over folds; clips and seconds are sums. The deviation is that of a sample."""
+    mean = {
+        name: float(np.mean([each[name] for each in results]))
+        for name in ("top1", "top5", "mean_average_precision", "loss", "clips_per_second")
+    }
+    top1 = [each["top1"] for each in results]
+    return {
+        **results[0],
+        **mean,
+        "clips": sum(each["clips"] for each in results),
+        "steps": sum(each["steps"] for each in results),
+        "train_seconds": sum(each["train_seconds"] for each in results),
+        "top1_std": float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
+        "folds": [{"fold": fold, **each} for fold, each in zip(folds, results)],
+    }
+
+
+def _write(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all; one process writes for all."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

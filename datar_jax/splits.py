@@ -1,0 +1,111 @@
+"""On which side of a split each clip stands.
+
+Pure functions of the data set's lists. A clip's side never depends on which other clips there are, except where the
+lists say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from datar_jax.config import ConfigError, DataConfig
+from datar_jax.datasets import SIDES, Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Clip indices of each side, int64, ascending and disjoint."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    notes: tuple[str, ...] = ()  # one line each
+
+
+def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
+    """Divides a data set into training, validation and test clips.
+
+    Lists and a column `split` are obeyed; else folds, where there are any; else a stable hash of each clip's group, so
+    that a clip keeps its side on every machine and when files are added.
+
+    Args:
+      dataset: what to divide.
+      config: how.
+      fold: the fold to test on; 0 means `config.fold`. Only data with folds use it.
+
+    Raises:
+      ConfigError: no such fold, a side or the training clips of a class are missing, or a group stands on two sides.
+    """
+    if any(clip.split for clip in dataset.clips):
+        sides = [clip.split or "" for clip in dataset.clips]
+    elif dataset.folds:
+        sides = _sides_by_fold(dataset, config, fold or config.fold)
+    else:
+        sides = [_side_by_hash(clip.group, config.test_fraction) for clip in dataset.clips]
+    if config.validation_fold and not dataset.folds:
+        raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
+    _refuse_straddling(dataset, sides, bool(config.group))
+    train, validation, test = (np.flatnonzero(np.array(sides) == side) for side in SIDES)
+    return Split(train, validation, test, check_classes(dataset, train, test))
+
+
+def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """Refuses a split that cannot be learned; worth a second call once unusable clips are taken out.
+
+    Returns:
+      One line that names the classes without a test clip, or nothing.
+
+    Raises:
+      ConfigError: a side is empty, or a class has no clip to learn from.
+    """
+    for name, indices in (("training", train), ("test", test)):
+        if not len(indices):
+            raise ConfigError(f"{dataset.source}: no {name} clip; change data.test_fraction, the lists or the folds")
+    untaught, untested = (_classes_without(dataset, indices) for indices in (train, test))
+    if untaught:
+        raise ConfigError(
+            f"{dataset.source}: no training clip of class {', '.join(untaught)}; "
+            "add clips, take the class out, or change data.test_fraction, the lists or the folds"
+        )
+    return (f"no test clip of class {', '.join(untested)}: its score will be missing",) if untested else ()
+
+
+def _classes_without(dataset: Dataset, indices: np.ndarray) -> list[str]:
+    have = {label for i in indices for label in dataset.clips[i].labels}
+    return [name for label, name in enumerate(dataset.labels) if label not in have]
+
+
+def _sides_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str]:
+    there = ", ".join(map(str, dataset.folds))
+    if fold not in dataset.folds:
+        raise ConfigError(f"data.fold={fold}: no such fold; the data have {there}")
+    if config.validation_fold == fold:
+        raise ConfigError(f"data.validation_fold={fold}: is the test fold; choose another of {there}")
+    if config.validation_fold and config.validation_fold not in dataset.folds:
+        raise ConfigError(f"data.validation_fold={config.validation_fold}: no such fold; the data have {there}")
+    names = {fold: "test", config.validation_fold: "validation"}
+    return [names.get(clip.fold or 0, "train") for clip in dataset.clips]
+
+
+def _side_by_hash(key: str, test_fraction: float) -> str:
+    """The side of a group: a function of its name alone."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8)
+    return "test" if int.from_bytes(digest.digest(), "big") < test_fraction * 2**64 else "train"
+
+
+def _refuse_straddling(dataset: Dataset, sides: Sequence[str], grouped: bool) -> None:
+    """Refuses one group, or one and the same sound, on two sides."""
+    first: dict[object, int] = {}
+    for i, clip in enumerate(dataset.clips):
+        key = clip.group if grouped else (clip.name, clip.start, clip.end)
+        j = first.setdefault(key, i)
+        if sides[i] != sides[j]:
+            remedy = "move one, or change data.group" if grouped else "keep one"
+            raise ConfigError(
+                f"group {clip.group!r} stands on two sides: {dataset.where(j)} is in {sides[j]}, "
+                f"{dataset.where(i)} in {sides[i]}; {remedy}"
+            )

@@ -1,0 +1,168 @@
+"""One step of training and of evaluation: pure functions of (state, batch), jitted over a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+
+from datar_jax import objective
+from datar_jax.augment import Batch, augment, normalise
+from datar_jax.config import Config
+from datar_jax.model import DATAR
+from datar_jax.optim import optimiser, schedule
+from datar_jax.sharding import batch_sharding, replicated, state_shardings
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run's numbers follow from.
+
+    `skipped` counts steps in a row whose gradient was not finite. `statistics` is the (mean, deviation) of the training
+    spectrograms in decibels; it never changes, and lies here so that no checkpoint is without it.
+    """
+
+    step: Array
+    params: Any
+    ema: Any
+    opt_state: Any
+    skipped: Array
+    statistics: Array
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a step is compiled for: settings and sizes. Folds of a cross-validation share one."""
+
+    config: Config
+    classes: int
+    frames: int  # of the window
+    steps: int  # of the whole run
+
+    def model(self, train: bool) -> DATAR:
+        """The network, for training or for use."""
+        config = self.config
+        dtype = jnp.dtype(config.model.dtype).type
+        return DATAR(config.model, self.classes, config.audio.mels, self.frames, train, dtype)
+
+
+def _make_state(task: Task, statistics: Array) -> TrainState:
+    mel = jnp.zeros((1, task.config.audio.mels, task.frames))
+    params = task.model(train=False).init(jax.random.key(task.config.train.seed), mel)["params"]
+    opt_state = optimiser(task.config.optim, task.steps).init(params)
+    ema = jax.tree.map(jnp.copy, params) if task.config.optim.ema else {}
+    return TrainState(jnp.int32(0), params, ema, opt_state, jnp.int32(0), statistics)
+
+
+def abstract_state(task: Task) -> TrainState:
+    """Shapes and dtypes of the state, nothing allocated."""
+    return jax.eval_shape(partial(_make_state, task), jax.ShapeDtypeStruct((2,), jnp.float32))
+
+
+def init_state(task: Task, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> TrainState:
+    """Parameters and optimiser state, made in place on their devices.
+
+    Args:
+      task: settings and sizes.
+      mesh: where the state shall lie.
+      mean: of the training spectrograms, decibels.
+      std: their deviation, decibels.
+    """
+    shardings = state_shardings(abstract_state(task), mesh)
+    return jax.jit(partial(_make_state, task), out_shardings=shardings)(jnp.array([mean, std], jnp.float32))
+
+
+def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    """Augments, differentiates, updates.
+
+    Every random draw follows from (seed, step), so a resumed run repeats what an uninterrupted one does. A step whose
+    gradient is not finite changes nothing but its counters.
+
+    Args:
+      task: static.
+      state: before the step.
+      batch: `mel` `(B, F, T)` decibels, `frames` `(B,)`, `target` `(B, S)`.
+
+    Returns:
+      The state after it, and scalars: `loss`, `grad_norm`, `learning_rate`, `skipped`.
+    """
+    config = task.config
+    key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+    augment_key, drop_key = jax.random.split(key)
+    batch = augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics)
+    loss, grads = _loss_and_gradient(task, state.params, batch, drop_key)
+
+    optim = config.optim
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, opt_state = optimiser(optim, task.steps).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # Early on, the average forgets its start faster than `ema` alone would let it.
+    decay = jnp.minimum(optim.ema, (1.0 + state.step) / (10.0 + state.step))
+    ema = optax.incremental_update(params, state.ema, 1 - decay) if optim.ema else {}
+    moved = TrainState(state.step + 1, params, ema, opt_state, jnp.int32(0), state.statistics)
+    kept = TrainState(state.step + 1, state.params, state.ema, state.opt_state, state.skipped + 1, state.statistics)
+    after = jax.tree.map(partial(jnp.where, finite), moved, kept)
+    rate = schedule(optim, task.steps)(state.step)
+    return after, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": after.skipped}
+
+
+def _loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+    """Mean loss over the batch and its gradient, in `accumulate` micro-batches."""
+    config = task.config
+
+    def mean_loss(params: Any, part: Batch, key: Array) -> Array:
+        model = task.model(train=True)
+        logits, _ = model.apply({"params": params}, part["mel"], part["frames"], rngs={"dropout": key})
+        return objective.loss(config.data.labels)(logits, part["target"], config.optim.label_smoothing).mean()
+
+    count = config.train.accumulate
+    if count == 1:
+        return jax.value_and_grad(mean_loss)(params, batch, key)
+    # Every count-th example goes together, so that each device keeps its share of every micro-batch.
+    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, *part)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zero, (parts, jax.random.split(key, count)))
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def eval_step(task: Task, params: Any, statistics: Array, mel_BxFxT: Array, frames_B: Array) -> Array:
+    """Scores of spectrograms in decibels, `(B, S)`: probabilities, over the classes or of each class."""
+    mel = normalise(mel_BxFxT, *statistics)
+    logits, _ = task.model(train=False).apply({"params": params}, mel, frames_B)
+    return objective.scores(logits, task.config.data.labels)
+
+
+@cache
+def jit_train_step(task: Task, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The train step over a mesh: the batch is shared along its data axis, the state is donated."""
+    shardings = state_shardings(abstract_state(task), mesh)
+    return jax.jit(
+        partial(train_step, task),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+@cache
+def jit_eval_step(task: Task, mesh: Mesh) -> Callable[[Any, Array, Array, Array], Array]:
+    """The evaluation step over a mesh; scores come back on every device."""
+    data = batch_sharding(mesh)
+    return jax.jit(
+        partial(eval_step, task),
+        in_shardings=(state_shardings(abstract_state(task).params, mesh), replicated(mesh), data, data),
+        out_shardings=replicated(mesh),
+    )

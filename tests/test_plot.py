@@ -1,0 +1,143 @@
+"""Pictures: they are drawn whatever the data, nothing is cut off, and they show the numbers they were given."""
+
+import math
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from datar_jax import plot
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Keeps the last figure that was drawn, besides saving it."""
+    kept, save = [], plot._save
+
+    def keep(figure, path):
+        kept[:] = [figure]
+        save(figure, path)
+
+    monkeypatch.setattr(plot, "_save", keep)
+    return lambda: kept[0]
+
+
+def frame_is_white(path):
+    """Whether the outermost pixels are background: nothing runs over the edge."""
+    picture = matplotlib.image.imread(path)[..., :3]
+    return all((edge == 1).all() for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]))
+
+
+def run(steps, fold=None, seed=0, validation=True):
+    rng = np.random.default_rng(seed)
+    extra = {} if fold is None else {"fold": fold}
+    rows = [
+        {"step": s, "epoch": s / 10, "loss": 2 / s, "learning_rate": 1e-3, "grad_norm": rng.uniform(1, 2)} | extra
+        for s in range(1, steps + 1)
+    ]
+    if validation:
+        rows += [
+            {"step": s, "split": "validation", "top1": s / steps, "loss": 1.0} | extra for s in (steps // 2, steps)
+        ]
+    return [*rows, {"step": steps, "split": "test", "top1": 0.75, "loss": 0.5} | extra]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 20, 21, 100])
+def test_confusion_of_any_size(tmp_path, drawn, classes):
+    matrix = np.random.default_rng(0).integers(0, 40, (classes, classes))
+    names = [rf"$\no{{math$ and a name that goes on and on and on_{i}" for i in range(classes)]
+    plot.confusion_png(tmp_path / "new" / "c.png", matrix, names)
+    assert frame_is_white(tmp_path / "new" / "c.png")
+    axes = drawn().axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(shown)) == classes  # shortened names still tell the classes apart
+    counts = sorted(int(text.get_text()) for text in axes.texts)
+    assert counts == (sorted(matrix[matrix > 0]) if classes <= 20 else [])
+
+
+def test_confusion_states_the_accuracy_with_truth_in_rows(tmp_path, drawn):
+    plot.confusion_png(tmp_path / "c.png", np.array([[3, 1], [0, 0]]), ["a", "b"])
+    axes = drawn().axes[0]
+    assert axes.get_title() == "accuracy 75.0% of 4 clips"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    np.testing.assert_allclose(np.ravel(axes.collections[0].get_array()), [0.75, 0.25, 0, 0])
+    place = {text.get_text(): text.get_position() for text in axes.texts}
+    assert place == {"3": (0, 0), "1": (1, 0)} and axes.yaxis_inverted()
+
+
+def test_confusion_refuses_names_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"\(2, 2\) for 3 names"):
+        plot.confusion_png(tmp_path / "c.png", np.eye(2, dtype=int), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "panels"),
+    [
+        ([], 1),
+        ([{"step": 1, "loss": 2.0}], 1),
+        (run(1, validation=False), 3),
+        (run(4), 3),
+        (run(300), 3),
+        ([{"step": 5, "split": "test", "top1": 0.5, "loss": 1.0}], 2),
+        ([{"step": 1, "loss": math.nan, "grad_norm": math.inf}, {"step": 2, "loss": None}, {"other": 1}], 1),
+    ],
+    ids=["none", "loss", "one", "few", "many", "test", "broken"],
+)
+def test_curves_of_any_run(tmp_path, drawn, rows, panels):
+    plot.curves_png(tmp_path / "k.png", rows)
+    assert frame_is_white(tmp_path / "k.png")
+    assert len([axes for axes in drawn().axes if axes.get_ylabel() != "learning rate (dashed)"]) == panels
+
+
+def test_curves_of_folds_are_one_line_each_in_one_colour(tmp_path, drawn):
+    plot.curves_png(tmp_path / "k.png", [row for fold in range(1, 6) for row in run(100, fold, seed=fold)])
+    loss, accuracy = drawn().axes[:2]
+    train = [line for line in loss.lines if line.get_color() == plot._COLOURS["train"]]
+    assert len(train) == 5 and len(loss.lines) == 15
+    assert [t.get_text() for t in accuracy.get_legend().get_texts()] == [
+        "validation: 100.0%, mean of 5 folds",
+        "test: 75.0%, mean of 5 folds",
+    ]
+
+
+def test_curves_draw_the_numbers_in_order_and_the_later_row_counts(tmp_path, drawn):
+    rows = [{"step": 3, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 3, "loss": 0.5}, {"step": 2, "loss": 2.0}]
+    plot.curves_png(tmp_path / "k.png", rows)
+    (line,) = drawn().axes[0].lines
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 3.0], [2, 2.0], [3, 0.5]])
+
+
+def test_the_running_mean_of_a_long_curve_stays_within_it(tmp_path, drawn):
+    rows = [{"step": s, "loss": 1.0 + (s % 2)} for s in range(200)]
+    plot.curves_png(tmp_path / "k.png", rows)
+    raw, mean = drawn().axes[0].lines
+    assert len(raw.get_ydata()) == len(mean.get_ydata()) == 200
+    assert np.abs(mean.get_ydata() - 1.5).max() < 0.1
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10])
+def test_examples_of_any_number(tmp_path, drawn, count):
+    mels = [np.random.default_rng(i).normal(size=(64, 50 + 10 * i)) for i in range(count)]
+    mels[0][:] = -80.0  # silence has no range of its own
+    names = [rf"$\no{{math$ and a long name {i}" for i in range(count)]
+    plot.examples_png(tmp_path / "e.png", mels, names, 16_000, 0.01)
+    assert frame_is_white(tmp_path / "e.png")
+    visible = [axes for axes in drawn().axes if axes.get_visible()]
+    assert len(visible) == count
+    assert visible[-1].images[0].get_extent()[1] == pytest.approx(0.01 * (50 + 10 * (count - 1)))
+
+
+def test_examples_need_a_name_each(tmp_path):
+    with pytest.raises(ValueError, match="1 spectrograms and 2 names"):
+        plot.examples_png(tmp_path / "e.png", [np.zeros((4, 4))], ["a", "b"], 16_000, 0.01)
+
+
+def test_matplotlib_waits_until_something_is_drawn(tmp_path):
+    code = (
+        "import sys; from datar_jax import plot; import numpy; assert 'matplotlib' not in sys.modules;"
+        f"plot.confusion_png({str(tmp_path / 'c.png')!r}, numpy.eye(2, dtype=int), 'ab');"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

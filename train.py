@@ -1,0 +1,68 @@
+"""Trains and evaluates DATAR on labelled sounds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from datar_jax import config as configuration
+
+USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the main job; the exit status is 0, 2 for what the caller has to mend, 130 when stopped."""
+    try:
+        config, workdir = parse(arguments)
+    except configuration.ConfigError as error:
+        return _fail(error)
+
+    # A typing mistake is answered above, before these take their seconds to load.
+    from datar_jax.cache import DataError
+    from datar_jax.checkpoint import CheckpointError
+    from datar_jax.loop import Stopped, TrainingError
+    from datar_jax.run import run
+
+    try:
+        run(config, workdir)
+    except (configuration.ConfigError, DataError, CheckpointError, TrainingError) as error:
+        return _fail(error)
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(f"train.py: {stop or 'stopped before training; the same command starts again'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
+    """Reads the command line.
+
+    Raises:
+      ConfigError: an option that is not known, or a configuration that cannot be.
+    """
+    parser = argparse.ArgumentParser(usage=USAGE, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
+    parser.add_argument("--workdir", required=True, type=Path, help="where everything of this run is kept")
+    known, rest = parser.parse_known_args(arguments)
+    overrides = {}
+    queue = list(rest)
+    while queue:
+        option = queue.pop(0)
+        name, given, value = option.partition("=")
+        if not name.startswith("--config."):
+            raise configuration.ConfigError(f"{option}: not an option; usage: {USAGE}")
+        if not given:
+            if not queue or queue[0].startswith("--"):
+                raise configuration.ConfigError(f"{option}: has no value; write {option}=VALUE")
+            value = queue.pop(0)
+        overrides[name.removeprefix("--config.")] = value
+    return configuration.load(known.config, overrides), known.workdir
+
+
+def _fail(error: Exception) -> int:
+    print(f"train.py: error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
