@@ -35,6 +35,11 @@ def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
     return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
 
 
+def gelu(x: Array) -> Array:
+    """Exact GELU; by erf, because the erfc of jax.nn.gelu costs a CPU twice as much forward."""
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
 def attend(q_xMxHxD: Array, k_xNxHxD: Array, v_xNxHxD: Array, bias_xHxMxN: Array | None) -> Array:
     """softmax(q k / sqrt(D) + bias) v, `(..., M, H, D)`; products in the input's dtype, softmax in float32 or wider."""
     wide = jnp.promote_types(q_xMxHxD.dtype, jnp.float32)
@@ -225,5 +230,5 @@ class OffsetNetwork(nn.Module):
         moved = depthwise(q_BxFxTxC, tiled, self.stride)
         moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)
         moved = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(moved)
-        moved = jax.nn.gelu(moved, approximate=False)
+        moved = gelu(moved)
         return nn.Dense(2, use_bias=False, dtype=self.dtype, kernel_init=linear_init, name="project")(moved)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.attention import EPSILON, DeformableAttention, WindowAttention, linear_init, mask_columns
+from datar_jax.attention import EPSILON, DeformableAttention, WindowAttention, gelu, linear_init, mask_columns
 from datar_jax.config import ModelConfig
 from datar_jax.convolution import depthwise
 
@@ -82,7 +82,7 @@ class Mlp(nn.Module):
         up = nn.Dense(self.ratio * c, dtype=self.dtype, kernel_init=linear_init, name="up")(x_BxFxTxC)
         if self.conv:
             up = up + DepthwiseConv(dtype=self.dtype, name="conv")(mask_columns(up, valid_BxT))
-        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="down")(jax.nn.gelu(up, approximate=False))
+        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="down")(gelu(up))
 
 
 class Stem(nn.Module):
@@ -103,7 +103,7 @@ class Stem(nn.Module):
         x = x_BxFxTxC
         for i, width in enumerate((self.dim // 2, self.dim)):
             if i:
-                x = mask_columns(jax.nn.gelu(x, approximate=False), columns(frames_B, x.shape[2], 1))
+                x = mask_columns(gelu(x), columns(frames_B, x.shape[2], 1))
             x = nn.Conv(width, (3, 3), 2, padding=1, dtype=self.dtype, kernel_init=linear_init, name=f"project_{i}")(x)
             x = layer_norm(self.dtype, f"norm_{i}")(x)
         return x

@@ -123,9 +123,14 @@ def curves_png(path: str | Path, rows: Iterable[Row]) -> None:
 
 
 def examples_png(
-    path: str | Path, mels: Sequence[NDArray[Any]], names: Sequence[str], sample_rate: int, hop_seconds: float
+    path: str | Path,
+    mels: Sequence[NDArray[Any]],
+    names: Sequence[str],
+    sample_rate: int,
+    hop_seconds: float,
+    points: Sequence[NDArray[Any]] = (),
 ) -> None:
-    """Draws log-mel spectrograms side by side, at most five in a row.
+    """Draws log-mel spectrograms side by side, at most five in a row, with sampling points on them if given.
 
     Args:
       path: the PNG to write; its folder is made.
@@ -133,6 +138,7 @@ def examples_png(
       names: a title for each.
       sample_rate: in Hz; the highest mel bin ends at half of it.
       hop_seconds: time between frames.
+      points: for each spectrogram an array (N, 2) of (mel bin, frame), such as where deformable attention looked.
 
     Raises:
       ValueError: no spectrogram, or not one name for each.
@@ -160,6 +166,11 @@ def examples_png(
             extent=(0, seconds, 0, mel_FxT.shape[0]),
             interpolation="nearest",
         )
+        if points:
+            bin_N, frame_N = np.asarray(points[place], np.float64).T
+            axes.scatter((frame_N + 0.5) * hop_seconds, bin_N + 0.5, s=5, c="#59f0e8", linewidths=0, alpha=0.9)
+            axes.set_xlim(0, seconds)
+            axes.set_ylim(0, mel_FxT.shape[0])
         axes.set_title("\n".join(textwrap.wrap(names[place], 22)[:2]), fontsize=10, color=_INK, parse_math=False)
         axes.tick_params(labelsize=8, length=2)
         axes.locator_params(axis="x", nbins=4)

@@ -1,0 +1,127 @@
+"""Depthwise convolution: both forms against scipy, and against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from datar_jax.convolution import depthwise
+
+B, C = 2, 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles() -> Iterator[None]:
+    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+CASES = [  # kernel, stride, (F, T): sizes that the stride divides and does not, one row, one pixel
+    ((3, 3), 1, (4, 7)),
+    ((3, 3), 2, (7, 4)),
+    ((3, 3), 2, (1, 1)),
+    ((3, 5), 1, (1, 6)),
+    ((5, 3), 4, (9, 10)),
+    ((7, 7), 4, (5, 13)),
+    ((9, 9), 8, (16, 11)),
+]
+
+
+def by_scipy(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """Correlation of every plane with its kernel, zeros around it, every stride-th pixel kept."""
+    planes = [
+        [ndimage.correlate(x[b, :, :, c], kernel[:, :, c], mode="constant")[::stride, ::stride] for c in range(C)]
+        for b in range(B)
+    ]
+    return np.moveaxis(np.array(planes), 1, -1)
+
+
+def gradients_by_scipy(x: np.ndarray, kernel: np.ndarray, stride: int, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The map is linear in both arguments: a gradient is the answer to unit vectors."""
+    spread = np.zeros_like(x)
+    spread[:, ::stride, ::stride] = dy
+    dx = np.stack(
+        [[ndimage.convolve(spread[b, :, :, c], kernel[:, :, c], mode="constant") for c in range(C)] for b in range(B)]
+    )
+    d_kernel = np.zeros_like(kernel)
+    for i, j in np.ndindex(kernel.shape[:2]):
+        unit = np.zeros_like(kernel)
+        unit[i, j] = 1
+        d_kernel[i, j] = (by_scipy(x, unit, stride) * dy).sum((0, 1, 2))
+    return np.moveaxis(dx, 1, -1), d_kernel
+
+
+@cache
+def both(stride: int) -> Any:
+    def run(x: Any, kernel: Any, dy: Any) -> list[Any]:
+        def one(method: Any) -> Any:
+            value, back = jax.vjp(lambda x, kernel: depthwise(x, kernel, stride, method), x, kernel)
+            return value, back(dy.astype(value.dtype))
+
+        return [one("conv"), one("shifted")]
+
+    return jax.jit(run)
+
+
+def case_arrays(index: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    kernel_size, stride, (f, t) = CASES[index]
+    rng = np.random.default_rng(seed)
+    x, kernel = rng.normal(size=(B, f, t, C)), rng.normal(size=(*kernel_size, C))
+    dy = rng.normal(size=(B, -(-f // stride), -(-t // stride), C))
+    return x, kernel, dy, stride
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{k}-{s}-{n}" for k, s, n in CASES])
+@settings(max_examples=3)
+@given(seed=st.integers(0, 999))
+def test_both_forms_are_the_correlation(index: int, seed: int) -> None:
+    x, kernel, dy, stride = case_arrays(index, seed)
+    truth, slopes = by_scipy(x, kernel, stride), gradients_by_scipy(x, kernel, stride, dy)
+    for value, gradients in both(stride)(*(jnp.asarray(a, jnp.float32) for a in (x, kernel, dy))):
+        assert value.shape == dy.shape
+        np.testing.assert_allclose(value, truth, atol=3e-5)
+        chex.assert_trees_all_close(gradients, slopes, atol=1e-4)
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 999))
+def test_bfloat16_stays_bfloat16(seed: int) -> None:
+    x, kernel, dy, stride = case_arrays(1, seed)
+    narrow = [jnp.asarray(a, jnp.bfloat16) for a in (x, kernel, dy)]
+    wide = [np.asarray(a, np.float64) for a in narrow]
+    truth, slopes = by_scipy(wide[0], wide[1], stride), gradients_by_scipy(*wide[:2], stride, wide[2])
+    for value, gradients in both(stride)(*narrow):
+        assert {a.dtype for a in jax.tree.leaves((value, gradients))} == {jnp.dtype(jnp.bfloat16)}
+        np.testing.assert_allclose(np.asarray(value, np.float64), truth, atol=0.1)
+        for mine, other in zip(gradients, slopes):
+            np.testing.assert_allclose(np.asarray(mine, np.float64), other, atol=0.1)
+
+
+def test_an_impulse_in_the_kernel_is_a_shift() -> None:
+    x = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    kernel = jnp.zeros((3, 3, 1)).at[0, 1].set(1)  # looks at the row above
+    np.testing.assert_array_equal(depthwise(x, kernel)[0, :, :, 0], [[0, 0, 0, 0], [0, 1, 2, 3], [4, 5, 6, 7]])
+
+
+def test_auto_is_one_of_the_forms() -> None:
+    x, kernel, _, _ = (jnp.asarray(a, jnp.float32) for a in case_arrays(0, 0))
+    chex.assert_trees_all_close(depthwise(x, kernel), depthwise(x, kernel, method="conv"), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (3, 2), (4, 4)])
+def test_an_even_kernel_is_refused(size: tuple[int, int]) -> None:
+    for method in ("auto", "conv", "shifted"):
+        with pytest.raises(ValueError, match=r"odd kernel sizes.*\(" + f"{size[0]}, {size[1]}"):
+            depthwise(jnp.zeros((1, 4, 4, 1)), jnp.zeros((*size, 1)), method=method)  # type: ignore[arg-type]

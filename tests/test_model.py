@@ -1,0 +1,313 @@
+"""The whole network: sizes, gradients, padding, and that each of its switches does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
+
+import chex
+import flax.traverse_util as tree
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+import pytest
+
+from datar_jax import config as c
+from datar_jax.model import DATAR, DropPath, InputAdaptor, columns, count_parameters
+
+CLASSES, MELS, FRAMES = 5, 32, 64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles() -> Iterator[None]:
+    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# Every letter and every branch, windows that do not divide every map, a sampling grid of stride two.
+SMALL = c.ModelConfig(
+    dims=(8, 16),
+    spec=("LS", "D"),
+    heads=(1, 2),
+    windows=((3, 4), (2, 2)),
+    groups=(1, 2),
+    strides=(1, 2),
+    kernels=(3, 3),
+    stem="conv",
+    mlp="conv",
+    mlp_ratio=2,
+    local_perception=True,
+    adaptor="both",
+    adaptor_at="both",
+)
+# One deformable block: cheap to compile.
+LONE = c.ModelConfig(
+    dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,), adaptor="none"
+)
+
+
+def changed(config: c.ModelConfig, **changes: Any) -> c.ModelConfig:
+    return msgspec.structs.replace(config, **changes)
+
+
+def network(config: c.ModelConfig, **changes: Any) -> DATAR:
+    return DATAR(**{"config": config, "classes": CLASSES, "mels": MELS, "frames": FRAMES, **changes})
+
+
+def abstract(model: DATAR, *shape: int) -> Any:
+    mel = jax.ShapeDtypeStruct(shape or (1, model.mels, model.frames), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), mel)["params"]
+
+
+def noisy(model: DATAR, seed: int = 0, scale: float = 0.2) -> Any:
+    """Parameters far from their start, so that no zero hides a path."""
+    rng = np.random.default_rng(seed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: rng.normal(path[-1].key == "scale", scale, x.shape).astype(np.float32), abstract(model)
+    )
+
+
+def clips(frames: int, b: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(b, MELS, frames)).astype(np.float32)
+
+
+@cache
+def scoring(model: DATAR) -> Any:
+    """(params, mel, frames) to logits and intermediates, compiled once per shape."""
+    return jax.jit(lambda params, mel, frames=None: model.apply({"params": params}, mel, frames))
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize(
+    "variant, count",
+    [("datar_nano", 1_698_885), ("datar_tiny", 27_615_132), ("datar_small", 49_039_020), ("datar_base", 87_000_106)],
+)
+def test_parameters_of_a_variant(variant: str, count: int) -> None:
+    """128 mel bins, five seconds, fifty classes."""
+    assert count_parameters(abstract(DATAR(c.MODELS[variant](), 50, 128, 500))) == count
+
+
+@pytest.mark.parametrize(
+    "variant, count", [("datar_tiny", 28_319_138), ("datar_small", 49_700_402), ("datar_base", 87_881_632)]
+)
+def test_parameters_of_the_published_image_models(variant: str, count: int) -> None:
+    config = changed(c.MODELS[variant](), windows=((7, 7),) * 4, grid="dat2022", adaptor="none")
+    assert count_parameters(abstract(DATAR(config, 1000, 224, 224), 1, 224, 224, 3)) == count
+
+
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+@pytest.mark.parametrize("mels, frames", [(32, 64), (33, 7), (32, 1), (32, 101)])
+def test_maps_have_the_sizes_that_the_settings_say(stem: Any, mels: int, frames: int) -> None:
+    model = network(changed(SMALL, stem=stem), mels=mels)
+    shapes, said = jax.eval_shape(
+        lambda key, mel: model.init_with_output(key, mel)[0],
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((2, mels, frames), jnp.float32),
+    )
+    assert shapes.shape == (2, CLASSES) and said["features"].shape == (2, SMALL.dims[-1])
+    expected = [(2, *size, dim) for size, dim in zip(SMALL.maps(mels, frames), SMALL.dims)]
+    assert [x.shape for x in said["stages"]] == expected
+
+
+def test_columns_that_hold_sound() -> None:
+    """A column of a halved map holds sound if any of its frames does."""
+    frames = np.array([0, 1, 4, 5, 8])
+    for halvings in range(4):
+        sound = np.arange(16) < frames[:, None]
+        held = sound.reshape(5, -1, 2**halvings).any(-1)
+        np.testing.assert_array_equal(columns(jnp.asarray(frames), held.shape[1], halvings), held)
+    assert columns(None, 4, 1) is None
+
+
+def test_another_number_of_mel_bins_is_refused() -> None:
+    with pytest.raises(ValueError, match="reads 32 mel bins, the spectrogram has 64"):
+        abstract(network(LONE), 1, 64, 16)
+
+
+# Values and gradients.
+
+
+@pytest.mark.parametrize("frames", [3, 150])
+def test_any_length_gives_finite_scores(frames: int) -> None:
+    """Tables and signals are made for one length; a clip may have another."""
+    model = network(SMALL)
+    logits, said = scoring(model)(noisy(model), clips(frames))
+    chex.assert_tree_all_finite((logits, said))
+    assert logits.dtype == jnp.float32
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3, "two clips, two answers"
+
+
+def loss_and_gradient(model: DATAR, params: Any, mel: Any) -> Any:
+    weight = np.random.default_rng(7).normal(size=(len(mel), CLASSES)).astype(np.float32)
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(model.apply({"params": p}, mel)[0] * weight)))(params)
+
+
+def test_recomputing_blocks_changes_nothing() -> None:
+    config = changed(LONE, spec=("LD",), drop_path=0.5)
+    plain, remat = network(config), network(changed(config, remat=True))
+    params, mel = noisy(plain), clips(16)
+
+    def recomputed(model: DATAR) -> int:
+        return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, mel)[0])(params)).count("prevent_cse")
+
+    assert (recomputed(plain), recomputed(remat)) == (0, 2), "each block is rematerialised"
+    value, gradient = loss_and_gradient(plain, params, mel)
+    again, same = loss_and_gradient(remat, params, mel)
+    np.testing.assert_allclose(again, value, rtol=1e-5)
+    chex.assert_trees_all_close(same, gradient, atol=1e-5 * max(float(np.abs(x).max()) for x in jax.tree.leaves(same)))
+
+
+def test_every_parameter_learns() -> None:
+    model = network(SMALL)
+    _, gradient = loss_and_gradient(model, noisy(model), clips(FRAMES))
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(gradient))
+    for name, leaf in tree.flatten_dict(gradient, sep="/").items():
+        size = float(np.abs(leaf).max())
+        if name.endswith("mixer/key/bias"):
+            assert size < 1e-5 * largest, "softmax does not see what all keys share"
+        elif name.endswith("qkv/bias"):
+            query, key, value = np.split(np.asarray(leaf), 3)
+            assert np.abs(key).max() < 1e-5 * largest and np.abs(query).max() > 0 and np.abs(value).max() > 0
+        else:
+            assert size > 1e-5 * largest, f"{name} has no gradient"
+
+
+def test_evaluation_repeats_itself_and_training_follows_its_key() -> None:
+    config = changed(LONE, spec=("LL",))
+    model = network(config)
+    params, mel = noisy(model), clips(16, b=4)
+    evaluate = np.asarray(scoring(model)(params, mel)[0])
+    np.testing.assert_array_equal(evaluate, scoring(model)(params, mel)[0])
+    for rates in ({"dropout": 0.5}, {"drop_path": 0.9}):
+        train = network(changed(config, **rates), train=True)
+        draw = jax.jit(lambda p, key, t=train: t.apply({"params": p}, mel, rngs={"dropout": key})[0])
+        one, again, two = (np.asarray(draw(params, jax.random.key(seed))) for seed in (1, 1, 2))
+        np.testing.assert_array_equal(one, again)
+        assert (np.abs(one - two).max(1) > 1e-4).any() and (np.abs(one - evaluate).max(1) > 1e-4).any()
+        np.testing.assert_array_equal(scoring(network(changed(config, **rates)))(params, mel)[0], evaluate)
+        with pytest.raises(Exception, match="dropout"):
+            train.apply({"params": params}, mel)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@pytest.mark.parametrize("rate", [0.25, 0.6])
+def test_drop_path_keeps_the_expectation(wrap: Any, rate: float) -> None:
+    n, x = 20_000, 3.0
+    apply = wrap(partial(DropPath(rate, train=True).apply, {}))
+    kept = np.asarray(apply(jnp.full((n, 1, 2, 1), x), rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_array_equal(kept[:, 0, 0], kept[:, 0, 1], err_msg="an example is dropped as a whole")
+    assert {round(float(v), 4) for v in np.unique(kept)} == {0.0, round(x / (1 - rate), 4)}
+    deviation = x * np.sqrt(rate / (1 - rate) / n)
+    assert abs(kept[:, 0, 0, 0].mean() - x) < 4 * deviation
+    for still in (DropPath(rate, train=False), DropPath(0.0, train=True)):
+        np.testing.assert_array_equal(still.apply({}, jnp.ones((2, 1, 1, 1))), 1)
+
+
+def test_drop_path_grows_linearly_from_nothing() -> None:
+    """Of three blocks with a last rate of 0.9, the first never drops and the last nearly always."""
+    config = changed(LONE, spec=("LLL",), drop_path=0.9)
+    train = network(config, train=True)
+    mel, params = clips(8, b=64), noisy(train)
+    _, kept = jax.jit(partial(train.apply, capture_intermediates=lambda m, _: isinstance(m, DropPath)))(
+        {"params": params}, mel, rngs={"dropout": jax.random.key(0)}
+    )
+    kept = kept["intermediates"]
+    for j, rate in enumerate((0.0, 0.45, 0.9)):
+        for name in ("drop_mixer", "drop_mlp"):
+            dropped = (np.asarray(kept[f"stage_0_{j}"][name]["__call__"][0]) == 0).all((1, 2, 3)).mean()
+            assert abs(dropped - rate) <= 3.5 * np.sqrt(rate * (1 - rate) / 64)
+
+
+# The adaptor.
+
+
+PLACES = {"spectrogram": {""}, "block": {"stage_0_0/"}, "both": {"", "stage_0_0/"}}
+PARTS = {"signal": {"signal"}, "conv": {"conv/kernel", "conv/bias"}, "both": {"signal", "conv/kernel", "conv/bias"}}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", PARTS)
+def test_the_adaptor_starts_as_the_identity(kind: Any, place: Any) -> None:
+    plain, adapted = network(LONE), network(changed(LONE, adaptor=kind, adaptor_at=place))
+    shared, own = (tree.flatten_dict(abstract(model), sep="/") for model in (plain, adapted))
+    extra = {f"{where}adaptor/{part}" for where in PLACES[place] for part in PARTS[kind]}
+    assert own.keys() - shared.keys() == extra and shared.keys() <= own.keys(), "nothing but the adaptor differs"
+
+    x = np.random.default_rng(0).normal(size=(1, 4, 6, 2)).astype(np.float32)
+    adaptor = InputAdaptor(kind, (4, 6))
+    out, variables = adaptor.init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(out, x)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(variables))
+
+    if (kind, place) == ("both", "both"):
+        params = noisy(plain)
+        still = {name: np.zeros(own[name].shape, np.float32) for name in extra}
+        full = tree.unflatten_dict({**tree.flatten_dict(params, sep="/"), **still}, sep="/")
+        logits = scoring(adapted)(full, clips(16))[0]
+        np.testing.assert_array_equal(logits, scoring(plain)(params, clips(16))[0])
+        for name in extra:
+            full = tree.unflatten_dict({**tree.flatten_dict(params, sep="/"), **still, name: still[name] + 1}, sep="/")
+            assert np.abs(scoring(adapted)(full, clips(16))[0] - logits).max() > 1e-4, f"{name} is heard"
+
+
+def test_the_adaptor_adds_its_signal_and_its_branch() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 2)).astype(np.float32)
+    signal = np.random.default_rng(1).normal(size=(3, 4, 2)).astype(np.float32)
+    kernel = np.zeros((3, 3, 1, 2), np.float32)
+    kernel[1, 0] = 2.0  # twice the column before
+    bias = np.array([0.5, -0.5], np.float32)
+    before = np.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+    params = {"signal": signal, "conv": {"kernel": kernel, "bias": bias}}
+    out = InputAdaptor("both", (3, 4)).apply({"params": params}, x)
+    np.testing.assert_allclose(out, x + signal + 2 * before + bias, atol=1e-6)
+    longer = InputAdaptor("signal", (3, 4)).apply({"params": {"signal": signal}}, np.zeros((1, 3, 8, 2), np.float32))
+    expected = jax.image.resize(signal, (3, 8, 2), "linear")
+    np.testing.assert_allclose(longer[0], expected, atol=1e-6)
+
+
+# Padding.
+
+
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+def test_a_padded_clip_is_the_clip(stem: Any) -> None:
+    """Padding of any content, even none that is a number, gives what the clips give alone.
+
+    25 frames make 13 columns inside the stem and 7 after it: odd numbers, the last column partly sound.
+    """
+    model = network(changed(SMALL, stem=stem, adaptor="conv"))
+    params, mel = noisy(model), clips(FRAMES)
+    sound, other = np.array([25, FRAMES], np.int32), np.array([FRAMES, 25], np.int32)
+    padded, loud = mel.copy(), mel.copy()
+    padded[0, :, 25:], loud[0, :, 25:] = np.nan, 1e4
+    logits = np.asarray(scoring(model)(params, padded, sound)[0])
+    np.testing.assert_array_equal(scoring(model)(params, loud, sound)[0], logits)
+    atol = 1e-4 * np.abs(logits).max()
+    np.testing.assert_allclose(logits[:1], scoring(model)(params, mel[:1, :, :25])[0], atol=atol)
+    np.testing.assert_allclose(logits[1], scoring(model)(params, mel[::-1], other)[0][0], atol=atol)
+    assert np.abs(logits[0] - scoring(model)(params, mel, other)[0][0]).max() > 10 * atol, "and length matters"
+
+
+def test_an_odd_number_of_frames_is_padded_alike() -> None:
+    """A clip whose last column is partly sound reads the same in any window."""
+    model = network(LONE)
+    params, mel, sound = noisy(model), clips(40, b=1), np.array([21], np.int32)
+    alone = scoring(model)(params, mel[:, :, :24], sound)[0]
+    atol = 1e-4 * np.abs(alone).max()
+    np.testing.assert_allclose(scoring(model)(params, mel, sound)[0], alone, atol=atol)
+    np.testing.assert_allclose(scoring(model)(params, mel[:, :, :21])[0], alone, atol=atol)
+
+
+def test_bfloat16_products_give_float32_logits() -> None:
+    wide, narrow = network(SMALL), network(SMALL, dtype=jnp.bfloat16)
+    params, mel = noisy(wide), clips(FRAMES)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract(wide), abstract(narrow))
+    logits, said = scoring(narrow)(params, mel)
+    assert {x.dtype for x in jax.tree.leaves((logits, said))} == {jnp.dtype(jnp.float32)}
+    exact = scoring(wide)(params, mel)[0]
+    assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max(), "the products were rounded, and not more"

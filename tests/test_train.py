@@ -1,0 +1,256 @@
+"""The main job from the command line's side: what a run leaves, how it resumes, what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import train
+from datar_jax import loop
+from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.synthesis import render
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("alarm", "bark", "rain")
+TINY = {
+    "model.dims": "8,16,32,64",
+    "model.heads": "1,2,4,8",
+    "audio.mels": "32",
+    "audio.hop_ms": "25",
+    "audio.window_ms": "50",
+    "audio.sample_rate": "8000",
+    "augment.freq_width": "4",
+    "model.windows": "[[4,4],[4,4],[2,2],[1,2]]",
+    "model.spec": "L,S,D,D",
+    "train.batch_size": "8",
+    "train.eval_batch_size": "8",
+    "train.epochs": "3",
+    "train.log_every": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twelve one-second clips; some shorter, one broken file among them, and two lists."""
+    root = tmp_path_factory.mktemp("sounds")
+    rows, esc = ["path,label,split"], ["filename,fold,target,category"]
+    (root / "meta").mkdir()
+    (root / "audio").mkdir()
+    for target, kind in enumerate(KINDS):
+        (root / "by_class" / kind).mkdir(parents=True)
+        for i in range(12):
+            sound = render(kind, np.random.default_rng([target, i]), 1.0 if i % 4 else 0.6, 8000)
+            name = f"{kind}_{i:02d}.wav"
+            soundfile.write(root / "by_class" / kind / name, sound, 8000)
+            soundfile.write(root / "audio" / name, sound, 8000)
+            both = f"{kind};{KINDS[(target + 1) % 3]}" if i % 3 == 0 else kind
+            rows.append(f"by_class/{kind}/{name},{both},{('train', 'train', 'validation', 'test')[i % 4]}")
+            esc.append(f"{name},{i % 2 + 1},{target},{kind}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (root / "meta" / "tiny.csv").write_text("\n".join(esc) + "\n")
+    return root
+
+
+def command(config: str, workdir: Path, **fields: str) -> list[str]:
+    given = {**TINY, **{name.replace("__", "."): value for name, value in fields.items()}}
+    return [
+        f"--config={ROOT / 'configs' / config}.py",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in given.items()),
+    ]
+
+
+def params_of(workdir: Path) -> Any:
+    """The last checkpoint's numbers, read back without knowing the model."""
+    import orbax.checkpoint as ocp
+
+    manager = ocp.CheckpointManager((workdir / "checkpoints").absolute())
+    step = manager.latest_step()
+    manager.close()
+    folder = workdir / "checkpoints" / str(step) / "state"
+    with ocp.StandardCheckpointer() as reader:
+        abstract = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(
+                m.shape, m.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            ),
+            dict(reader.metadata(folder.absolute()).item_metadata.tree),
+        )
+        return reader.restore(folder.absolute(), abstract)["params"]
+
+
+def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
+    sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
+    assert train.main(arguments) == 0
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left >= {
+        "config.json",
+        "labels.json",
+        "normalisation.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "confusion.png",
+        "curves.png",
+        "result.json",
+    }
+    assert any("tfevents" in path.name for path in (tmp_path / "run" / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "run" / "labels.json").read_text()) == list(KINDS)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {
+        "top1", "top5", "mean_average_precision", "loss", "clips", "classes", "parameters", "macs_per_clip", "steps",
+        "train_seconds", "clips_per_second",
+    } <= set(result)  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "split" not in row] == list(range(1, result["steps"] + 1))
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+    capsys.readouterr()
+    assert train.main(arguments) == 0
+    assert "finished already" in capsys.readouterr().out
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert again == result
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_a_stopped_run_continues_as_if_it_had_not_been_stopped(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"data__root": str(sounds / "by_class"), "augment__mixup": "0.3", "model__drop_path": "0.2"}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train.main(command("folder", whole, **fields)) == 0
+
+    log = loop._log
+
+    def log_and_interrupt(report: Any, step: int, *rest: Any) -> None:
+        log(report, step, *rest)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop, "_log", log_and_interrupt)
+    assert train.main(command("folder", stopped, **fields)) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert not (stopped / "result.json").exists()
+    monkeypatch.setattr(loop, "_log", log)
+    assert train.main(command("folder", stopped, **fields)) == 0
+
+    jax.tree.map(np.testing.assert_array_equal, params_of(whole), params_of(stopped))
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (whole, stopped))
+    assert first["loss"] == second["loss"]
+    steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps.count(4) == 1
+
+
+def test_several_labels_with_a_validation_split_keep_the_best(sounds: Path, tmp_path: Path) -> None:
+    arguments = command(
+        "csv", tmp_path / "run", data__root=str(sounds), data__labels="multi", train__evaluate_every="1"
+    )
+    assert train.main(arguments) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scored = {row["step"]: row["top1"] for row in rows if row.get("split") == "validation"}
+    assert len(scored) >= 2
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert scored[checkpoints.best_step()] == max(scored.values())
+    checkpoints.close()
+
+
+def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -> None:
+    arguments = command("esc10", tmp_path / "run", data__root=str(sounds), data__fold="0", train__epochs="1")
+    assert train.main(arguments) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [each["fold"] for each in result["folds"]] == [1, 2]
+    assert result["clips"] == 36
+    tops = [each["top1"] for each in result["folds"]]
+    assert result["top1"] == pytest.approx(np.mean(tops))
+    assert result["top1_std"] == pytest.approx(np.std(tops, ddof=1))
+    assert (tmp_path / "run" / "confusion.png").exists()
+    assert (tmp_path / "run" / "fold_2" / "checkpoints").is_dir()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_none_at_all_is_said(sounds: Path, tmp_path: Path) -> None:
+    fields = {"data__root": str(sounds / "by_class"), "train__checkpoint_every": "1"}
+    assert train.main(command("folder", tmp_path / "run", **fields)) == 0
+    steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    assert len(steps) == 2
+    for step in steps[-1:]:
+        for part in (tmp_path / "run" / "checkpoints" / str(step) / "state").rglob("*"):
+            if part.is_file():
+                part.write_bytes(b"")
+    assert train.main(command("folder", tmp_path / "run", **fields)) == 0  # trains again from the one before
+    for part in (tmp_path / "run" / "checkpoints").rglob("*"):
+        if part.is_file():
+            part.write_bytes(b"")
+    assert train.main(command("folder", tmp_path / "run", **fields)) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "said"),
+    [
+        ("folder", {"modle.dims": "8"}, "did you mean model?"),
+        ("folder", {"train.epochs": "many"}, "give a whole number"),
+        ("folder", {"data.root": "no/such/folder"}, "data.root='no/such/folder'"),
+        ("folder", {"data.root": ""}, "data.root=''"),
+        ("folder", {"model.heads": "1,2,3,8"}, "model.heads[2]=3"),
+        ("folder", {"model.windows": "[[16,4],[4,4],[2,2],[1,2]]"}, "at most 8"),
+        ("folder", {"data.window_seconds": "0.2"}, "time columns"),
+        ("folder", {"model.classes": "2", "data.root": "BY_CLASS"}, "the data have 3 classes"),
+        ("folder", {"data.fold": "0", "data.root": "BY_CLASS"}, "no folds"),
+        ("esc10", {"data.fold": "3", "data.root": "ROOT"}, "data.fold=3"),
+        ("csv", {"data.root": "ROOT"}, "give 'multi'"),
+        ("csv", {"data.root": "ROOT", "data.manifest": "none.csv"}, "none.csv"),
+        ("folder", {"train.batch_size": "12", "data.root": "BY_CLASS"}, "train.batch_size=12"),
+        ("missing", {}, "no such file"),
+    ],
+)
+def test_mistakes_end_in_one_line_that_names_the_field(
+    config: str,
+    fields: dict[str, str],
+    said: str,
+    sounds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"BY_CLASS": str(sounds / "by_class"), "ROOT": str(sounds)}
+    fields = {name: places.get(value, value) for name, value in fields.items()}
+    assert train.main(command(config, tmp_path / "run", **fields)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_work_directory_belongs_to_one_configuration(
+    sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
+    config, workdir = train.parse(arguments)
+    from datar_jax.datasets import read_dataset
+    from datar_jax.run import _claim, _resolve
+
+    _claim(_resolve(config, read_dataset(config.data)), workdir)
+    changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
+    assert train.main(changed) == 2
+    assert "optim.learning_rate=0.5" in capsys.readouterr().err
+
+
+def test_an_option_that_is_not_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*command("folder", tmp_path), "--epochs=3"]) == 2
+    assert "--epochs=3: not an option" in capsys.readouterr().err
+
+
+def test_no_checkpoint_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="delete that folder"):
+        checkpoints.restore({"x": jax.numpy.zeros(2)})  # type: ignore[arg-type]
+    checkpoints.close()
