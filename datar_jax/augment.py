@@ -47,6 +47,9 @@ def augment(
         mel = jnp.maximum(gain(gain_key, mel, config.gain_db), floor_db)
     if config.background:
         mel = add_background(background_key, mel, config.background, config.background_snr_db)
+    if config.gain_db or config.background:
+        sound_BxT = jnp.arange(mel.shape[2]) < frames[:, None]
+        mel = jnp.where(sound_BxT[:, None, :], mel, batch["mel"])
     mel = normalise(mel, mean, std)
     if config.mixup:
         mel, frames, target = mixup(mix_key, mel, frames, target, config.mixup)
@@ -89,7 +92,7 @@ def gain(key: Array, mel_BxFxT: Array, most_db: float) -> Array:
 
 
 def add_background(key: Array, mel_BxFxT: Array, probability: float, snr_db: tuple[float, float]) -> Array:
-    """Adds the power of the next clip of the batch, `snr_db` below the clip's own mean power, label unchanged."""
+    """Adds the power of the next clip of the batch, whose sum is `snr_db` below the clip's own; label unchanged."""
     use_key, level_key = jax.random.split(key)
     shape = (mel_BxFxT.shape[0], 1, 1)
     nats = jnp.log(10.0) / 10  # of one decibel of power

@@ -26,7 +26,19 @@ def _require(holds: bool, field: str, value: object, remedy: str) -> None:
 
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all settings: immutable, hashable, no unknown names."""
+    """Base of all settings: immutable, hashable, no unknown names, no number that is not finite."""
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config").lower()  # the field of `Config` that holds it
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                finite = not isinstance(number, float) or math.isfinite(number)
+                _require(finite, f"{section}.{name}", value, "give a finite number")
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError if the fields contradict each other."""
 
 
 class AudioConfig(_Settings, frozen=True):
@@ -40,7 +52,7 @@ class AudioConfig(_Settings, frozen=True):
     fmax: float = 0.0  # Hz, upper edge of the last one; 0 means half the sample rate
     floor_db: float = -80.0  # power below this many decibels is set to it: digital silence is finite
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _require(1_000 <= self.sample_rate <= 192_000, "audio.sample_rate", self.sample_rate, "give 1000 to 192000 Hz")
         _require(self.hop >= 1, "audio.hop_ms", self.hop_ms, "give at least one sample")
         _require(self.window >= self.hop, "audio.window_ms", self.window_ms, "give at least audio.hop_ms")
@@ -107,7 +119,7 @@ class DataConfig(_Settings, frozen=True):
     workers: int = 0  # grain worker processes; 0 reads in this process
     threads: int = 2  # grain read threads per process
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "give a share between 0 and 1")
         _require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "give 0 to 1")
         _require(self.fold >= 0, "data.fold", self.fold, "give a fold number, or 0 for the whole cross-validation")
@@ -160,7 +172,7 @@ class ModelConfig(_Settings, frozen=True):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products; softmax, norms, losses stay float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         stages = len(self.dims)
         _require(stages >= 1, "model.dims", self.dims, "give at least one stage")
         for name in ("spec", "heads", "windows", "groups", "strides", "kernels"):
@@ -255,7 +267,7 @@ class AugmentConfig(_Settings, frozen=True):
     background: float = 0.0  # probability of adding another clip's power, label unchanged
     background_snr_db: tuple[float, float] = (10.0, 30.0)  # clip over background
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("gain_db", "freq_masks", "freq_width", "time_masks", "time_width", "freq_shift", "mixup"):
             _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "give 0 (off) or more")
         _require(0 <= self.stretch < 1, "augment.stretch", self.stretch, "give 0 (off) or more, less than 1")
@@ -276,7 +288,7 @@ class OptimConfig(_Settings, frozen=True):
     ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 evaluates the weights themselves
     label_smoothing: float = 0.0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give more than 0, such as 1e-3")
         _require(0 <= self.final_rate <= 1, "optim.final_rate", self.final_rate, "give 0 to 1")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "give a share of the steps, 0 to below 1")
@@ -300,12 +312,12 @@ class TrainConfig(_Settings, frozen=True):
     log_every: int = 10  # steps
     model_devices: int = 1  # devices along the mesh's model axis; the rest shares the batch
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give 1 or more")
         _require(self.model_devices >= 1, "train.model_devices", self.model_devices, "give 1 or more")
         _require(self.evaluate_every >= 0, "train.evaluate_every", self.evaluate_every, "give 0 or more epochs")
-        _require(self.seed >= 0, "train.seed", self.seed, "give 0 or more")
+        _require(0 <= self.seed < 2**31, "train.seed", self.seed, "give 0 or more, less than 2**31")
         _require(
             self.batch_size % self.accumulate == 0,
             "train.accumulate",
@@ -324,7 +336,7 @@ class Config(_Settings, frozen=True):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.data.window_seconds:
             frames, source = self.audio.frames(self.data.window_seconds), "data.window_seconds"
             check_windows(self, frames, f"{source}={self.data.window_seconds:g}")
@@ -375,6 +387,8 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
     tree = msgspec.to_builtins(module.get_config())
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
@@ -392,7 +406,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
-        raise ConfigError(str(error).replace("`$.", "`")) from None
+        raise ConfigError(f"{str(error).replace('`$.', '`')}; compare with datar_jax/config.py") from None
 
 
 def _override(tree: dict[str, Any], field: str, text: str) -> None:
@@ -426,15 +440,12 @@ def _parse(field: str, text: str, kind: Any) -> Any:
     """The value that `text` spells for a field of type `kind`."""
     value: Any = text
     if getattr(kind, "__origin__", None) is tuple:
-        inner = text.strip().replace("(", "[").replace(")", "]")
-        inner = inner if inner.startswith("[") else f"[{inner}]"
+        inner = text.strip().replace("(", "[").replace(")", "]").replace(",]", "]")
         if str in get_args(kind):
             value = [part.strip(" \"'") for part in inner.strip("[]").split(",")]
         else:
-            try:
-                value = msgspec.json.decode(inner.replace(",]", "]"))
-            except msgspec.DecodeError:
-                raise ConfigError(f"{field}={text!r}: give numbers with commas between, such as 1,2,3") from None
+            value = _decode(inner)
+            value = _decode(f"[{inner}]") if not isinstance(value, list) else value
     elif kind is bool:
         value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     try:
@@ -443,7 +454,17 @@ def _parse(field: str, text: str, kind: Any) -> Any:
         raise ConfigError(f"{field}={text!r}: {_expected(kind)}") from None
 
 
+def _decode(text: str) -> Any:
+    """What JSON says of a text; None if it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return None
+
+
 def _expected(kind: Any) -> str:
+    if kind == tuple[tuple[int, int], ...]:
+        return "give pairs with commas between, such as (8,8),(4,8)"
     if choices := [a for a in get_args(kind) if isinstance(a, str)]:
         return f"choose one of {', '.join(choices)}"
     names = {int: "give a whole number", float: "give a number", bool: "give true or false"}

@@ -229,8 +229,9 @@ class DATAR(nn.Module):
 
         Args:
           mel_BxFxT: normalised spectrograms, float; a fourth axis may hold channels.
-          frames_B: frames of each clip that are sound (int32); the rest is padding, which changes nothing. None means
-            all.
+          frames_B: frames of each clip that are sound (int32). The rest is padding: what it holds changes nothing. How
+            long it is changes nothing either, as long as the sampling strides divide the map, offsets are bounded, and
+            a shifted window has more than one window to shift over. None means all.
 
         Returns:
           Logits `(B, S)` and named intermediates: `features` `(B, C)`, the pooled vector before the head, and `stages`,

@@ -153,13 +153,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _features(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Features:
     """Spectrograms of all clips, computed once, with one report of what cannot be used."""
     cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("decoding", total=len(dataset), visible=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("decoding", total=len(dataset))
         features = prepare(
             dataset,
             config.audio,
             cache,
-            lambda done, total: bar.update(task, completed=done, total=total, visible=console.is_terminal),
+            lambda done, total: bar.update(task, completed=done, total=total),
         )
     if report := report_bad(features, config.data.max_bad_fraction):
         console.print(report, markup=False, soft_wrap=True)

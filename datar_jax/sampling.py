@@ -2,8 +2,8 @@
 
 Shapes: B batch, F frequency rows, T time columns, C channels, H heads, G offset groups, N sampled points (keys).
 Positions are in pixels of the map, `(freq, time)`, 0 at the centre of the first pixel, and float32 or wider: a bfloat16
-coordinate on a 64-wide map is wrong by a quarter of a pixel. Outside the map is zero, each of the four neighbours by
-itself, and the slope at an integer coordinate is that of the cell to its right.
+coordinate is off by up to an eighth of a pixel from 32 on, by a quarter from 64 on. Outside the map is zero, each of
+the four neighbours by itself, and the slope at an integer coordinate is that of the cell to its right.
 
 `jax.scipy.ndimage.map_coordinates` (order 1, constant 0) is the definition of both samplers; the other formulations
 give the same numbers and gradients.
@@ -192,8 +192,8 @@ def position_bias(
 
 
 def _reach(table_HxRxS: Array, size: tuple[int, int]) -> Array:
-    """Repeats the table's edge until it holds every displacement of a map of `size`."""
-    missing = [max(0, pixels - (side + 1) // 2) for pixels, side in zip(size, table_HxRxS.shape[1:])]
+    """Repeats the table's edge until it holds every displacement of a map of `size`, with one pixel around it."""
+    missing = [max(0, pixels + 1 - (side + 1) // 2) for pixels, side in zip(size, table_HxRxS.shape[1:])]
     return jnp.pad(table_HxRxS, ((0, 0), *((m, m) for m in missing)), mode="edge") if any(missing) else table_HxRxS
 
 

@@ -92,7 +92,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
       batch: `mel` `(B, F, T)` decibels, `frames` `(B,)`, `target` `(B, S)`.
 
     Returns:
-      The state after it, and scalars: `loss`, `grad_norm`, `learning_rate`, `skipped`.
+      The state after it, and scalars: `loss`, `grad_norm`, `learning_rate` (of a step that is not skipped), `skipped`.
     """
     config = task.config
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)

@@ -149,14 +149,13 @@ def loss_and_gradient(model: DATAR, params: Any, mel: Any) -> Any:
 
 
 def test_recomputing_blocks_changes_nothing() -> None:
-    config = changed(LONE, spec=("LD",), drop_path=0.5)
-    plain, remat = network(config), network(changed(config, remat=True))
+    plain, remat = network(LONE), network(changed(LONE, remat=True))
     params, mel = noisy(plain), clips(16)
 
     def recomputed(model: DATAR) -> int:
         return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, mel)[0])(params)).count("prevent_cse")
 
-    assert (recomputed(plain), recomputed(remat)) == (0, 2), "each block is rematerialised"
+    assert (recomputed(plain), recomputed(remat)) == (0, 1), "the block is rematerialised"
     value, gradient = loss_and_gradient(plain, params, mel)
     again, same = loss_and_gradient(remat, params, mel)
     np.testing.assert_allclose(again, value, rtol=1e-5)
@@ -192,7 +191,7 @@ def test_evaluation_repeats_itself_and_training_follows_its_key() -> None:
         assert (np.abs(one - two).max(1) > 1e-4).any() and (np.abs(one - evaluate).max(1) > 1e-4).any()
         np.testing.assert_array_equal(scoring(network(changed(config, **rates)))(params, mel)[0], evaluate)
         with pytest.raises(Exception, match="dropout"):
-            train.apply({"params": params}, mel)
+            jax.eval_shape(train.apply, {"params": params}, mel)
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])

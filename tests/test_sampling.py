@@ -262,7 +262,7 @@ def bias_by_loops(table: np.ndarray, position: np.ndarray, size: tuple[int, int]
     """The law in float64: ours in pixels with the edge repeated, the published ones in units of half a map."""
     sides = table.shape[1:]
     if grid == "centre":
-        reach = [max(0, n - (side + 1) // 2) for n, side in zip(size, sides)]
+        reach = [max(0, n + 1 - (side + 1) // 2) for n, side in zip(size, sides)]
         table = np.pad(table, ((0, 0), *((r, r) for r in reach)), mode="edge")
         queries = [np.arange(n) for n in size]
         read = [q[:, None] - p + (side - 1) / 2 for q, p, side in zip(queries, position.T, table.shape[1:])]
