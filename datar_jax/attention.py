@@ -30,6 +30,19 @@ linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # wh
 table_init = nn.initializers.normal(0.01)
 
 
+def uniform_init(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform within +-1/sqrt(fan_in), the published start of kernels and biases alike.
+
+    A bias must not start at zero where a LayerNorm follows the convolution: over silence or a mask the norm would see
+    zeros only, and pass a gradient 1/sqrt(EPSILON) times too large.
+    """
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return draw
+
+
 def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
     """Zeroes the columns that are padding, so that no convolution or sample carries them into the sound."""
     return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
@@ -221,11 +234,8 @@ class OffsetNetwork(nn.Module):
     @nn.compact
     def __call__(self, q_BxFxTxC: Array) -> Array:
         width = q_BxFxTxC.shape[-1] // self.groups
-        uniform = nn.initializers.uniform(2 / self.kernel)  # shifted below: the published start is +-1/k, not zero
-        kernel = self.param(
-            "kernel", lambda key, shape: uniform(key, shape) - 1 / self.kernel, (self.kernel, self.kernel, width)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (width,))
+        kernel = self.param("kernel", uniform_init(self.kernel**2), (self.kernel, self.kernel, width))
+        bias = self.param("bias", uniform_init(self.kernel**2), (width,))
         tiled = jnp.tile(kernel.astype(self.dtype), (1, 1, self.groups))
         moved = depthwise(q_BxFxTxC, tiled, self.stride)
         moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)

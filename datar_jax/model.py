@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.attention import EPSILON, DeformableAttention, WindowAttention, gelu, linear_init, mask_columns
+from datar_jax.attention import (
+    EPSILON,
+    DeformableAttention,
+    WindowAttention,
+    gelu,
+    linear_init,
+    mask_columns,
+    uniform_init,
+)
 from datar_jax.config import ModelConfig
 from datar_jax.convolution import depthwise
 
@@ -97,14 +105,31 @@ class Stem(nn.Module):
         if self.kind == "patch":
             x_BxFxTxC = _pad_to(x_BxFxTxC, 4)
             x = nn.Conv(
-                self.dim, (4, 4), 4, padding="VALID", dtype=self.dtype, kernel_init=linear_init, name="project"
+                self.dim,
+                (4, 4),
+                4,
+                padding="VALID",
+                dtype=self.dtype,
+                kernel_init=linear_init,
+                bias_init=uniform_init(16 * x_BxFxTxC.shape[-1]),
+                name="project",
             )(x_BxFxTxC)
             return layer_norm(self.dtype, "norm")(x)
         x = x_BxFxTxC
         for i, width in enumerate((self.dim // 2, self.dim)):
             if i:
                 x = mask_columns(gelu(x), columns(frames_B, x.shape[2], 1))
-            x = nn.Conv(width, (3, 3), 2, padding=1, dtype=self.dtype, kernel_init=linear_init, name=f"project_{i}")(x)
+            project = nn.Conv(
+                width,
+                (3, 3),
+                2,
+                padding=1,
+                dtype=self.dtype,
+                kernel_init=linear_init,
+                bias_init=uniform_init(9 * x.shape[-1]),
+                name=f"project_{i}",
+            )
+            x = project(x)
             x = layer_norm(self.dtype, f"norm_{i}")(x)
         return x
 
