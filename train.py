@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.loop import Stopped, TrainingError
     from datar_jax.run import run
 
+    _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
     try:
         run(config, workdir)
     except (configuration.ConfigError, DataError, CheckpointError, TrainingError) as error:
@@ -32,6 +33,14 @@ def main(arguments: list[str]) -> int:
         print(f"train.py: {stop or 'stopped before training; the same command starts again'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Lets the next call start without compiling anew; JAX_COMPILATION_CACHE_DIR names another place."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:

@@ -6,6 +6,7 @@ The step just dispatched is never waited for: what is logged is the step before 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
         state, position, clock = checkpoints.restore(state)
         batches.set_state(position)
     step, began = int(state.step), time.monotonic() - clock["train_seconds"]
+    report.begin(step, task.steps)
     if step >= task.steps:
         return Trained(state, **clock)
 
@@ -100,7 +102,6 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
     validate = len(material.split.validation) > 0
     window = _Window(config.train.batch_size)
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
-    report.begin(step, task.steps)
     saved = step
 
     def save(score: float | None = None) -> None:
@@ -118,6 +119,8 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
                     if last or asked or score is not None or step % checkpoint_steps == 0:
                         save(score)
                         saved = step
+                if last or asked:
+                    _log_all(report, flying, config.train.log_every, window)
                 if asked:
                     raise Stopped(f"stopped at step {step} of {task.steps}; the same command continues there")
                 if last:
@@ -140,9 +143,6 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
                     at, ready = flying.popleft()
                     if at % config.train.log_every == 0:
                         _log(report, at, ready, window)
-        for at, ready in flying:
-            if at % config.train.log_every == 0 or at == task.steps:
-                _log(report, at, ready, window)
     finally:
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
@@ -175,6 +175,13 @@ class _Window:
         share = self.waited / max(now - self.logged, 1e-9) if self.logged else 0.0
         self.waited, self.logged = 0.0, now
         return min(share, 1.0)
+
+
+def _log_all(report: Report, flying: deque[tuple[int, dict[str, jax.Array]]], every: int, window: _Window) -> None:
+    """Rows of the steps that were still under way; the last one is always told."""
+    for at, ready in flying:
+        if at % every == 0 or at == flying[-1][0]:
+            _log(report, at, ready, window)
 
 
 def _log(report: Report, step: int, numbers: dict[str, jax.Array], window: _Window) -> None:
@@ -253,6 +260,7 @@ def _signals() -> Iterator[list[int]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        print("stopping after this step; once more stops at once", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

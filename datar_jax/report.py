@@ -45,7 +45,7 @@ class Report:
 
     def begin(self, step: int, steps: int) -> None:
         """Starts the progress bar; rows of a run that got further before it was stopped are taken out again."""
-        self.cut(step)
+        self._keep(step)
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn(self._name or "training"),
@@ -59,15 +59,6 @@ class Report:
             self._bar.start()
         else:
             self._steps = steps
-
-    def cut(self, step: int) -> None:
-        """Keeps the rows up to `step` only."""
-        self._file.close()
-        kept = [row for row in read_rows(self._path) if row["step"] <= step]
-        whole = self._path.with_suffix(".partial")
-        whole.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        whole.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -107,6 +98,15 @@ class Report:
         """All rows written so far."""
         self._file.flush()
         return read_rows(self._path)
+
+    def _keep(self, step: int) -> None:
+        """Keeps the rows up to `step`, without a score of the test clips: that is made anew."""
+        self._file.close()
+        kept = [row for row in read_rows(self._path) if row["step"] <= step and row.get("split") != "test"]
+        whole = self._path.with_suffix(".partial")
+        whole.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        whole.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def _prefix(self) -> str:
         return f"{self._name}: " if self._name else ""

@@ -220,7 +220,6 @@ def _run_split(
             "train_seconds": trained.train_seconds,
             "clips_per_second": trained.clips_per_second,
         }
-        report.cut(steps)
         report.row({"step": steps, "split": "test", **numbers})
         rows = report.rows()
     finally:

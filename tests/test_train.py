@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,22 @@ TINY = {
     "augment.freq_width": "4",
     "model.windows": "[[4,4],[4,4],[2,2],[1,2]]",
     "model.spec": "L,S,D,D",
+    "model.stem": "patch",
+    "model.mlp": "plain",
+    "model.local_perception": "false",
     "train.batch_size": "8",
     "train.eval_batch_size": "8",
     "train.epochs": "3",
     "train.log_every": "1",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles() -> Iterator[None]:
+    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
