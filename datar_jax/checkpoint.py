@@ -35,7 +35,11 @@ class Checkpoints:
                 ),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            best_fn=lambda m: m[SCORE],  # the policy keeps the best; only with this are scores stored
+            cleanup_tmp_directories=True,
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._folder = folder
 

@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_at_all_is_said(sounds: Pat
         ("folder", {"model.classes": "2", "data.root": "BY_CLASS"}, "the data have 3 classes"),
         ("folder", {"data.fold": "0", "data.root": "BY_CLASS"}, "no folds"),
         ("esc10", {"data.fold": "3", "data.root": "ROOT"}, "data.fold=3"),
-        ("csv", {"data.root": "ROOT"}, "give 'multi'"),
+        ("csv", {"data.root": "ROOT"}, "set data.labels to 'multi'"),
         ("csv", {"data.root": "ROOT", "data.manifest": "none.csv"}, "none.csv"),
         ("folder", {"train.batch_size": "12", "data.root": "BY_CLASS"}, "train.batch_size=12"),
         ("missing", {}, "no such file"),
