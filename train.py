@@ -37,8 +37,11 @@ def main(arguments: list[str]) -> int:
 
 def _keep_compiled(folder: Path) -> None:
     """Lets the next call start without compiling anew; JAX_COMPILATION_CACHE_DIR names another place."""
+    import logging
+
     import jax
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax talks to its own developers there
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 

@@ -24,5 +24,5 @@ def get_config() -> Config:
             mixup=0.5,
         ),
         optim=OptimConfig(learning_rate=1e-3, ema=0.998, label_smoothing=0.1),
-        train=TrainConfig(epochs=100, batch_size=16),
+        train=TrainConfig(epochs=150, batch_size=16),
     )

@@ -31,11 +31,7 @@ table_init = nn.initializers.normal(0.01)
 
 
 def uniform_init(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform within +-1/sqrt(fan_in), the published start of kernels and biases alike.
-
-    A bias must not start at zero where a LayerNorm follows the convolution: over silence or a mask the norm would see
-    zeros only, and pass a gradient 1/sqrt(EPSILON) times too large.
-    """
+    """Uniform within +-1/sqrt(fan_in), the published start of kernels and biases alike."""
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
@@ -235,7 +231,7 @@ class OffsetNetwork(nn.Module):
     def __call__(self, q_BxFxTxC: Array) -> Array:
         width = q_BxFxTxC.shape[-1] // self.groups
         kernel = self.param("kernel", uniform_init(self.kernel**2), (self.kernel, self.kernel, width))
-        bias = self.param("bias", uniform_init(self.kernel**2), (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
         tiled = jnp.tile(kernel.astype(self.dtype), (1, 1, self.groups))
         moved = depthwise(q_BxFxTxC, tiled, self.stride)
         moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)
