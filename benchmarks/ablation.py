@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--epochs", default="30")
+    parser.add_argument("--epochs", default="20")
     parser.add_argument("--only", default=",".join(VARIANTS))
     given = parser.parse_args()
 
