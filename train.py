@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _keep_compiled(folder: Path) -> None:
     import jax
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax talks to its own developers there
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 

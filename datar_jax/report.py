@@ -22,7 +22,7 @@ class _Numbers(ProgressColumn):
     """The numbers of the last logged step."""
 
     def render(self, task: Task) -> Text:
-        return Text(_sentence(task.fields.get("row") or {}))
+        return Text(_sentence(task.fields.get("row") or {}), no_wrap=True)
 
 
 class Report:
@@ -130,7 +130,7 @@ def _sentence(row: Row) -> str:
         "loss": "loss {:.3f}",
         "learning_rate": "lr {:.1e}",
         "clips_per_second": "{:.0f} clips/s",
-        "data_wait": "waiting for data {:.0%}",
+        "data_wait": "data wait {:.0%}",
     }
     return "  ".join(form.format(row[field]) for field, form in forms.items() if field in row)
 
