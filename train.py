@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from datar_jax import config as configuration
+from datar_jax import settings
+from datar_jax.config import Config, ConfigError
 
 USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 
@@ -16,7 +17,7 @@ def main(arguments: list[str]) -> int:
     """Runs the main job; the exit status is 0, 2 for what the caller has to mend, 130 when stopped."""
     try:
         config, workdir = parse(arguments)
-    except configuration.ConfigError as error:
+    except ConfigError as error:
         return _fail(error)
 
     # A typing mistake is answered above, before these take their seconds to load.
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
     try:
         run(config, workdir)
-    except (configuration.ConfigError, DataError, CheckpointError, TrainingError) as error:
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
         return _fail(error)
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"train.py: {stop or 'stopped before training; the same command starts again'}", file=sys.stderr)
@@ -47,7 +48,7 @@ def _keep_compiled(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
+def parse(arguments: list[str]) -> tuple[Config, Path]:
     """Reads the command line.
 
     Raises:
@@ -63,13 +64,13 @@ def parse(arguments: list[str]) -> tuple[configuration.Config, Path]:
         option = queue.pop(0)
         name, given, value = option.partition("=")
         if not name.startswith("--config."):
-            raise configuration.ConfigError(f"{option}: not an option; usage: {USAGE}")
+            raise ConfigError(f"{option}: not an option; usage: {USAGE}")
         if not given:
             if not queue or queue[0].startswith("--"):
-                raise configuration.ConfigError(f"{option}: has no value; write {option}=VALUE")
+                raise ConfigError(f"{option}: has no value; write {option}=VALUE")
             value = queue.pop(0)
         overrides[name.removeprefix("--config.")] = value
-    return configuration.load(known.config, overrides), known.workdir
+    return settings.load(known.config, overrides), known.workdir
 
 
 def _fail(error: Exception) -> int:

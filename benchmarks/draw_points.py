@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 from datar_jax.augment import normalise  # noqa: E402
 from datar_jax.cache import default_window, prepare  # noqa: E402
 from datar_jax.checkpoint import Checkpoints  # noqa: E402
-from datar_jax.config import from_dict  # noqa: E402
 from datar_jax.datasets import read_dataset  # noqa: E402
 from datar_jax.plot import examples_png  # noqa: E402
+from datar_jax.settings import from_dict  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402
 from datar_jax.splits import split  # noqa: E402
 from datar_jax.step import Task, init_state  # noqa: E402

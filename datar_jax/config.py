@@ -6,12 +6,9 @@ This room knows no jax. A configuration is a tree of frozen structs; every struc
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import math
 import re
-from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
 import msgspec
 
@@ -25,7 +22,7 @@ def _require(holds: bool, field: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{field}={value!r}: {remedy}")
 
 
-class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all settings: immutable, hashable, no unknown names, no number that is not finite."""
 
     def __post_init__(self) -> None:
@@ -41,7 +38,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Raises ConfigError if the fields contradict each other."""
 
 
-class AudioConfig(_Settings, frozen=True):
+class AudioConfig(Settings, frozen=True):
     """The log-mel front end (DATAR.md, front end: our decision)."""
 
     sample_rate: int = 16_000  # Hz; every clip is resampled to it
@@ -96,7 +93,7 @@ class AudioConfig(_Settings, frozen=True):
         return max(1, round(seconds * self.sample_rate / self.hop))
 
 
-class DataConfig(_Settings, frozen=True):
+class DataConfig(Settings, frozen=True):
     """Where the labelled sounds are and how they are divided."""
 
     root: str = ""  # folder that holds the data set
@@ -146,7 +143,7 @@ class DataConfig(_Settings, frozen=True):
             raise ConfigError(f"data.group={self.group!r}: not a regular expression ({error})") from None
 
 
-class ModelConfig(_Settings, frozen=True):
+class ModelConfig(Settings, frozen=True):
     """Every size of a DATAR. Tuples have one entry per stage; windows are (frequency, time) pairs."""
 
     dims: tuple[int, ...] = (32, 64, 128, 256)
@@ -252,7 +249,7 @@ def datar_base() -> ModelConfig:
 MODELS = {f.__name__: f for f in (datar_nano, datar_tiny, datar_small, datar_base)}
 
 
-class AugmentConfig(_Settings, frozen=True):
+class AugmentConfig(Settings, frozen=True):
     """Augmentation of training spectrograms; zero switches an entry off."""
 
     roll: bool = False  # cyclic shift in time by any amount (only clips that fill the window)
@@ -276,7 +273,7 @@ class AugmentConfig(_Settings, frozen=True):
         _require(low <= high, "augment.background_snr_db", self.background_snr_db, "give (low, high) with low <= high")
 
 
-class OptimConfig(_Settings, frozen=True):
+class OptimConfig(Settings, frozen=True):
     """AdamW with warm-up and cosine decay."""
 
     learning_rate: float = 1e-3  # peak, for the whole batch
@@ -299,7 +296,7 @@ class OptimConfig(_Settings, frozen=True):
         _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "give 0 to below 1")
 
 
-class TrainConfig(_Settings, frozen=True):
+class TrainConfig(Settings, frozen=True):
     """The loop: how long, how wide, how often."""
 
     epochs: int = 50
@@ -326,7 +323,7 @@ class TrainConfig(_Settings, frozen=True):
         )
 
 
-class Config(_Settings, frozen=True):
+class Config(Settings, frozen=True):
     """One run."""
 
     audio: AudioConfig = AudioConfig()
@@ -367,105 +364,3 @@ def check_windows(config: Config, frames: int, origin: str) -> None:
                 f"larger than its map, which has {room} {axis} (audio.mels={config.audio.mels}, {origin}); "
                 f"give at most {room}",
             )
-
-
-def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
-    """Builds the configuration of a file and lays typed overrides over it.
-
-    Args:
-      path: a Python file with `get_config() -> Config`.
-      overrides: dotted field (`optim.learning_rate`) to the text that was typed. `model` takes the name of a variant.
-
-    Raises:
-      ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
-    """
-    path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no file there"
-        raise ConfigError(f"--config={path}: no such file; {path.parent} has: {known}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
-    tree = msgspec.to_builtins(module.get_config())
-    for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
-        _override(tree, field, text)
-    return from_dict(tree)
-
-
-def from_dict(tree: dict[str, Any]) -> Config:
-    """Builds a checked configuration from plain values (a resolved `config.json`).
-
-    Raises:
-      ConfigError: as `load`.
-    """
-    try:
-        return msgspec.convert(tree, Config)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise ConfigError(f"{str(error).replace('`$.', '`')}; compare with datar_jax/config.py") from None
-
-
-def _override(tree: dict[str, Any], field: str, text: str) -> None:
-    """Sets one dotted field of `tree` from the text typed for it."""
-    names = field.split(".")
-    node: dict[str, Any] = tree
-    kind: Any = Config
-    for depth, name in enumerate(names):
-        if not (isinstance(kind, type) and issubclass(kind, _Settings)):
-            raise ConfigError(f"{field}: {'.'.join(names[:depth])} has no fields of its own")
-        hints = get_type_hints(kind)
-        if name not in hints:
-            where = ".".join(names[:depth])
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            advice = f"did you mean {'.'.join([*names[:depth], near[0]])}?" if near else f"known: {', '.join(hints)}"
-            raise ConfigError(f"{field}={text!r}: {where or 'the configuration'} has no field {name!r}; {advice}")
-        kind = hints[name]
-        if depth + 1 < len(names):
-            node = node[name]
-    if kind is ModelConfig:
-        if text not in MODELS:
-            raise ConfigError(f"{field}={text!r}: no such variant; choose one of {', '.join(MODELS)}")
-        node[names[-1]] = msgspec.to_builtins(MODELS[text]())
-        return
-    if isinstance(kind, type) and issubclass(kind, _Settings):
-        raise ConfigError(f"{field}={text!r}: a group of fields; set one of {', '.join(get_type_hints(kind))}")
-    node[names[-1]] = _parse(field, text, kind)
-
-
-def _parse(field: str, text: str, kind: Any) -> Any:
-    """The value that `text` spells for a field of type `kind`."""
-    value: Any = text
-    if getattr(kind, "__origin__", None) is tuple:
-        inner = text.strip().replace("(", "[").replace(")", "]").replace(",]", "]")
-        if str in get_args(kind):
-            value = [part.strip(" \"'") for part in inner.strip("[]").split(",")]
-        else:
-            value = _decode(inner)
-            value = _decode(f"[{inner}]") if not isinstance(value, list) else value
-    elif kind is bool:
-        value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError:
-        raise ConfigError(f"{field}={text!r}: {_expected(kind)}") from None
-
-
-def _decode(text: str) -> Any:
-    """What JSON says of a text; None if it is none."""
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return None
-
-
-def _expected(kind: Any) -> str:
-    if kind == tuple[tuple[int, int], ...]:
-        return "give pairs with commas between, such as (8,8),(4,8)"
-    if choices := [a for a in get_args(kind) if isinstance(a, str)]:
-        return f"choose one of {', '.join(choices)}"
-    names = {int: "give a whole number", float: "give a number", bool: "give true or false"}
-    return names.get(kind, "give numbers with commas between, such as 1,2,3")

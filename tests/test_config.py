@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax import config as c
+from datar_jax import settings
 from datar_jax.sharding import make_mesh, state_shardings
 from datar_jax.step import Task, abstract_state, train_step
 
@@ -123,9 +124,9 @@ def test_a_wrong_value_names_field_value_and_remedy(kind: type, wrong: dict[str,
     with pytest.raises(c.ConfigError) as error:
         kind(**wrong)
     says(error, names + ": ", remedy)
-    group = next(name for name, settings in GROUPS.items() if settings is kind)
+    group = next(name for name, each in GROUPS.items() if each is kind)
     with pytest.raises(c.ConfigError) as again:
-        c.from_dict({group: msgspec.to_builtins(wrong)})
+        settings.from_dict({group: msgspec.to_builtins(wrong)})
     assert str(again.value) == str(error.value), "the same line from a resolved file"
 
 
@@ -177,7 +178,7 @@ TYPED = [
 @pytest.mark.parametrize("field, text, parts", TYPED, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_wrong_override_says_what_would_do(plain: Path, field: str, text: str, parts: list[str]) -> None:
     with pytest.raises(c.ConfigError) as error:
-        c.load(plain, {field: text})
+        settings.load(plain, {field: text})
     says(error, *parts)
 
 
@@ -203,20 +204,20 @@ def test_a_wrong_override_says_what_would_do(plain: Path, field: str, text: str,
     ],
 )
 def test_an_override_has_the_type_of_its_field(plain: Path, field: str, text: str, expected: Any) -> None:
-    got = value(c.load(plain, {field: text}), field)
+    got = value(settings.load(plain, {field: text}), field)
     assert got == expected and type(got) is type(expected)
 
 
 @pytest.mark.parametrize("field", LEAVES)
 def test_every_field_can_be_typed_as_python_prints_it(plain: Path, field: str) -> None:
-    config = c.load(plain, {field: str(value(c.Config(), field))})
+    config = settings.load(plain, {field: str(value(c.Config(), field))})
     assert config == c.Config()
 
 
 def test_a_variant_is_chosen_by_name_before_its_fields_are_changed(plain: Path) -> None:
     for name, variant in c.MODELS.items():
-        assert c.load(plain, {"model": name}).model == variant()
-    config = c.load(plain, {"model.drop_path": "0.25", "model": "datar_base"})
+        assert settings.load(plain, {"model": name}).model == variant()
+    config = settings.load(plain, {"model.drop_path": "0.25", "model": "datar_base"})
     assert config.model == msgspec.structs.replace(c.datar_base(), drop_path=0.25)
     tiny, small = msgspec.structs.asdict(c.datar_tiny()), msgspec.structs.asdict(c.datar_small())
     assert {k for k in tiny if tiny[k] != small[k]} == {"spec", "drop_path"}
@@ -224,10 +225,10 @@ def test_a_variant_is_chosen_by_name_before_its_fields_are_changed(plain: Path) 
 
 def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
     with pytest.raises(c.ConfigError) as error:
-        c.load(plain.with_name("plane.py"))
+        settings.load(plain.with_name("plane.py"))
     says(error, "plane.py: no such file", str(plain))
     with pytest.raises(c.ConfigError) as error:
-        c.load(plain.parent / "nowhere" / "a.py")
+        settings.load(plain.parent / "nowhere" / "a.py")
     says(error, "no file there")
 
 
@@ -244,7 +245,7 @@ def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
 )
 def test_a_resolved_file_that_does_not_fit_is_refused(tree: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(c.ConfigError) as error:
-        c.from_dict(tree)
+        settings.from_dict(tree)
     says(error, *parts)
 
 
@@ -264,7 +265,7 @@ def test_settings_are_frozen_and_hashable(settings: msgspec.Struct) -> None:
     rate=st.floats(1e-9, 10.0),
     group=st.sampled_from(["", r"(\d+)-", r"a\\b[^/]*"]),
     snr=st.tuples(st.floats(-50, 0), st.floats(0, 50)),
-    seed=st.integers(0, 2**31),
+    seed=st.integers(0, 2**31 - 1),
 )
 def test_a_configuration_survives_json(
     model: Any, seconds: float, rate: float, group: str, snr: tuple[float, float], seed: int
@@ -277,7 +278,7 @@ def test_a_configuration_survives_json(
         train=c.TrainConfig(seed=seed),
     )
     tree = msgspec.to_builtins(config)
-    again = c.from_dict(json.loads(json.dumps(tree)))
+    again = settings.from_dict(json.loads(json.dumps(tree)))
     assert again == config and hash(again) == hash(config)
     assert msgspec.to_builtins(again) == tree
 
@@ -294,8 +295,8 @@ def test_audio_lengths_in_samples(rate: int, window: int, hop: int, fft: int) ->
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_file_in_configs_traces_a_step(path: Path) -> None:
-    config = c.load(path)
-    assert c.from_dict(json.loads(json.dumps(msgspec.to_builtins(config)))) == config
+    config = settings.load(path)
+    assert settings.from_dict(json.loads(json.dumps(msgspec.to_builtins(config)))) == config
     classes, frames = 10, config.audio.frames(config.data.window_seconds or 5.0)
     task = Task(config, classes, frames, steps=100)
     state = abstract_state(task)

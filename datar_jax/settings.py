@@ -1,0 +1,114 @@
+"""From what was typed to a checked configuration: config files, dotted overrides, saved runs. Knows no jax."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+
+from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, Settings
+
+
+def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+    """Builds the configuration of a file and lays typed overrides over it.
+
+    Args:
+      path: a Python file with `get_config() -> Config`.
+      overrides: dotted field (`optim.learning_rate`) to the text that was typed. `model` takes the name of a variant.
+
+    Raises:
+      ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no file there"
+        raise ConfigError(f"--config={path}: no such file; {path.parent} has: {known}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
+    tree = msgspec.to_builtins(module.get_config())
+    for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
+        _override(tree, field, text)
+    return from_dict(tree)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """Builds a checked configuration from plain values (a resolved `config.json`).
+
+    Raises:
+      ConfigError: as `load`.
+    """
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{str(error).replace('`$.', '`')}; compare with datar_jax/config.py") from None
+
+
+def _override(tree: dict[str, Any], field: str, text: str) -> None:
+    """Sets one dotted field of `tree` from the text typed for it."""
+    names = field.split(".")
+    node: dict[str, Any] = tree
+    kind: Any = Config
+    for depth, name in enumerate(names):
+        if not (isinstance(kind, type) and issubclass(kind, Settings)):
+            raise ConfigError(f"{field}: {'.'.join(names[:depth])} has no fields of its own")
+        hints = get_type_hints(kind)
+        if name not in hints:
+            where = ".".join(names[:depth])
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            advice = f"did you mean {'.'.join([*names[:depth], near[0]])}?" if near else f"known: {', '.join(hints)}"
+            raise ConfigError(f"{field}={text!r}: {where or 'the configuration'} has no field {name!r}; {advice}")
+        kind = hints[name]
+        if depth + 1 < len(names):
+            node = node[name]
+    if kind is ModelConfig:
+        if text not in MODELS:
+            raise ConfigError(f"{field}={text!r}: no such variant; choose one of {', '.join(MODELS)}")
+        node[names[-1]] = msgspec.to_builtins(MODELS[text]())
+        return
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        raise ConfigError(f"{field}={text!r}: a group of fields; set one of {', '.join(get_type_hints(kind))}")
+    node[names[-1]] = _parse(field, text, kind)
+
+
+def _parse(field: str, text: str, kind: Any) -> Any:
+    """The value that `text` spells for a field of type `kind`."""
+    value: Any = text
+    if getattr(kind, "__origin__", None) is tuple:
+        inner = text.strip().replace("(", "[").replace(")", "]").replace(",]", "]")
+        if str in get_args(kind):
+            value = [part.strip(" \"'") for part in inner.strip("[]").split(",")]
+        else:
+            value = _decode(inner)
+            value = _decode(f"[{inner}]") if not isinstance(value, list) else value
+    elif kind is bool:
+        value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(f"{field}={text!r}: {_expected(kind)}") from None
+
+
+def _decode(text: str) -> Any:
+    """What JSON says of a text; None if it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return None
+
+
+def _expected(kind: Any) -> str:
+    if kind == tuple[tuple[int, int], ...]:
+        return "give pairs with commas between, such as (8,8),(4,8)"
+    if choices := [a for a in get_args(kind) if isinstance(a, str)]:
+        return f"choose one of {', '.join(choices)}"
+    names = {int: "give a whole number", float: "give a number", bool: "give true or false"}
+    return names.get(kind, "give numbers with commas between, such as 1,2,3")
