@@ -153,9 +153,10 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+    own = "metrics.jsonl, tensorboard/, checkpoints/, normalisation.json"
     console.print(
-        f"In {folder}: result.json, confusion.png, curves.png, metrics.jsonl, tensorboard/, checkpoints/, config.json, "
-        "labels.json, normalisation.json",
+        f"In {folder}: result.json, confusion.png, curves.png, config.json, labels.json, "
+        + (f"and in each fold_N/ {own}" if "folds" in result else own),
         highlight=False,
         markup=False,
         soft_wrap=True,
