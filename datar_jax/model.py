@@ -97,8 +97,8 @@ class Stem(nn.Module):
     """From spectrogram to a quarter of its resolution: one 4x4 patch, or two 3x3 convolutions.
 
     What follows is a LayerNorm, to which a bias is what keeps the level of the sound: without one, only the shape of a
-    patch is left. The patch starts with the published bias. The convolutions start with zero: that fits training clips
-    more slowly, and generalised better in the few runs that compared them (docs/model.md).
+    patch is left. The patch starts with the published bias. The convolutions start with zero, for
+    reasons that are weak (docs/model.md).
     """
 
     dim: int

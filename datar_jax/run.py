@@ -106,9 +106,9 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
 def _resolve(config: Config, dataset: Dataset) -> Config:
     """The configuration with what the lists of the data decide."""
     classes = len(dataset.labels)
-    if config.model.classes and config.model.classes < classes:
+    if config.model.classes not in (0, classes):
         raise ConfigError(
-            f"model.classes={config.model.classes}: the data have {classes} classes; give at least {classes}, or 0"
+            f"model.classes={config.model.classes}: the data have {classes} classes; give {classes}, or 0"
         )
     if config.data.fold == 0 and not dataset.folds:
         raise ConfigError("data.fold=0: these data have no folds to cross-validate over; give 1")
@@ -117,7 +117,7 @@ def _resolve(config: Config, dataset: Dataset) -> Config:
         raise ConfigError(
             f"data.labels='single': {dataset.where(at)} has {len(dataset.clips[at].labels)} labels; give 'multi'"
         )
-    model = msgspec.structs.replace(config.model, classes=config.model.classes or classes)
+    model = msgspec.structs.replace(config.model, classes=classes)
     return msgspec.structs.replace(config, model=model)
 
 
@@ -209,9 +209,7 @@ def _run_split(
         if len(each.validation) and (best := checkpoints.best_step()) is not None:
             state = checkpoints.restore(state, best)[0]
         score, target = score_clips(task, mesh, material, state, each.test)
-        numbers = metrics.evaluate(
-            score[:, : len(dataset.labels)], target[:, : len(dataset.labels)], config.data.labels
-        )
+        numbers = metrics.evaluate(score, target, config.data.labels)
         result: Row = {
             **numbers,
             "parameters": count_parameters(state.params),

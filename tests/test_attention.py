@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,9 @@ from datar_jax import attention
 from datar_jax.attention import DeformableAttention, WindowAttention
 from datar_jax.sampling import reference_points
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 C, HEADS = 8, 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def noisy(params: Any, seed: int = 0, scale: float = 0.5) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,17 +15,11 @@ import pytest
 from datar_jax import augment as a
 from datar_jax.config import AugmentConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 F, T, S = 12, 20, 4
 FLOOR, MEAN, STD = -80.0, -40.0, 15.0
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 EVERYTHING = AugmentConfig(

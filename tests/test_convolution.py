@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -17,15 +16,9 @@ from scipy import ndimage
 
 from datar_jax.convolution import depthwise
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 B, C = 2, 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 CASES = [  # kernel, stride, (F, T): sizes that the stride divides and does not, one row, one pixel

@@ -230,7 +230,7 @@ def check(path: Path, dtype: Any) -> bool:
     for name, mine, other in pairs:
         largest = 0.0 if name in zero_ours else float(np.abs(other).max())
         floor = 1e-4 * stats["grad_scale"]
-        tolerance = 1e-9 * stats["grad_scale"] if wide else max(5e-4 * largest, floor)
+        tolerance = 1e-9 if wide else max(5e-4 * largest, floor)
         np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance, err_msg=f"{path.name} grad {name}")
     return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -17,15 +16,9 @@ import pytest
 from datar_jax import config as c
 from datar_jax.model import DATAR, DropPath, InputAdaptor, columns, count_parameters
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CLASSES, MELS, FRAMES = 5, 32, 64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # Every letter and every branch, windows that do not divide every map, a sampling grid of stride two.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -18,18 +18,12 @@ from hypothesis import strategies as st
 from datar_jax import sampling
 from datar_jax.sampling import position_bias, reference_points, sample_features, sampling_positions
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 METHODS = ("map_coordinates", "gather", "hat")
 SIZES = [(1, 1), (1, 6), (5, 1), (4, 7)]
 GRIDS = ("centre", "dat2022", "dat2023")
 N = 10  # points of every draw
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def bilinear(map_FxTxC: np.ndarray, position_Nx2: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -26,16 +25,10 @@ from datar_jax.optim import decay_mask, optimiser, schedule
 from datar_jax.sharding import make_mesh, replicated, state_shardings
 from datar_jax.step import Task, TrainState, abstract_state, init_state, jit_eval_step, jit_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CLASSES, MELS, FRAMES, B, STEPS = 4, 32, 32, 8, 100
 MEAN, STD = -40.0, 15.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # One deformable block: cheap to compile.

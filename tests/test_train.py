@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import train
 from datar_jax import loop
 from datar_jax.checkpoint import CheckpointError, Checkpoints
 from datar_jax.synthesis import render
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("alarm", "bark", "rain")
@@ -39,14 +40,6 @@ TINY = {
     "train.epochs": "3",
     "train.log_every": "1",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles() -> Iterator[None]:
-    """Most of the time here is spent in the compiler, whose optimisations are not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +209,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_at_all_is_said(sounds: Pat
         ("folder", {"model.windows": "[[16,4],[4,4],[2,2],[1,2]]"}, "at most 8"),
         ("folder", {"data.window_seconds": "0.2"}, "time columns"),
         ("folder", {"model.classes": "2", "data.root": "BY_CLASS"}, "the data have 3 classes"),
+        ("folder", {"model.classes": "5", "data.root": "BY_CLASS"}, "the data have 3 classes"),
         ("folder", {"data.fold": "0", "data.root": "BY_CLASS"}, "no folds"),
         ("esc10", {"data.fold": "3", "data.root": "ROOT"}, "data.fold=3"),
         ("csv", {"data.root": "ROOT"}, "set data.labels to 'multi'"),
