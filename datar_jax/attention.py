@@ -11,6 +11,7 @@ Deformable Attention" (CVPR 2022), which DATAR (arXiv 2312.16228) brings to spec
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +21,9 @@ import numpy as np
 from jax import Array
 
 from datar_jax.convolution import depthwise
-from datar_jax.sampling import Grid, Method, position_bias, sample_features, sampling_positions
+from datar_jax.fusion import unfused
+from datar_jax.rowwise import attend_rowwise
+from datar_jax.sampling import Grid, Method, sample_features, sampling_positions
 
 EPSILON = 1e-5  # of every LayerNorm
 MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
@@ -189,30 +192,26 @@ class DeformableAttention(nn.Module):
         self.sow("intermediates", "positions", position)
         position_BxGxNx2 = position.reshape(b, self.groups, rows * times, 2)
 
-        def read(x_FxTxGxC: Array, position_GxNx2: Array) -> Array:
-            per_group = jax.vmap(lambda x, p: sample_features(x, p, self.sampler), (2, 0), 1)
-            return per_group(x_FxTxGxC, position_GxNx2)
-
-        sampled_BxNxGxC = jax.vmap(read)(x_BxFxTxC.reshape(b, f, t, self.groups, -1), position_BxGxNx2)
+        per_group = jax.vmap(partial(sample_features, method=self.sampler), (2, 0), 1)
+        grouped_BxFxTxGxC = x_BxFxTxC.reshape(b, f, t, self.groups, -1)
+        sampled_BxNxGxC = unfused(jax.vmap(per_group), grouped_BxFxTxGxC, position_BxGxNx2)
         sampled_BxNxC = sampled_BxNxGxC.reshape(b, -1, c)
         k_BxNxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="key")(sampled_BxNxC)
         v_BxNxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="value")(sampled_BxNxC)
 
-        bias = None
+        table = mask_BxN = None
         if self.position == "table":
             shape = (self.heads, 2 * self.size[0] - 1, 2 * self.size[1] - 1)
             table = self.param("table", table_init, shape)
-            table_GxHxRxS = table.reshape(self.groups, self.heads // self.groups, *shape[1:])
-            one = jax.vmap(lambda tab, p: position_bias(tab, p, (f, t), self.grid, self.sampler))
-            bias = jax.vmap(one, (None, 0))(table_GxHxRxS, position_BxGxNx2).reshape(b, self.heads, f * t, -1)
         if valid_BxT is not None:
             # A key counts if its cell begins inside the sound: as many keys as the clip would have without padding.
             first = np.arange(times) * self.stride
-            counted = jnp.broadcast_to(valid_BxT[:, None, first], (b, rows, times)).reshape(b, 1, 1, -1)
-            bias = jnp.where(counted, 0.0 if bias is None else bias, MASKED)
-
-        q, k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (q_BxFxTxC, k_BxNxC, v_BxNxC))
-        out = attend(q, k, v, bias).reshape(b, f, t, c)
+            counted = jnp.broadcast_to(valid_BxT[:, None, first], (b, rows, times)).reshape(b, -1)
+            mask_BxN = jnp.where(counted, 0.0, MASKED)
+        q, k, v = (
+            part.reshape(*part.shape[:-1], self.heads, c // self.heads) for part in (q_BxFxTxC, k_BxNxC, v_BxNxC)
+        )
+        out = attend_rowwise(q, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler).reshape(b, f, t, c)
         return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out")(out)
 
 

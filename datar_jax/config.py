@@ -165,7 +165,7 @@ class ModelConfig(Settings, frozen=True):
     dropout: float = 0.0  # before the head
     drop_path: float = 0.0  # stochastic depth of the last block; grows linearly from 0
     classes: int = 0  # width of the head; 0 means as many as the data have
-    sampler: Literal["auto", "map_coordinates", "gather", "hat"] = "auto"
+    sampler: Literal["auto", "map_coordinates", "gather", "window", "hat", "separable"] = "auto"  # see sampling.py
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products; softmax, norms, losses stay float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
 

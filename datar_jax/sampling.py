@@ -1,12 +1,12 @@
 """Where deformable attention looks, and what it reads there: pure functions, no linen.
 
-Shapes: B batch, F frequency rows, T time columns, C channels, H heads, G offset groups, N sampled points (keys).
-Positions are in pixels of the map, `(freq, time)`, 0 at the centre of the first pixel, and float32 or wider: a bfloat16
-coordinate is off by up to an eighth of a pixel from 32 on, by a quarter from 64 on. Outside the map is zero, each of
-the four neighbours by itself, and the slope at an integer coordinate is that of the cell to its right.
+Shapes: F frequency rows, T time columns, C channels, N sampled points (keys). Positions are in pixels of the map,
+`(freq, time)`, 0 at the centre of the first pixel, and float32 or wider: a bfloat16 coordinate is off by up to an
+eighth of a pixel from 32 on, by a quarter from 64 on. Outside the map is zero, each of the four neighbours by itself,
+and the slope at an integer coordinate is that of the cell to its right.
 
-`jax.scipy.ndimage.map_coordinates` (order 1, constant 0) is the definition of both samplers; the other formulations
-give the same numbers and gradients.
+`jax.scipy.ndimage.map_coordinates` (order 1, constant 0) is the definition; the other formulations give the same
+numbers and gradients.
 
 Grids: `centre` is ours; `dat2022` and `dat2023` are the two published conventions of Deformable Attention Transformers
 (Xia et al., CVPR 2022; "DAT++", 2023), kept so that their weights load and their numbers can be checked.
@@ -15,7 +15,7 @@ Grids: `centre` is ours; `dat2022` and `dat2023` are the two published conventio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
 Grid = Literal["centre", "dat2022", "dat2023"]
-Method = Literal["auto", "map_coordinates", "gather", "hat"]
+Method = Literal["auto", "map_coordinates", "gather", "window", "hat", "separable"]
 
 
 def reference_points(size: int, keys: int, grid: Grid) -> np.ndarray:
@@ -80,7 +80,7 @@ def sampling_positions(raw_xN: Array, size: int, keys: int, offset_range: float,
     return (jnp.tanh(unit_reference + raw_xN) + 1) * half
 
 
-def _split(coordinate: Array) -> tuple[Array, Array]:
+def split(coordinate: Array) -> tuple[Array, Array]:
     """Integer cell (int32) and fraction of a coordinate; the fraction carries the gradient."""
     cell = jnp.floor(jax.lax.stop_gradient(coordinate))
     return cell.astype(jnp.int32), coordinate - cell
@@ -88,7 +88,7 @@ def _split(coordinate: Array) -> tuple[Array, Array]:
 
 def hat_weights(coordinate_N: Array, size: int) -> Array:
     """Bilinear weights of `size` pixels for each coordinate, `(N, size)`: two neighbours, zero outside."""
-    cell, fraction = _split(coordinate_N)
+    cell, fraction = split(coordinate_N)
     distance = jnp.arange(size) - cell[..., None]
     return jnp.where(distance == 0, 1 - fraction[..., None], jnp.where(distance == 1, fraction[..., None], 0))
 
@@ -99,31 +99,52 @@ def sample_features(x_FxTxC: Array, position_Nx2: Array, method: Method = "auto"
     Args:
       x_FxTxC: one map. Batches come by `jax.vmap`, which keeps a sharded batch sharded.
       position_Nx2: `(freq, time)` in pixels, at least float32.
-      method: formulation; `auto` takes the product with hat weights on TPU and on small maps, gathers elsewhere.
+      method: formulation. `map_coordinates`: the definition. `gather`: four neighbours, whose derivative scatters.
+        `window`: one patch of 2 x 2 pixels, whose derivative is a product and does not scatter. `hat`: one product with
+        the weights of all pixels. `separable`: rows first, then columns. `auto`: see `_automatic`.
 
     Returns:
       `(N, C)`, dtype of the map.
+
+    Raises:
+      ValueError: an unknown method.
     """
-    f, t = x_FxTxC.shape[:2]
-    if method == "auto":
-        # Measured on a CPU: below some 300 pixels the dense product beats four gathers and, above all, their scatter.
-        gathers: Callable[[Array, Array], Array] = _sample_hat if f * t <= 320 else _sample_gather
-        return jax.lax.platform_dependent(x_FxTxC, position_Nx2, tpu=_sample_hat, default=gathers)
-    if method == "map_coordinates":
-        return _sample_map_coordinates(x_FxTxC, position_Nx2)
-    return (_sample_gather if method == "gather" else _sample_hat)(x_FxTxC, position_Nx2)
+    forms: dict[str, Callable[[Array, Array], Array]] = {
+        "auto": _automatic,
+        "map_coordinates": sample_by_map_coordinates,
+        "gather": sample_by_gather,
+        "window": _sample_window,
+        "hat": _sample_hat,
+        "separable": _sample_separable,
+    }
+    if method not in forms:
+        raise ValueError(f"no formulation {method!r}; there are {', '.join(get_args(Method))}")
+    return forms[method](x_FxTxC, position_Nx2)
 
 
-def _sample_map_coordinates(x_FxTxC: Array, position_Nx2: Array) -> Array:
+def _automatic(x_FxTxC: Array, position_Nx2: Array) -> Array:
+    """The fastest that was measured (benchmarks/README.md).
+
+    TPU: no gather, sort or scatter survives in a program of products. Elsewhere four reads are cheap; what costs is the
+    scatter of their derivative, which a product replaces as long as the map is small.
+    """
+    pixels = x_FxTxC.shape[0] * x_FxTxC.shape[1]
+    reads = _sample_window if pixels <= 512 else sample_by_gather
+    return jax.lax.platform_dependent(x_FxTxC, position_Nx2, tpu=_sample_hat, default=reads)
+
+
+def sample_by_map_coordinates(x_FxTxC: Array, position_Nx2: Array) -> Array:
+    """The definition, `(N, C)`."""
     wide = x_FxTxC.astype(position_Nx2.dtype)
     read = jax.vmap(lambda plane: map_coordinates(plane, list(position_Nx2.T), order=1, cval=0.0), -1, -1)
     return read(wide).astype(x_FxTxC.dtype)
 
 
-def _sample_gather(x_FxTxC: Array, position_Nx2: Array) -> Array:
+def sample_by_gather(x_FxTxC: Array, position_Nx2: Array) -> Array:
+    """Four reads per point, `(N, C)`."""
     f, t, c = x_FxTxC.shape
-    row, row_part = _split(position_Nx2[:, 0])
-    time, time_part = _split(position_Nx2[:, 1])
+    row, row_part = split(position_Nx2[:, 0])
+    time, time_part = split(position_Nx2[:, 1])
     flat = x_FxTxC.reshape(f * t, c)
     total = jnp.zeros((position_Nx2.shape[0], c), position_Nx2.dtype)
     for i, row_weight in ((row, 1 - row_part), (row + 1, row_part)):
@@ -135,78 +156,65 @@ def _sample_gather(x_FxTxC: Array, position_Nx2: Array) -> Array:
     return total.astype(x_FxTxC.dtype)
 
 
+@jax.custom_vjp
+def _sample_window(x_FxTxC: Array, position_Nx2: Array) -> Array:
+    patch, (row, time) = _patches(x_FxTxC, position_Nx2)
+    (near, far), row, time = patch, row[:, None], time[:, None]
+    left, right = (a * (1 - row) + b * row for a, b in zip(near, far))
+    return (left * (1 - time) + right * time).astype(x_FxTxC.dtype)
+
+
+def _patches(x_FxTxC: Array, position_Nx2: Array) -> tuple[list[list[Array]], tuple[Array, Array]]:
+    """The four neighbours of each point, `[row][column]` of `(N, C)`, zero outside, and the two fractions `(N,)`."""
+    f, t, c = x_FxTxC.shape
+    cell_Nx2, part_Nx2 = split(position_Nx2)
+    inside_N = ((cell_Nx2 >= -1) & (cell_Nx2 < np.array([f, t]))).all(-1)
+    padded = jnp.pad(x_FxTxC, ((1, 1), (1, 1), (0, 0)))
+    first_Nx2 = jnp.clip(cell_Nx2 + 1, 0, np.array([f, t]))
+    cut = jax.vmap(lambda at: jax.lax.dynamic_slice(padded, (at[0], at[1], 0), (2, 2, c)))
+    patch = jnp.where(inside_N[:, None, None, None], cut(first_Nx2).astype(position_Nx2.dtype), 0)
+    return [[patch[:, i, j] for j in (0, 1)] for i in (0, 1)], (part_Nx2[:, 0], part_Nx2[:, 1])
+
+
+def corner_slopes(corner: Any, row: Array, time: Array) -> Array:
+    """Derivative of a bilinear blend by its two fractions, `(..., 2)`, from the four values that it blends."""
+    (a, b), (c, d) = corner
+    return jnp.stack([(c - a) * (1 - time) + (d - b) * time, (b - a) * (1 - row) + (d - c) * row], -1)
+
+
+def _window_forward(x_FxTxC: Array, position_Nx2: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _sample_window(x_FxTxC, position_Nx2), (x_FxTxC, position_Nx2)
+
+
+def _window_backward(saved: tuple[Array, Array], above_NxC: Array) -> tuple[Array, Array]:
+    x_FxTxC, position_Nx2 = saved
+    f, t, c = x_FxTxC.shape
+    above_NxC = above_NxC.astype(position_Nx2.dtype)
+    patch, (row, time) = _patches(x_FxTxC, position_Nx2)
+    d_position = corner_slopes([[(x * above_NxC).sum(-1) for x in pair] for pair in patch], row, time)
+    rows_FxN, times_TxN = hat_weights(position_Nx2[:, 0], f).T, hat_weights(position_Nx2[:, 1], t).T
+    weights_FTxN = (rows_FxN[:, None] * times_TxN[None]).reshape(f * t, -1)
+    d_x = exact("mn,nc->mc", weights_FTxN, above_NxC).reshape(f, t, c)
+    return d_x.astype(x_FxTxC.dtype), d_position
+
+
+_sample_window.defvjp(_window_forward, _window_backward)
+
+
 def _sample_hat(x_FxTxC: Array, position_Nx2: Array) -> Array:
     f, t, c = x_FxTxC.shape
     rows, times = hat_weights(position_Nx2[:, 0], f), hat_weights(position_Nx2[:, 1], t)
     weights_NxFT = (rows[:, :, None] * times[:, None, :]).reshape(-1, f * t)
-    # Rounding the weights to bfloat16 would lose the fraction of a pixel, so this product keeps full precision.
-    out = jnp.matmul(
-        weights_NxFT, x_FxTxC.reshape(f * t, c).astype(weights_NxFT.dtype), precision=jax.lax.Precision.HIGHEST
-    )
-    return out.astype(x_FxTxC.dtype)
+    wide = x_FxTxC.reshape(f * t, c).astype(weights_NxFT.dtype)
+    return exact("nm,mc->nc", weights_NxFT, wide).astype(x_FxTxC.dtype)
 
 
-def position_bias(
-    table_HxRxS: Array,
-    position_Nx2: Array,
-    size: tuple[int, int],
-    grid: Grid = "centre",
-    method: Method = "auto",
-) -> Array:
-    """Relative position bias: a learned table read at (query - key), bilinearly, zero outside.
-
-    The table's centre is zero displacement. `centre` measures displacements in pixels of the map at any map size, and
-    a displacement beyond the table reads its edge. The published grids scale the map to the table instead.
-
-    Args:
-      table_HxRxS: one group's heads; R and S are odd, 2 F - 1 and 2 T - 1 of the map it was made for.
-      position_Nx2: keys, `(freq, time)` in pixels.
-      size: (F, T) of the queries' map.
-      grid: convention of the query lattice and of the table's scale.
-      method: `map_coordinates` (the definition), `gather`, or anything else for windows of the table.
-
-    Returns:
-      `(H, F * T, N)`, dtype of the positions.
-    """
-    if grid == "centre":
-        table_HxRxS = _reach(table_HxRxS, size)
-    axes = []
-    exact = True  # the lattice has unit spacing in table pixels: one window per key holds all its queries
-    for axis, pixels in enumerate(size):
-        middle = (table_HxRxS.shape[axis + 1] - 1) / 2
-        scale = 1.0 if grid == "centre" or pixels == 1 else middle / (pixels - 1)
-        exact &= scale == 1.0 and grid != "dat2022"
-        axes.append((query_points(pixels, grid) * scale + middle, scale))
-    if method in ("map_coordinates", "gather") or not exact:
-        row_FxN, time_TxN = (
-            jnp.asarray(query, position_Nx2.dtype)[:, None] - scale * position_Nx2[None, :, axis]
-            for axis, (query, scale) in enumerate(axes)
-        )
-        coordinates = jnp.stack(jnp.broadcast_arrays(row_FxN[:, None], time_TxN[None]), -1).reshape(-1, 2)
-        read = _sample_map_coordinates if method == "map_coordinates" else _sample_gather
-        table_RxSxH = jnp.moveaxis(table_HxRxS, 0, -1).astype(position_Nx2.dtype)
-        flat = read(table_RxSxH, coordinates)
-        return flat.T.reshape(table_HxRxS.shape[0], size[0] * size[1], -1)
-    start_Nx2 = jnp.asarray([axes[0][0][0], axes[1][0][0]], position_Nx2.dtype) - position_Nx2
-    return _table_windows(table_HxRxS.astype(position_Nx2.dtype), start_Nx2, size)
+def _sample_separable(x_FxTxC: Array, position_Nx2: Array) -> Array:
+    rows_NxF, times_NxT = (hat_weights(position_Nx2[:, axis], x_FxTxC.shape[axis]) for axis in (0, 1))
+    read_NxTxC = exact("nf,ftc->ntc", rows_NxF, x_FxTxC.astype(position_Nx2.dtype))
+    return exact("nt,ntc->nc", times_NxT, read_NxTxC).astype(x_FxTxC.dtype)
 
 
-def _reach(table_HxRxS: Array, size: tuple[int, int]) -> Array:
-    """Repeats the table's edge until it holds every displacement of a map of `size`, with one pixel around it."""
-    missing = [max(0, pixels + 1 - (side + 1) // 2) for pixels, side in zip(size, table_HxRxS.shape[1:])]
-    return jnp.pad(table_HxRxS, ((0, 0), *((m, m) for m in missing)), mode="edge") if any(missing) else table_HxRxS
-
-
-def _table_windows(table_HxRxS: Array, start_Nx2: Array, size: tuple[int, int]) -> Array:
-    """Bias of all queries from one window of the table per key, blended by one pair of fractions per key."""
-    f, t = size
-    heads, rows, times = table_HxRxS.shape
-    padded = jnp.pad(table_HxRxS, ((0, 0), (f + 1, f + 1), (t + 1, t + 1)))
-    cell_Nx2, part_Nx2 = _split(start_Nx2)
-    first = jnp.clip(cell_Nx2 + jnp.array([f + 1, t + 1]), 0, jnp.array([rows + f + 1, times + t + 1]))
-    cut = jax.vmap(lambda at: jax.lax.dynamic_slice(padded, (0, at[0], at[1]), (heads, f + 1, t + 1)))
-    window_NxHxFxT = cut(first)
-    row, time = part_Nx2[:, 0, None, None, None], part_Nx2[:, 1, None, None, None]
-    window_NxHxFxT = window_NxHxFxT[:, :, :-1] * (1 - row) + window_NxHxFxT[:, :, 1:] * row
-    window_NxHxFxT = window_NxHxFxT[..., :-1] * (1 - time) + window_NxHxFxT[..., 1:] * time
-    return window_NxHxFxT.reshape(-1, heads, f * t).transpose(1, 2, 0)
+def exact(equation: str, left: Array, right: Array) -> Array:
+    """An einsum whose operands no backend may round: a weight in bfloat16 has lost its fraction of a pixel."""
+    return jnp.einsum(equation, left, right, precision=jax.lax.Precision.HIGHEST)

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax import sampling
-from datar_jax.sampling import position_bias, reference_points, sample_features, sampling_positions
+from datar_jax.bias import position_bias
+from datar_jax.sampling import reference_points, sample_features, sampling_positions
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-METHODS = ("map_coordinates", "gather", "hat")
+METHODS = ("map_coordinates", "gather", "window", "hat", "separable")
 SIZES = [(1, 1), (1, 6), (5, 1), (4, 7)]
 GRIDS = ("centre", "dat2022", "dat2023")
 N = 10  # points of every draw
@@ -256,8 +257,9 @@ def bias_by_loops(table: np.ndarray, position: np.ndarray, size: tuple[int, int]
     """The law in float64: ours in pixels with the edge repeated, the published ones in units of half a map."""
     sides = table.shape[1:]
     if grid == "centre":
-        reach = [max(0, n + 1 - (side + 1) // 2) for n, side in zip(size, sides)]
+        reach = [max(0, n + 2 - (side + 1) // 2) for n, side in zip(size, sides)]
         table = np.pad(table, ((0, 0), *((r, r) for r in reach)), mode="edge")
+        position = np.clip(position, -1, size)
         queries = [np.arange(n) for n in size]
         read = [q[:, None] - p + (side - 1) / 2 for q, p, side in zip(queries, position.T, table.shape[1:])]
     else:
@@ -283,7 +285,7 @@ def bias_all(size: tuple[int, int], grid: Any) -> Callable[..., list[Any]]:
             value, back = jax.vjp(lambda t, p: position_bias(t, p, size, grid, method), table, position)
             return value, back(above)
 
-        return [one(method) for method in ("map_coordinates", "gather", "auto")]
+        return [one(method) for method in ("map_coordinates", "gather", "window", "separable", "auto")]
 
     return jax.jit(run)
 

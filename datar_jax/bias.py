@@ -1,0 +1,201 @@
+"""The relative position bias of deformable attention: a learned table, read bilinearly at (query - key).
+
+All formulations give one row of queries at a time, because nothing ever needs the bias of all pairs at once
+(`rowwise.attend`). Shapes: H heads, R x S the table, F x T the map, N keys. The table's centre is zero displacement.
+
+`centre`, ours: displacements in pixels of the map, at any map size; beyond its edge a table reads its edge, and a key
+further than one pixel outside the map reads as one at one pixel. The published grids scale the map to the table, and
+the table is zero outside.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from datar_jax.sampling import (
+    Grid,
+    Method,
+    corner_slopes,
+    exact,
+    hat_weights,
+    query_points,
+    sample_by_gather,
+    sample_by_map_coordinates,
+    split,
+)
+
+
+def position_bias(
+    table_HxRxS: Array,
+    position_Nx2: Array,
+    size: tuple[int, int],
+    grid: Grid = "centre",
+    method: Method = "auto",
+) -> Array:
+    """Bias of every query and key.
+
+    Args:
+      table_HxRxS: one group's heads; R and S are odd, 2 F - 1 and 2 T - 1 of the map it was made for.
+      position_Nx2: keys, `(freq, time)` in pixels.
+      size: (F, T) of the queries' map.
+      grid: convention of the query lattice and of the table's scale.
+      method: see `bias_row`.
+
+    Returns:
+      `(H, F * T, N)`, dtype of the positions.
+    """
+    table_HxRxS = fit_table(table_HxRxS, size, grid)
+    row = partial(bias_row, table_HxRxS, position_Nx2, size=size, grid=grid, method=method)
+    bias_HxNxFxT = jax.vmap(row, out_axes=2)(jnp.arange(size[0]))
+    return bias_HxNxFxT.reshape(*bias_HxNxFxT.shape[:2], -1).swapaxes(1, 2)
+
+
+def fit_table(table_HxRxS: Array, size: tuple[int, int], grid: Grid) -> Array:
+    """`centre`: cuts the table, or repeats its edge, until it is 2 F + 3 by 2 T + 3.
+
+    That holds every displacement of keys up to one pixel outside the map, and a pixel beyond, so that slopes end flat.
+    """
+    if grid != "centre":
+        return table_HxRxS
+    for axis, pixels in enumerate(size, 1):
+        beyond = pixels + 1 - (table_HxRxS.shape[axis] - 1) // 2
+        if beyond < 0:
+            table_HxRxS = jax.lax.slice_in_dim(table_HxRxS, -beyond, beyond, axis=axis)
+        pad = [(max(beyond, 0),) * 2 if a == axis else (0, 0) for a in range(3)]
+        table_HxRxS = jnp.pad(table_HxRxS, pad, mode="edge")
+    return table_HxRxS
+
+
+def bias_row(
+    table_HxRxS: Array,
+    position_Nx2: Array,
+    row: Array,
+    size: tuple[int, int],
+    grid: Grid = "centre",
+    method: Method = "auto",
+) -> Array:
+    """Bias of one row of queries.
+
+    Args:
+      table_HxRxS: from `fit_table`.
+      position_Nx2: keys, `(freq, time)` in pixels.
+      row: which of the F rows, int32 scalar.
+      size: (F, T) of the queries' map.
+      grid: convention of the query lattice and of the table's scale.
+      method: formulation. `map_coordinates`: the definition. `gather`: four reads per pair. `window`: the lattice of
+        queries has unit spacing in the table, so a key needs one window of it and one pair of fractions; its derivative
+        is made of products and does not scatter (`centre` only; the published grids gather). `hat`, `separable`: two
+        products with hat weights. `auto`: products on TPU, where a gather becomes a loop over keys, else `window`.
+
+    Returns:
+      `(H, N, T)`, dtype of the positions.
+
+    Raises:
+      ValueError: an unknown method.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"no formulation {method!r}; there are {', '.join(get_args(Method))}")
+    table_HxRxS = table_HxRxS.astype(position_Nx2.dtype)
+    if grid == "centre":
+        position_Nx2 = jnp.clip(position_Nx2, -1, np.array(size))
+    pairs = partial(_pairs, (table_HxRxS.shape[1], table_HxRxS.shape[2]), size, grid)
+    forms = {
+        "map_coordinates": lambda *args: _read(sample_by_map_coordinates, pairs, *args),
+        "gather": lambda *args: _read(sample_by_gather, pairs, *args),
+        "separable": lambda *args: _separable(pairs, grid, *args),
+        "window": lambda *args: _windows(size, *args),
+    }
+    forms["hat"] = forms["separable"]
+    if grid != "centre":
+        forms["window"] = forms["gather"]
+    if method != "auto":
+        return forms[method](table_HxRxS, position_Nx2, row)
+    return jax.lax.platform_dependent(table_HxRxS, position_Nx2, row, tpu=forms["separable"], default=forms["window"])
+
+
+def _pairs(
+    table: tuple[int, int], size: tuple[int, int], grid: Grid, position_Nx2: Array, row: Array
+) -> tuple[Array, Array]:
+    """Where a row of queries reads the table: its rows `(N,)` and its columns `(N, T)`."""
+    at = []
+    for axis, pixels in enumerate(size):
+        middle = (table[axis] - 1) / 2
+        scale = 1.0 if grid == "centre" or pixels == 1 else middle / (pixels - 1)
+        lattice = jnp.asarray(query_points(pixels, grid) * scale + middle, position_Nx2.dtype)
+        at.append((lattice, scale * position_Nx2[:, axis]))
+    (rows_F, row_N), (times_T, time_N) = at
+    return rows_F[row] - row_N, times_T - time_N[:, None]
+
+
+def _read(read: Any, pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
+    row_N, time_NxT = pairs(position_Nx2, row)
+    at = jnp.stack(jnp.broadcast_arrays(row_N[:, None], time_NxT), -1).reshape(-1, 2)
+    return jnp.moveaxis(read(jnp.moveaxis(table_HxRxS, 0, -1), at), -1, 0).reshape(-1, *time_NxT.shape)
+
+
+def _separable(pairs: Any, grid: Grid, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
+    row_N, time_NxT = pairs(position_Nx2, row)
+    if grid == "centre":  # a row of queries reaches half of the table's rows
+        table_HxRxS = jax.lax.dynamic_slice_in_dim(table_HxRxS, row + 1, (table_HxRxS.shape[1] + 3) // 2, 1)
+        row_N = row_N - (row + 1)
+    rows_NxR = hat_weights(row_N, table_HxRxS.shape[1])
+    times_NxTxS = hat_weights(time_NxT, table_HxRxS.shape[2])
+    return exact("nhs,nts->hnt", exact("nr,hrs->nhs", rows_NxR, table_HxRxS), times_NxTxS)
+
+
+def _windows(size: tuple[int, int], table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
+    start_Nx2 = jnp.asarray(size, position_Nx2.dtype) + 1 - position_Nx2  # where query (0, 0) reads: 1..size + 2
+    cell_Nx2, part_Nx2 = split(start_Nx2)
+    return _window(size, table_HxRxS, cell_Nx2, part_Nx2, row)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _window(size: tuple[int, int], table_HxRxS: Array, cell_Nx2: Array, part_Nx2: Array, row: Array) -> Array:
+    heads, t = table_HxRxS.shape[0], size[1]
+    cut = jax.vmap(lambda at: jax.lax.dynamic_slice(table_HxRxS, (0, at[0] + row, at[1]), (heads, 2, t + 1)))
+    near_HxNxT, far_HxNxT = cut(cell_Nx2).transpose(2, 1, 0, 3)
+    part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
+    left = near_HxNxT[..., :-1] * (1 - part) + far_HxNxT[..., :-1] * part
+    right = near_HxNxT[..., 1:] * (1 - part) + far_HxNxT[..., 1:] * part
+    return left * (1 - along) + right * along
+
+
+def _window_forward(size: tuple[int, int], *args: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _window(size, *args), args
+
+
+def _window_backward(size: tuple[int, int], saved: tuple[Array, ...], above_HxNxT: Array) -> tuple[Any, ...]:
+    """Moves the gradient of each key to where its window lies in the table; the rest is two products.
+
+    The same two products give the table's gradient and the four corner sums that the gradient of a position needs.
+    """
+    table_HxRxS, cell_Nx2, part_Nx2, row = saved
+    (f, t), (heads, _, s) = size, table_HxRxS.shape
+    padded = jnp.pad(above_HxNxT.swapaxes(0, 1), ((0, 0), (0, 0), (t + 2, t + 2)))
+    move = jax.vmap(lambda x, cell: jax.lax.dynamic_slice(x, (0, t + 2 - cell), (heads, s)))
+    moved_NxHS = move(padded, cell_Nx2[:, 1]).reshape(-1, heads * s)
+
+    part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
+    distance_NxK = np.arange(1, f + 4) - cell_Nx2[:, :1]  # K: the table's rows that this row of queries reaches
+    near, far = (distance_NxK == 0).astype(part.dtype), (distance_NxK == 1).astype(part.dtype)
+    hat_NxK = near * (1 - part) + far * part
+    hats_KKxN = jnp.concatenate([hat_NxK * (1 - along), hat_NxK * along], 1).T
+    left, right = exact("kn,nm->km", hats_KKxN, moved_NxHS).reshape(2, f + 3, heads, s)
+    d_rows = left + jnp.pad(right[..., :-1], ((0, 0), (0, 0), (1, 0)))
+    d_table = jax.lax.dynamic_update_slice(jnp.zeros_like(table_HxRxS), d_rows.swapaxes(0, 1), (0, row + 1, 0))
+
+    reached = jax.lax.dynamic_slice_in_dim(table_HxRxS, row + 1, f + 3, 1).transpose(0, 2, 1)
+    shifted = jnp.pad(reached[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    sums_Nx2K = exact("nm,mk->nk", moved_NxHS, jnp.concatenate([reached, shifted], 2).reshape(heads * s, -1))
+    corners = [[(sums * at).sum(1) for sums in jnp.split(sums_Nx2K, 2, 1)] for at in (near, far)]
+    d_part = corner_slopes(corners, part[:, 0], along[:, 0])
+    return d_table, None, d_part, None
+
+
+_window.defvjp(_window_forward, _window_backward)

@@ -1,0 +1,212 @@
+"""Attention to sampled points, one row of queries at a time: scores of all pairs are never kept.
+
+A straightforward form writes bias, scores and weights of every (query, key) pair and keeps some of them for the
+derivative: more memory than all the rest of a step, and on a CPU most of its time. Here a row of queries is scored
+against all keys, weighed, read and forgotten; the derivative scores it again (as Dao et al., "FlashAttention", 2022).
+Keys lie along rows and queries along columns of a score: so a key's window of the position table is read as it lies.
+
+No loop runs over the batch, and no sum over it is inside a loop: a batch that is sharded stays sharded.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from datar_jax.bias import bias_row, fit_table
+from datar_jax.fusion import unfused
+from datar_jax.sampling import Grid, Method
+
+PAIRS = 1 << 20  # (query, key) pairs scored at once, heads and examples together: few enough for a CPU's cache
+
+
+def attend_rowwise(
+    q_BxFxTxHxD: Array,
+    k_BxNxHxD: Array,
+    v_BxNxHxD: Array,
+    table_HxRxS: Array | None,
+    position_BxGxNx2: Array,
+    mask_BxN: Array | None = None,
+    grid: Grid = "centre",
+    method: Method = "auto",
+) -> Array:
+    """softmax(q k / sqrt(D) + bias + mask) v.
+
+    Args:
+      q_BxFxTxHxD: queries, a map; heads are group-major.
+      k_BxNxHxD: keys.
+      v_BxNxHxD: values.
+      table_HxRxS: of the relative position bias; None: no bias.
+      position_BxGxNx2: where each group's keys lie, `(freq, time)` in pixels.
+      mask_BxN: added to all scores of a key; takes no gradient.
+      grid: convention of the bias.
+      method: formulation of the bias, see `bias.bias_row`.
+
+    Returns:
+      `(B, F, T, H, D)`, dtype of the values. Products are in the inputs' dtype, sums and softmax in float32 or wider.
+    """
+    (b, f, t, heads, _), groups = q_BxFxTxHxD.shape, position_BxGxNx2.shape[1]
+    if mask_BxN is None:
+        mask_BxN = jnp.zeros(k_BxNxHxD.shape[:2], position_BxGxNx2.dtype)
+    if table_HxRxS is not None:
+        table_HxRxS = fit_table(table_HxRxS, (f, t), grid)
+        table_HxRxS = table_HxRxS.reshape(groups, heads // groups, *table_HxRxS.shape[1:])
+    pairs = b * heads * k_BxNxHxD.shape[1] * t
+    blocks = min(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or pairs <= n * PAIRS))
+    plan = Plan((f, t), heads // blocks, blocks, grid, method)
+    return _attend(plan, q_BxFxTxHxD, k_BxNxHxD, v_BxNxHxD, table_HxRxS, position_BxGxNx2, mask_BxN)
+
+
+class Plan(NamedTuple):
+    """What is static: the map, heads at once (whole groups), how often, and how to read the bias."""
+
+    size: tuple[int, int]
+    heads: int
+    blocks: int
+    grid: Grid
+    method: Method
+
+
+class Block(NamedTuple):
+    """What some of the heads attend to."""
+
+    first_head: Array
+    k_BxHxNxD: Array
+    v_BxHxNxD: Array
+    table_GxHxRxS: Array | None
+    position_BxGxNx2: Array
+    mask_BxN: Array
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: Plan, q: Array, *keys: Any) -> Array:
+    return _forward(plan, q, *keys)[0]
+
+
+def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
+    def block(out: Array, index: Array) -> tuple[Array, Array]:
+        block = _block(plan, index, *keys)
+        v_BxHxDxN = block.v_BxHxNxD.swapaxes(2, 3)
+
+        def query_row(out: Array, row: Array) -> tuple[Array, Array]:
+            score = _scores(block, _row(plan, block, q, row)) + unfused(partial(_bias, plan), block, row)
+            top = score.max(2, keepdims=True)
+            weight = jnp.exp(score - top)
+            total = weight.sum(2, keepdims=True)
+            read = _product("bhdn,bhnt->bhdt", v_BxHxDxN, weight.astype(q.dtype)) / total
+            return _put_row(block, out, row, read), (top + jnp.log(total))[:, :, 0]
+
+        return jax.lax.scan(query_row, out, jnp.arange(plan.size[0]))
+
+    out, log_total = jax.lax.scan(block, jnp.zeros_like(q), jnp.arange(plan.blocks))
+    return out, (q, *keys, out, log_total)
+
+
+def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ...]:
+    q, *keys, out, log_total = saved
+    k, _, table, position, mask = keys
+    scale, wide = q.shape[-1] ** -0.5, log_total.dtype
+
+    def block(d_q: Array, given: tuple[Array, Array]) -> tuple[Array, Any]:
+        index, log_total = given
+        block = _block(plan, index, *keys)
+        k_BxHxDxN = block.k_BxHxNxD.swapaxes(2, 3)
+
+        def query_row(carry: Any, given: tuple[Array, Array]) -> tuple[Any, None]:
+            (d_q, d_keys), (row, log_total) = carry, given
+            q_BxTxHxD, out_BxTxHxD, above_BxTxHxD = (_row(plan, block, x, row) for x in (q, out, above))
+            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - log_total[:, :, None])
+            mean_BxTxH = (above_BxTxHxD.astype(wide) * out_BxTxHxD.astype(wide)).sum(-1)  # over the keys, of d_weight
+            d_weight = _product("bhnd,bthd->bhnt", block.v_BxHxNxD, above_BxTxHxD)
+            d_score = weight * (d_weight - mean_BxTxH.swapaxes(1, 2)[:, :, None])
+            narrow = d_score.astype(q.dtype)
+            d_v = _product("bhnt,bthd->bhnd", weight.astype(q.dtype), above_BxTxHxD)
+            d_k = _product("bhnt,bthd->bhnd", narrow, q_BxTxHxD) * scale
+            d_q = _put_row(block, d_q, row, _product("bhdn,bhnt->bhdt", k_BxHxDxN, narrow) * scale)
+            d_bias = _bias_gradient(plan, block, row, d_score)
+            return (d_q, jax.tree.map(jnp.add, d_keys, (d_k, d_v, d_bias))), None
+
+        zero = jnp.zeros(block.k_BxHxNxD.shape, wide)
+        zero_bias = None
+        if block.table_GxHxRxS is not None:  # a table for each example: their sum is for after the loops
+            tables = jnp.zeros((len(q), *block.table_GxHxRxS.shape), position.dtype)
+            zero_bias = tables, jnp.zeros_like(block.position_BxGxNx2)
+        start = (d_q, (zero, zero, zero_bias))
+        (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(plan.size[0]), log_total))
+        return d_q, d_keys
+
+    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, jnp.zeros_like(q), (jnp.arange(plan.blocks), log_total))
+    d_k, d_v = (x.transpose(1, 3, 0, 2, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
+    if d_bias is None:
+        return d_q, d_k, d_v, None, jnp.zeros_like(position), jnp.zeros_like(mask)
+    d_table_JxBxGxHxRxS, d_position_JxBxGxNx2 = d_bias
+    d_table = d_table_JxBxGxHxRxS.sum(1).reshape(table.shape).astype(table.dtype)
+    d_position = d_position_JxBxGxNx2.swapaxes(0, 1).reshape(position.shape)
+    return d_q, d_k, d_v, d_table, d_position, jnp.zeros_like(mask)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _block(
+    plan: Plan, index: Array, k: Array, v: Array, table: Array | None, position: Array, mask_BxN: Array
+) -> Block:
+    def part(x: Array, axis: int) -> Array:
+        wide = x.shape[axis] // plan.blocks
+        return jax.lax.dynamic_slice_in_dim(x, index * wide, wide, axis)
+
+    k_BxHxNxD, v_BxHxNxD = (part(x, 2).swapaxes(1, 2) for x in (k, v))
+    table_GxHxRxS = None if table is None else part(table, 0)
+    return Block(index * plan.heads, k_BxHxNxD, v_BxHxNxD, table_GxHxRxS, part(position, 1), mask_BxN)
+
+
+def _row(plan: Plan, block: Block, x_BxFxTxHxD: Array, row: Array) -> Array:
+    """One row of a map, the heads of a block: `(B, T, H, D)`."""
+    b, _, t, _, d = x_BxFxTxHxD.shape
+    return jax.lax.dynamic_slice(x_BxFxTxHxD, (0, row, 0, block.first_head, 0), (b, 1, t, plan.heads, d))[:, 0]
+
+
+def _put_row(block: Block, x_BxFxTxHxD: Array, row: Array, value_BxHxDxT: Array) -> Array:
+    value = value_BxHxDxT.transpose(0, 3, 1, 2)[:, None].astype(x_BxFxTxHxD.dtype)
+    return jax.lax.dynamic_update_slice(x_BxFxTxHxD, value, (0, row, 0, block.first_head, 0))
+
+
+def _product(equation: str, left: Array, right: Array) -> Array:
+    """A product in the operands' dtype, summed in float32 or wider."""
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.promote_types(left.dtype, jnp.float32))
+
+
+def _scores(block: Block, q_BxTxHxD: Array) -> Array:
+    """Of one row of queries, without their bias, `(B, H, N, T)`."""
+    return _product("bhnd,bthd->bhnt", block.k_BxHxNxD, q_BxTxHxD) * q_BxTxHxD.shape[-1] ** -0.5
+
+
+def _bias(plan: Plan, block: Block, row: Array) -> Array:
+    """Of one row of queries, with the mask, `(B, H, N, T)` or what broadcasts to it."""
+    mask_BxHxNxT = block.mask_BxN[:, None, :, None]
+    if block.table_GxHxRxS is None:
+        return mask_BxHxNxT
+    group = partial(_group_bias, plan, row)
+    bias_BxGxHxNxT = jax.vmap(jax.vmap(group), (None, 0))(block.table_GxHxRxS, block.position_BxGxNx2)
+    return bias_BxGxHxNxT.reshape(len(mask_BxHxNxT), plan.heads, *bias_BxGxHxNxT.shape[3:]) + mask_BxHxNxT
+
+
+def _group_bias(plan: Plan, row: Array, table_HxRxS: Array, position_Nx2: Array) -> Array:
+    return bias_row(table_HxRxS, position_Nx2, row, plan.size, plan.grid, plan.method)
+
+
+def _bias_gradient(plan: Plan, block: Block, row: Array, d_score_BxHxNxT: Array) -> tuple[Array, Array] | None:
+    """Of each example's table and positions, `(B, G, H, R, S)` and `(B, G, N, 2)`."""
+    if block.table_GxHxRxS is None:
+        return None
+
+    def group(table: Array, position: Array, above: Array) -> Any:
+        return jax.vjp(partial(_group_bias, plan, row), table, position)[1](above)
+
+    b, groups = block.position_BxGxNx2.shape[:2]
+    above = d_score_BxHxNxT.reshape(b, groups, -1, *d_score_BxHxNxT.shape[2:])
+    return jax.vmap(jax.vmap(group), (None, 0, 0))(block.table_GxHxRxS, block.position_BxGxNx2, above)
