@@ -108,12 +108,12 @@ def bias_row(
     forms = {
         "map_coordinates": lambda *args: _read(sample_by_map_coordinates, pairs, *args),
         "gather": lambda *args: _read(sample_by_gather, pairs, *args),
-        "separable": lambda *args: _separable(pairs, grid, *args),
-        "window": lambda *args: _windows(size, *args),
+        "window": lambda *args: _windows(size, False, *args),
+        "separable": lambda *args: _windows(size, True, *args),
     }
-    forms["hat"] = forms["separable"]
     if grid != "centre":
-        forms["window"] = forms["gather"]
+        forms |= {"window": forms["gather"], "separable": lambda *args: _separable(pairs, *args)}
+    forms["hat"] = forms["separable"]
     if method != "auto":
         return forms[method](table_HxRxS, position_Nx2, row)
     return jax.lax.platform_dependent(table_HxRxS, position_Nx2, row, tpu=forms["separable"], default=forms["window"])
@@ -139,52 +139,72 @@ def _read(read: Any, pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: A
     return jnp.moveaxis(read(jnp.moveaxis(table_HxRxS, 0, -1), at), -1, 0).reshape(-1, *time_NxT.shape)
 
 
-def _separable(pairs: Any, grid: Grid, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
+def _separable(pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
     row_N, time_NxT = pairs(position_Nx2, row)
-    if grid == "centre":  # a row of queries reaches half of the table's rows
-        table_HxRxS = jax.lax.dynamic_slice_in_dim(table_HxRxS, row + 1, (table_HxRxS.shape[1] + 3) // 2, 1)
-        row_N = row_N - (row + 1)
-    rows_NxR = hat_weights(row_N, table_HxRxS.shape[1])
-    times_NxTxS = hat_weights(time_NxT, table_HxRxS.shape[2])
+    rows_NxR, times_NxTxS = hat_weights(row_N, table_HxRxS.shape[1]), hat_weights(time_NxT, table_HxRxS.shape[2])
     return exact("nhs,nts->hnt", exact("nr,hrs->nhs", rows_NxR, table_HxRxS), times_NxTxS)
 
 
-def _windows(size: tuple[int, int], table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
+def _windows(size: tuple[int, int], products: bool, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
     start_Nx2 = jnp.asarray(size, position_Nx2.dtype) + 1 - position_Nx2  # where query (0, 0) reads: 1..size + 2
-    cell_Nx2, part_Nx2 = split(start_Nx2)
-    return _window(size, table_HxRxS, cell_Nx2, part_Nx2, row)
+    return _window(size, products, table_HxRxS, *split(start_Nx2), row)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _window(size: tuple[int, int], table_HxRxS: Array, cell_Nx2: Array, part_Nx2: Array, row: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _window(
+    size: tuple[int, int], products: bool, table_HxRxS: Array, cell_Nx2: Array, part_Nx2: Array, row: Array
+) -> Array:
     heads, t = table_HxRxS.shape[0], size[1]
+    part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
+    if products:
+        near_NxK, far_NxK = _reached_rows(size, cell_Nx2, part.dtype)
+        reached_HxKxS = jax.lax.dynamic_slice_in_dim(table_HxRxS, row + 1, size[0] + 3, 1)
+        read_NxHxS = exact("nk,hks->nhs", near_NxK * (1 - part) + far_NxK * part, reached_HxKxS)
+        hat_NxTxS = _shifts(size, cell_Nx2) * (1 - along)[..., None] + _shifts(size, cell_Nx2 + 1) * along[..., None]
+        return exact("nhs,nts->hnt", read_NxHxS, hat_NxTxS)
     cut = jax.vmap(lambda at: jax.lax.dynamic_slice(table_HxRxS, (0, at[0] + row, at[1]), (heads, 2, t + 1)))
     near_HxNxT, far_HxNxT = cut(cell_Nx2).transpose(2, 1, 0, 3)
-    part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
     left = near_HxNxT[..., :-1] * (1 - part) + far_HxNxT[..., :-1] * part
     right = near_HxNxT[..., 1:] * (1 - part) + far_HxNxT[..., 1:] * part
     return left * (1 - along) + right * along
 
 
-def _window_forward(size: tuple[int, int], *args: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _window(size, *args), args
+def _reached_rows(size: tuple[int, int], cell_Nx2: Array, dtype: Any) -> tuple[Array, Array]:
+    """Of the K = F + 3 table rows that one row of queries reaches: which lies below each key, and which above."""
+    distance_NxK = np.arange(1, size[0] + 4) - cell_Nx2[:, :1]
+    return (distance_NxK == 0).astype(dtype), (distance_NxK == 1).astype(dtype)
 
 
-def _window_backward(size: tuple[int, int], saved: tuple[Array, ...], above_HxNxT: Array) -> tuple[Any, ...]:
+def _shifts(size: tuple[int, int], cell_Nx2: Array) -> Array:
+    """One where query column T of each key reads table column S, `(N, T, S)`."""
+    t = size[1]
+    return (cell_Nx2[:, 1, None, None] == np.arange(2 * t + 3) - np.arange(t)[:, None]).astype(jnp.float32)
+
+
+def _window_forward(size: tuple[int, int], products: bool, *args: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _window(size, products, *args), args
+
+
+def _window_backward(
+    size: tuple[int, int], products: bool, saved: tuple[Array, ...], above_HxNxT: Array
+) -> tuple[Any, ...]:
     """Moves the gradient of each key to where its window lies in the table; the rest is two products.
 
     The same two products give the table's gradient and the four corner sums that the gradient of a position needs.
     """
     table_HxRxS, cell_Nx2, part_Nx2, row = saved
     (f, t), (heads, _, s) = size, table_HxRxS.shape
-    padded = jnp.pad(above_HxNxT.swapaxes(0, 1), ((0, 0), (0, 0), (t + 2, t + 2)))
-    move = jax.vmap(lambda x, cell: jax.lax.dynamic_slice(x, (0, t + 2 - cell), (heads, s)))
-    moved_NxHS = move(padded, cell_Nx2[:, 1]).reshape(-1, heads * s)
+    if products:
+        moved_NxHxS = exact("hnt,nts->nhs", above_HxNxT, _shifts(size, cell_Nx2).astype(above_HxNxT.dtype))
+    else:
+        padded = jnp.pad(above_HxNxT.swapaxes(0, 1), ((0, 0), (0, 0), (t + 2, t + 2)))
+        move = jax.vmap(lambda x, cell: jax.lax.dynamic_slice(x, (0, t + 2 - cell), (heads, s)))
+        moved_NxHxS = move(padded, cell_Nx2[:, 1])
+    moved_NxHS = moved_NxHxS.reshape(-1, heads * s)
 
     part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
-    distance_NxK = np.arange(1, f + 4) - cell_Nx2[:, :1]  # K: the table's rows that this row of queries reaches
-    near, far = (distance_NxK == 0).astype(part.dtype), (distance_NxK == 1).astype(part.dtype)
-    hat_NxK = near * (1 - part) + far * part
+    near_NxK, far_NxK = _reached_rows(size, cell_Nx2, part.dtype)
+    hat_NxK = near_NxK * (1 - part) + far_NxK * part
     hats_KKxN = jnp.concatenate([hat_NxK * (1 - along), hat_NxK * along], 1).T
     left, right = exact("kn,nm->km", hats_KKxN, moved_NxHS).reshape(2, f + 3, heads, s)
     d_rows = left + jnp.pad(right[..., :-1], ((0, 0), (0, 0), (1, 0)))
@@ -193,9 +213,8 @@ def _window_backward(size: tuple[int, int], saved: tuple[Array, ...], above_HxNx
     reached = jax.lax.dynamic_slice_in_dim(table_HxRxS, row + 1, f + 3, 1).transpose(0, 2, 1)
     shifted = jnp.pad(reached[:, 1:], ((0, 0), (0, 1), (0, 0)))
     sums_Nx2K = exact("nm,mk->nk", moved_NxHS, jnp.concatenate([reached, shifted], 2).reshape(heads * s, -1))
-    corners = [[(sums * at).sum(1) for sums in jnp.split(sums_Nx2K, 2, 1)] for at in (near, far)]
-    d_part = corner_slopes(corners, part[:, 0], along[:, 0])
-    return d_table, None, d_part, None
+    corners = [[(sums * at).sum(1) for sums in jnp.split(sums_Nx2K, 2, 1)] for at in (near_NxK, far_NxK)]
+    return d_table, None, corner_slopes(corners, part[:, 0], along[:, 0]), None
 
 
 _window.defvjp(_window_forward, _window_backward)

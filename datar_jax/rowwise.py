@@ -88,38 +88,39 @@ def _attend(plan: Plan, q: Array, *keys: Any) -> Array:
 
 
 def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
-    def block(out: Array, index: Array) -> tuple[Array, Array]:
+    def block(out: Array, index: Array) -> tuple[Array, Any]:
         block = _block(plan, index, *keys)
         v_BxHxDxN = block.v_BxHxNxD.swapaxes(2, 3)
 
-        def query_row(out: Array, row: Array) -> tuple[Array, Array]:
+        def query_row(out: Array, row: Array) -> tuple[Array, Any]:
             score = _scores(block, _row(plan, block, q, row)) + unfused(partial(_bias, plan), block, row)
             top = score.max(2, keepdims=True)
             weight = jnp.exp(score - top)
             total = weight.sum(2, keepdims=True)
             read = _product("bhdn,bhnt->bhdt", v_BxHxDxN, weight.astype(q.dtype)) / total
-            return _put_row(block, out, row, read), (top + jnp.log(total))[:, :, 0]
+            return _put_row(block, out, row, read), (top, total)
 
         return jax.lax.scan(query_row, out, jnp.arange(plan.size[0]))
 
-    out, log_total = jax.lax.scan(block, jnp.zeros_like(q), jnp.arange(plan.blocks))
-    return out, (q, *keys, out, log_total)
+    out, scales = jax.lax.scan(block, jnp.zeros_like(q), jnp.arange(plan.blocks))
+    return out, (q, *keys, out, scales)
 
 
 def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ...]:
-    q, *keys, out, log_total = saved
+    q, *keys, out, scales = saved
     k, _, table, position, mask = keys
-    scale, wide = q.shape[-1] ** -0.5, log_total.dtype
+    scale, wide = q.shape[-1] ** -0.5, scales[0].dtype
 
-    def block(d_q: Array, given: tuple[Array, Array]) -> tuple[Array, Any]:
-        index, log_total = given
+    def block(d_q: Array, given: tuple[Array, Any]) -> tuple[Array, Any]:
+        index, scales = given
         block = _block(plan, index, *keys)
         k_BxHxDxN = block.k_BxHxNxD.swapaxes(2, 3)
 
-        def query_row(carry: Any, given: tuple[Array, Array]) -> tuple[Any, None]:
-            (d_q, d_keys), (row, log_total) = carry, given
+        def query_row(carry: Any, given: tuple[Array, Any]) -> tuple[Any, None]:
+            (d_q, d_keys), (row, (top, total)) = carry, given
             q_BxTxHxD, out_BxTxHxD, above_BxTxHxD = (_row(plan, block, x, row) for x in (q, out, above))
-            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - log_total[:, :, None])
+            # The logarithm of the total, added to the largest score, would be lost where all keys are masked.
+            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - top) * (1 / total)
             mean_BxTxH = (above_BxTxHxD.astype(wide) * out_BxTxHxD.astype(wide)).sum(-1)  # over the keys, of d_weight
             d_weight = _product("bhnd,bthd->bhnt", block.v_BxHxNxD, above_BxTxHxD)
             d_score = weight * (d_weight - mean_BxTxH.swapaxes(1, 2)[:, :, None])
@@ -136,10 +137,10 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
             tables = jnp.zeros((len(q), *block.table_GxHxRxS.shape), position.dtype)
             zero_bias = tables, jnp.zeros_like(block.position_BxGxNx2)
         start = (d_q, (zero, zero, zero_bias))
-        (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(plan.size[0]), log_total))
+        (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(plan.size[0]), scales))
         return d_q, d_keys
 
-    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, jnp.zeros_like(q), (jnp.arange(plan.blocks), log_total))
+    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, jnp.zeros_like(q), (jnp.arange(plan.blocks), scales))
     d_k, d_v = (x.transpose(1, 3, 0, 2, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     if d_bias is None:
         return d_q, d_k, d_v, None, jnp.zeros_like(position), jnp.zeros_like(mask)

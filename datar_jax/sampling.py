@@ -145,7 +145,7 @@ def sample_by_gather(x_FxTxC: Array, position_Nx2: Array) -> Array:
     f, t, c = x_FxTxC.shape
     row, row_part = split(position_Nx2[:, 0])
     time, time_part = split(position_Nx2[:, 1])
-    flat = x_FxTxC.reshape(f * t, c)
+    flat = x_FxTxC.reshape(f * t, c).astype(position_Nx2.dtype)  # its derivative adds up many bfloat16
     total = jnp.zeros((position_Nx2.shape[0], c), position_Nx2.dtype)
     for i, row_weight in ((row, 1 - row_part), (row + 1, row_part)):
         for j, time_weight in ((time, 1 - time_part), (time + 1, time_part)):

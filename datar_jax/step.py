@@ -97,17 +97,19 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     config = task.config
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     augment_key, drop_key = jax.random.split(key)
-    batch = augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics)
+    with jax.named_scope("augment"):
+        batch = augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics)
     loss, grads = _loss_and_gradient(task, state.params, batch, drop_key)
 
     optim = config.optim
-    norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, opt_state = optimiser(optim, task.steps).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # Early on, the average forgets its start faster than `ema` alone would let it.
-    decay = jnp.minimum(optim.ema, (1.0 + state.step) / (10.0 + state.step))
-    ema = optax.incremental_update(params, state.ema, 1 - decay) if optim.ema else {}
+    with jax.named_scope("optimiser"):
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        updates, opt_state = optimiser(optim, task.steps).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # Early on, the average forgets its start faster than `ema` alone would let it.
+        decay = jnp.minimum(optim.ema, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay) if optim.ema else {}
     moved = TrainState(state.step + 1, params, ema, opt_state, jnp.int32(0), state.statistics)
     kept = TrainState(state.step + 1, state.params, state.ema, state.opt_state, state.skipped + 1, state.statistics)
     after = jax.tree.map(partial(jnp.where, finite), moved, kept)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampling import bias_by_loops, bilinear
+from test_bias import bias_by_loops
+from test_sampling import bilinear
 
 from datar_jax import attention
 from datar_jax.attention import DeformableAttention, WindowAttention
@@ -273,14 +274,19 @@ def test_the_offset_network_learns_and_the_key_bias_cannot() -> None:
 
 
 def test_positions_are_float32_in_a_bfloat16_module() -> None:
-    module = deformable(dtype=jnp.bfloat16, offset_range=0.0, stride=3)
-    params, x = build(module, (1, 3, 64, C))
-    y, position = run(module, params, x)
+    """With an offset network that says zero they are the reference points to the last digit of float32."""
+    wide, narrow = (deformable(stride=3, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    params, x = build(wide, (1, 4, 64, C))
+    silent = {**params, "offset": {**params["offset"], "project": {"kernel": np.zeros((C // 2, 2), np.float32)}}}
+    (_, expected), (y, position) = (run(module, silent, x) for module in (wide, narrow))
     assert position.dtype == jnp.float32 and y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(position, expected)
     reference = reference_points(64, 22, "centre")
-    np.testing.assert_allclose(position[0, 0, 0, :, 1], reference, rtol=1e-6)
+    np.testing.assert_allclose(position[0, 0, 0, :, 1], reference, rtol=1e-7)
     rounded = np.asarray(jnp.asarray(reference, jnp.bfloat16), np.float64)
-    assert np.abs(rounded - reference).max() > 0.05, "a bfloat16 coordinate would have been seen"
+    assert np.abs(rounded - reference).max() > 0.1, "a bfloat16 coordinate would have been seen"
+    _, moved = run(narrow, params, x)
+    assert (moved != jnp.asarray(moved, jnp.bfloat16)).mean() > 0.9, "nor is the sum of point and move rounded"
 
 
 # Padding.

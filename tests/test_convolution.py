@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 B, C = 2, 3
 
 
-CASES = [  # kernel, stride, (F, T): sizes that the stride divides and does not, one row, one pixel
+CASES = [  # kernel, stride, (F, T): sizes that the stride divides and does not, one row, one pixel, less than a kernel
     ((3, 3), 1, (4, 7)),
     ((3, 3), 2, (7, 4)),
     ((3, 3), 2, (1, 1)),
@@ -29,6 +29,9 @@ CASES = [  # kernel, stride, (F, T): sizes that the stride divides and does not,
     ((5, 3), 4, (9, 10)),
     ((7, 7), 4, (5, 13)),
     ((9, 9), 8, (16, 11)),
+    ((1, 1), 2, (4, 5)),
+    ((3, 3), 4, (8, 6)),
+    ((7, 9), 2, (3, 2)),
 ]
 
 
@@ -86,6 +89,23 @@ def test_both_forms_are_the_correlation(index: int, seed: int) -> None:
         assert value.shape == dy.shape
         np.testing.assert_allclose(value, truth, atol=3e-5)
         chex.assert_trees_all_close(gradients, slopes, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8])
+@pytest.mark.parametrize("kernel_size", [(1, 9), (3, 7), (5, 5), (7, 3), (9, 1)])
+def test_the_input_gradient_of_a_strided_kernel(kernel_size: tuple[int, int], stride: int) -> None:
+    """Kernels smaller and larger than the stride along each axis, a map one pixel over and one short of whole cells."""
+    f, t = 2 * stride + 1, 3 * stride - 1
+    rng = np.random.default_rng(0)
+    x, dy, kernel = (rng.normal(size=shape) for shape in ((B, f, t, C), (B, 3, 3, C), (*kernel_size, C)))
+    truth, _ = gradients_by_scipy(x, kernel, stride, dy)
+
+    @jax.jit
+    def slope(x: Any, kernel: Any, dy: Any) -> Any:
+        return jax.vjp(lambda x: depthwise(x, kernel, stride, "shifted"), x)[1](dy)[0]
+
+    d_x = slope(*(jnp.asarray(a, jnp.float32) for a in (x, kernel, dy)))
+    np.testing.assert_allclose(d_x, truth, atol=3e-5)
 
 
 @settings(max_examples=5)

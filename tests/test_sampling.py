@@ -1,10 +1,9 @@
-"""Where attention looks and what it reads: three formulations, one definition, and that against plain loops."""
+"""Where attention looks and what it reads: every formulation is the definition, and that is plain loops."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import chex
@@ -16,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax import sampling
-from datar_jax.bias import position_bias
 from datar_jax.sampling import reference_points, sample_features, sampling_positions
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -98,11 +96,24 @@ def test_the_slope_is_that_of_the_cell_to_the_right(case: tuple[np.ndarray, np.n
 @given(maps_and_points(sizes=SIZES[-2:]))
 def test_a_bfloat16_map_is_read_at_float32_positions(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     map_FxTxC, position, above = case
-    rounded = jnp.asarray(map_FxTxC, jnp.bfloat16)
+    rounded, narrow = (jnp.asarray(a, jnp.bfloat16) for a in (map_FxTxC, above))
     truth = bilinear(np.asarray(rounded, np.float64), position)
-    for value, (d_map, d_position) in read_all(rounded, position, above):
+    _, slopes = read_all(rounded.astype(jnp.float32), position, narrow.astype(jnp.float32))[0]
+    for value, (d_map, d_position) in read_all(rounded, position, narrow):
         assert (value.dtype, d_map.dtype, d_position.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
         np.testing.assert_allclose(np.asarray(value, np.float64), truth, rtol=2**-8, atol=1e-6)
+        np.testing.assert_allclose(d_position, slopes[1], atol=3e-5)
+        # A pixel that all points read is summed from four times N numbers of up to 4, by some in bfloat16.
+        np.testing.assert_allclose(np.asarray(d_map, np.float64), slopes[0], rtol=2**-8, atol=0.3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_many_points_on_one_bfloat16_pixel_add_up(method: Any) -> None:
+    """A sum that is kept in bfloat16 would stop at 256, where 1 is less than half of its last digit."""
+    points = jnp.zeros((1000, 2))
+    pixels = jnp.ones((2, 2, 1), jnp.bfloat16)
+    d_map = jax.jit(jax.grad(lambda x: sample_features(x, points, method).astype(jnp.float32).sum()))(pixels)
+    np.testing.assert_array_equal(np.asarray(d_map, np.float64)[..., 0], [[1000, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -115,12 +126,17 @@ def test_integer_positions_are_indexing(size: tuple[int, int], method: Any) -> N
 
 
 def test_both_automatic_choices_read_the_same() -> None:
-    """A map of 321 pixels is gathered from, one of 320 multiplied with hat weights."""
+    """A map of 512 pixels is read in windows, one of 513 gathered from."""
     rng = np.random.default_rng(1)
-    for size in ((1, 320), (1, 321)):
+    for size in ((1, 512), (1, 513)):
         map_FxTxC, position = rng.normal(size=(*size, 2)), rng.uniform(-1, size, (N, 2))
         value = sample_features(jnp.asarray(map_FxTxC, jnp.float32), jnp.asarray(position, jnp.float32))
         np.testing.assert_allclose(value, bilinear(map_FxTxC, position), atol=3e-4)
+
+
+def test_an_unknown_formulation_is_refused_by_the_names_of_the_known() -> None:
+    with pytest.raises(ValueError, match=r"'nearest'; there are auto, map_coordinates, gather, window, hat, separable"):
+        sample_features(jnp.zeros((2, 2, 1)), jnp.zeros((1, 2)), "nearest")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
@@ -134,15 +150,20 @@ def test_hat_weights_are_two_neighbours_that_sum_to_one_inside(wrap: Callable[..
     np.testing.assert_allclose(weights.sum(1)[inside], 1, rtol=1e-6)
 
 
-def test_a_bfloat16_coordinate_would_be_an_eighth_of_a_pixel_off() -> None:
-    """Why positions are float32: between 32 and 64 bfloat16 knows quarters only, so a ramp is read in steps."""
+@pytest.mark.parametrize("first, step, error", [(32, 1 / 4, 1 / 8), (64, 1 / 2, 1 / 4)])
+def test_a_bfloat16_coordinate_would_be_half_its_spacing_off(first: int, step: float, error: float) -> None:
+    """Why positions are float32: bfloat16 knows quarters of a pixel from 32 on and halves from 64 on."""
+    at = np.arange(first, 2 * first, 1 / 16)
+    rounded = np.asarray(jnp.asarray(at, jnp.bfloat16), np.float64)
+    np.testing.assert_array_equal(np.unique(np.diff(rounded)), [0, step])
+    assert np.abs(rounded - at).max() == error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_ramp_is_read_without_steps(method: Any) -> None:
     at = jnp.linspace(32.0, 63.0, 1000)
-    rounded = np.asarray(at.astype(jnp.bfloat16), np.float64)
-    assert 0.12 < np.abs(rounded - np.asarray(at, np.float64)).max() <= 0.125
-    ramp = jnp.arange(64.0)[None, :, None]
-    for method in METHODS:
-        read = sample_features(ramp, jnp.stack([jnp.zeros_like(at), at], -1), method)[:, 0]  # type: ignore[arg-type]
-        np.testing.assert_allclose(read, at, atol=1e-4)
+    read = sample_features(jnp.arange(64.0)[None, :, None], jnp.stack([jnp.zeros_like(at), at], -1), method)
+    np.testing.assert_allclose(read[:, 0], at, atol=1e-4)
 
 
 # Reference points.
@@ -239,119 +260,3 @@ def test_one_key_in_the_convention_of_2023() -> None:
             sampling_positions(jnp.zeros((2, 1)), 5, 1, bound, "dat2023")
     np.testing.assert_array_equal(sampling_positions(jnp.zeros((2, 1)), 5, 1, -1.0, "dat2023"), np.full((2, 1), 4.0))
     np.testing.assert_array_equal(sampling_positions(jnp.zeros((2, 1)), 5, 1, 2.0, "centre"), np.full((2, 1), 2.0))
-
-
-# Position bias.
-
-TABLES = [  # (F, T) of the map that the table is made for, (F, T) of the map at run time
-    ((3, 4), (3, 4)),
-    ((3, 4), (5, 6)),
-    ((3, 4), (1, 2)),
-    ((1, 4), (1, 7)),
-    ((3, 1), (4, 1)),
-]
-HEADS = 2
-
-
-def bias_by_loops(table: np.ndarray, position: np.ndarray, size: tuple[int, int], grid: str) -> np.ndarray:
-    """The law in float64: ours in pixels with the edge repeated, the published ones in units of half a map."""
-    sides = table.shape[1:]
-    if grid == "centre":
-        reach = [max(0, n + 2 - (side + 1) // 2) for n, side in zip(size, sides)]
-        table = np.pad(table, ((0, 0), *((r, r) for r in reach)), mode="edge")
-        position = np.clip(position, -1, size)
-        queries = [np.arange(n) for n in size]
-        read = [q[:, None] - p + (side - 1) / 2 for q, p, side in zip(queries, position.T, table.shape[1:])]
-    else:
-        unit = [2 * position[:, a] / (size[a] - 1) - 1 for a in (0, 1)]
-        lattice = [
-            2 * (np.arange(n) + 0.5) / n - 1 if grid == "dat2022" else 2 * np.arange(n) / (n - 1) - 1 for n in size
-        ]
-        read = [to_pixels(0.5 * (q[:, None] - u), side) for q, u, side in zip(lattice, unit, sides)]
-    f, t = size
-    out = np.zeros((table.shape[0], f * t, len(position)))
-    for i in range(f):
-        for j in range(t):
-            out[:, i * t + j] = bilinear(np.moveaxis(table, 0, -1), np.stack([read[0][i], read[1][j]], -1)).T
-    return out
-
-
-@cache
-def bias_all(size: tuple[int, int], grid: Any) -> Callable[..., list[Any]]:
-    """Value and both gradients of every method, compiled once per size."""
-
-    def run(table: Any, position: Any, above: Any) -> list[Any]:
-        def one(method: Any) -> Any:
-            value, back = jax.vjp(lambda t, p: position_bias(t, p, size, grid, method), table, position)
-            return value, back(above)
-
-        return [one(method) for method in ("map_coordinates", "gather", "window", "separable", "auto")]
-
-    return jax.jit(run)
-
-
-@st.composite
-def tables_and_points(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-    made_for, size = draw(st.sampled_from(TABLES))
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    near = [st.integers(-96, 64 * n + 32).map(lambda x: x / 64) for n in size]
-    far = st.sampled_from([-1e6, 1e6, -40.25, 40.25])
-    columns = [draw(st.lists(st.one_of(strategy, strategy, far), min_size=6, max_size=6)) for strategy in near]
-    table = rng.normal(size=(HEADS, *(2 * n - 1 for n in made_for))).astype(np.float32)
-    above = rng.normal(size=(HEADS, math.prod(size), 6)).astype(np.float32)
-    return table, np.stack(columns, -1).astype(np.float32), above, size
-
-
-@given(tables_and_points())
-def test_every_method_gives_the_same_bias(
-    case: tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]],
-) -> None:
-    table, position, above, size = case
-    (definition, slopes), *others = bias_all(size, "centre")(table, position, above)
-    np.testing.assert_allclose(definition, bias_by_loops(table, position, size, "centre"), atol=1e-5)
-    for value, gradients in others:
-        chex.assert_trees_all_close(value, definition, atol=1e-5)
-        chex.assert_trees_all_close(gradients, slopes, atol=5e-5)
-
-
-@pytest.mark.parametrize("grid", GRIDS[1:])
-@pytest.mark.parametrize("made_for, size", [((3, 4), (3, 4)), ((3, 4), (5, 6))])
-def test_published_bias(grid: Any, made_for: tuple[int, int], size: tuple[int, int]) -> None:
-    rng = np.random.default_rng(2)
-    table = rng.normal(size=(HEADS, *(2 * n - 1 for n in made_for))).astype(np.float32)
-    position = rng.uniform(-1.0, np.array(size), (6, 2)).astype(np.float32)
-    above = rng.normal(size=(HEADS, math.prod(size), 6)).astype(np.float32)
-    (definition, slopes), *others = bias_all(size, grid)(table, position, above)
-    np.testing.assert_allclose(definition, bias_by_loops(table, position, size, grid), atol=1e-5)
-    for value, gradients in others:
-        chex.assert_trees_all_close(value, definition, atol=1e-5)
-        chex.assert_trees_all_close(gradients, slopes, atol=5e-5)
-
-
-@pytest.mark.parametrize("made_for, size", TABLES)
-def test_zero_displacement_reads_the_centre(made_for: tuple[int, int], size: tuple[int, int]) -> None:
-    table = np.random.default_rng(3).normal(size=(HEADS, *(2 * n - 1 for n in made_for))).astype(np.float32)
-    pixels = jnp.asarray(np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 2), jnp.float32)
-    bias = np.asarray(position_bias(jnp.asarray(table), pixels, size))
-    own = np.diagonal(bias, axis1=1, axis2=2)
-    np.testing.assert_array_equal(own, np.repeat(table[:, made_for[0] - 1, made_for[1] - 1, None], len(pixels), 1))
-
-
-def test_whole_displacements_index_the_table_up_to_its_edge() -> None:
-    (f, t), (rows, times) = (5, 6), (3, 4)
-    table = np.random.default_rng(4).normal(size=(HEADS, 2 * rows - 1, 2 * times - 1)).astype(np.float32)
-    at = np.stack(np.meshgrid(np.arange(f), np.arange(t), indexing="ij"), -1).reshape(-1, 2)
-    bias = np.asarray(position_bias(jnp.asarray(table), jnp.asarray(at, jnp.float32), (f, t)))
-    apart = at[:, None] - at[None, :]  # query minus key
-    row = np.clip(apart[..., 0], 1 - rows, rows - 1) + rows - 1
-    time = np.clip(apart[..., 1], 1 - times, times - 1) + times - 1
-    np.testing.assert_array_equal(bias, table[:, row, time])
-
-
-def test_bias_is_float32_for_a_bfloat16_table() -> None:
-    table = jnp.ones((HEADS, 5, 5), jnp.bfloat16)
-    for method in ("map_coordinates", "gather", "auto"):
-        read = jax.jit(partial(position_bias, size=(3, 3), method=method))  # type: ignore[arg-type]
-        bias = read(table, jnp.full((1, 2), 1.25))
-        assert bias.dtype == jnp.float32
-        np.testing.assert_allclose(bias, 1)

@@ -1,0 +1,202 @@
+"""Deformable attention: ours against PyTorch, our formulations against each other, and what compilers make of it.
+
+    python benchmarks/deformable.py [--batch=8] [--rounds=7] [--parts=torch,formulations,tpu] [--settings=...]
+
+Prints tables in Markdown. `torch` needs the packages of requirements-bench.txt, `tpu` needs libtpu and compiles without
+a TPU; a part whose package is missing says so. On a machine with a GPU both sides run there, in bfloat16, PyTorch with
+and without `torch.compile`, and operations and bytes are set against the GPU's peaks (--peak-tflops, --peak-gbs).
+
+Times are medians. Every round runs each contestant three times in turn and counts the last two, so that all see the
+same machine; what matters are the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.settings import SETTINGS, Setting, header, parameters, row  # noqa: E402
+
+METHODS = ("auto", "map_coordinates", "gather", "window", "hat", "separable")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=0, help="default: 8 on a CPU, 64 on a GPU")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--parts", default="torch,formulations,tpu")
+    parser.add_argument("--settings", default=";".join(SETTINGS), help="names, with ; between them")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the GPU, dense bfloat16")
+    parser.add_argument("--peak-gbs", type=float, default=0.0, help="of the GPU's memory")
+    given = parser.parse_args()
+    gpu = jax.default_backend() == "gpu"
+    batch = given.batch or (64 if gpu else 8)
+    unknown = set(given.settings.split(";")) - set(SETTINGS)
+    if unknown:
+        parser.error(f"--settings: no {', '.join(unknown)}; there are {'; '.join(SETTINGS)}")
+    settings = {name: SETTINGS[name] for name in given.settings.split(";")}
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {batch}\n", flush=True)
+    for part in given.parts.split(","):
+        if part == "torch":
+            against_torch(settings, batch, given.rounds, gpu, given.peak_tflops, given.peak_gbs)
+        elif part == "formulations":
+            formulations(settings, batch, given.rounds, jnp.bfloat16 if gpu else jnp.float32)
+        elif part == "tpu":
+            for_tpu(list(settings))
+        else:
+            parser.error(f"--parts: no {part!r}; there are torch, formulations, tpu")
+
+
+def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            run()
+            for _ in range(2):
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+    return {name: median(each) for name, each in times.items()}
+
+
+def ours(setting: Setting, batch: int, method: str, dtype: type) -> tuple[dict, jax.Array, Callable, Callable]:
+    """Parameters, input, and the jitted forward and forward + backward of them."""
+    module = setting.module(method, dtype)  # type: ignore[arg-type]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *setting.size, setting.dim)), dtype)
+    params = parameters(module, x)
+
+    def loss(params: dict, x: jax.Array) -> jax.Array:
+        return (module.apply({"params": params}, x).astype(jnp.float32) ** 2).sum()
+
+    forward = jax.jit(lambda params, x: module.apply({"params": params}, x))
+    return params, x, forward, jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+
+def waiting(run: Callable, *args: object) -> Callable[[], object]:
+    return lambda: jax.block_until_ready(run(*args))
+
+
+def against_torch(
+    settings: dict[str, Setting], batch: int, rounds: int, gpu: bool, peak_tflops: float, peak_gbs: float
+) -> None:
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: pip install -r requirements-bench.txt\n")
+        return
+    import torch
+
+    if gpu and not torch.cuda.is_available():
+        print("this PyTorch sees no GPU\n")
+        return
+    print(f"## Against PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    columns = ["setting", "fwd, ms", "PyTorch", "ratio", "fwd + bwd, ms", "PyTorch", "ratio", "PyTorch's best form"]
+    print(header(columns + (["fwd + bwd of peak TFLOP/s", "of peak GB/s"] if gpu else [])), flush=True)
+    for name, setting in settings.items():
+        params, x, forward, both = ours(setting, batch, "auto", jnp.bfloat16 if gpu else jnp.float32)
+        rivals = torch_forms(setting, params, np.asarray(x, np.float32), gpu)
+        compare(forward(params, x), both(params, x)[1][1], rivals, 0.05 if gpu else 1e-3)
+        best, cells = {}, [name]
+        for kind, run in (("fwd", forward), ("both", both)):
+            contestants = {"ours": waiting(run, params, x)} | {k: v[kind] for k, v in rivals.items()}
+            times = interleaved(contestants, rounds)
+            mine = times.pop("ours")
+            best[kind] = min(times, key=times.get)  # type: ignore[arg-type]
+            rival = times[best[kind]]
+            cells += [f"{1e3 * mine:.1f}", f"{1e3 * rival:.1f}", f"**{rival / mine:.2f}**"]
+        cells.append(best["both"] if best["both"] == best["fwd"] else f"{best['fwd']}; {best['both']}")
+        if gpu:
+            cost = both.lower(params, x).compile().cost_analysis() or {}
+            flops, moved = 6 * setting.macs(batch), cost.get("bytes accessed", float("nan"))
+            cells += [f"{flops / mine / 1e12:.1f} of {peak_tflops:g}", f"{moved / mine / 1e9:.0f} of {peak_gbs:g}"]
+        print(row(*cells), flush=True)
+    print()
+
+
+def torch_forms(setting: Setting, params: dict, x: np.ndarray, gpu: bool) -> dict[str, dict[str, Callable]]:
+    """PyTorch's forms, each with the same weights and input."""
+    import torch
+
+    from benchmarks.torch_deformable import TorchDeformableAttention
+
+    device = "cuda" if gpu else "cpu"
+    forms = {}
+    for fused in (False, True):
+        sizes = (setting.dim, setting.heads, setting.groups, setting.stride, setting.kernel, setting.size)
+        module = TorchDeformableAttention(*sizes, fused=fused)
+        module.load(params)
+        module = module.to(device)
+        data = torch.tensor(x, device=device).permute(0, 3, 1, 2).contiguous().requires_grad_()
+        for compiled in (False, True) if gpu else (False,):
+            run = torch.compile(module) if compiled else module
+
+            def forward(run=run, data=data):
+                with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=gpu):
+                    out = run(data)
+                if gpu:
+                    torch.cuda.synchronize()
+                return out
+
+            def both(run=run, module=module, data=data):
+                module.zero_grad()
+                data.grad = None
+                with torch.autocast("cuda", torch.bfloat16, enabled=gpu):
+                    loss = run(data).float().square().sum()
+                loss.backward()
+                if gpu:
+                    torch.cuda.synchronize()
+                return data.grad
+
+            name = ("scaled_dot_product_attention" if fused else "softmax") + (", compiled" if compiled else "")
+            forms[name] = {"fwd": forward, "both": both}
+    return forms
+
+
+def compare(out: jax.Array, d_x: jax.Array, rivals: dict[str, dict[str, Callable]], tolerance: float) -> None:
+    """Refuses to time two modules that do not compute the same."""
+    for name, forms in rivals.items():
+        for mine, rival in ((out, forms["fwd"]()), (d_x, forms["both"]())):
+            rival = rival.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+            apart = np.abs(rival - np.asarray(mine, np.float32)).max() / np.abs(rival).max()
+            if not apart < tolerance:
+                sys.exit(f"PyTorch ({name}) and datar_jax differ by {apart:.1e} of the largest value")
+
+
+def formulations(settings: dict[str, Setting], batch: int, rounds: int, dtype: type) -> None:
+    print("## Our formulations, forced for samples and bias alike: ms forward, forward + backward; MB of temporaries\n")
+    print(header(["setting", *METHODS]), flush=True)
+    for name, setting in settings.items():
+        runs, sizes = [{}, {}], {}
+        for method in METHODS:
+            params, x, forward, both = ours(setting, batch, method, dtype)
+            sizes[method] = both.lower(params, x).compile().memory_analysis().temp_size_in_bytes / 2**20
+            for store, run in zip(runs, (forward, both)):
+                store[method] = waiting(run, params, x)
+        times = [interleaved(each, max(2, rounds // 3)) for each in runs]
+        cells = [f"{1e3 * times[0][m]:.0f}, {1e3 * times[1][m]:.0f}; {sizes[m]:.0f}" for m in METHODS]
+        print(row(name, *cells), flush=True)
+    print()
+
+
+def for_tpu(names: list[str]) -> None:
+    """In a process of its own: libtpu reads its environment when jax is imported."""
+    if importlib.util.find_spec("libtpu") is None:
+        print("libtpu is not installed: pip install -r requirements-bench.txt\n")
+        return
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "for_tpu.py", "attention", ";".join(names)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What XLA makes of our programs for a TPU v5e chip, without a TPU: libtpu compiles, nothing runs.
+
+    python benchmarks/for_tpu.py attention ["tiny, stage 3;..."]    # every formulation, batch 64, bfloat16
+    python benchmarks/for_tpu.py step [datar_base] [--seconds=10] [--batches=16,32]    # the whole train step
+
+Bytes are what XLA's memory analysis says. Its time estimate is bytes over bandwidth, counts the body of a loop once and
+goes negative with some operations: it is shown only for programs without loops, and means little even there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import msgspec  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+
+from benchmarks.settings import SETTINGS, Setting, header, row  # noqa: E402
+from datar_jax.bias import position_bias  # noqa: E402
+from datar_jax.config import MODELS, AudioConfig, Config, DataConfig, TrainConfig  # noqa: E402
+from datar_jax.model import count_parameters  # noqa: E402
+from datar_jax.rowwise import attend_rowwise  # noqa: E402
+from datar_jax.sharding import batch_sharding, replicated, state_shardings  # noqa: E402
+from datar_jax.step import Task, abstract_state, jit_train_step  # noqa: E402
+
+BATCH = 64
+CHIP = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1))
+MESH = Mesh(np.array(CHIP.devices).reshape(1, 1), ("data", "model"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("attention", "step"))
+    parser.add_argument("name", nargs="?", default="")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--batches", default="16,32")
+    given = parser.parse_args()
+    if given.what == "attention":
+        attention([SETTINGS[name] for name in (given.name or ";".join(SETTINGS)).split(";")])
+    else:
+        steps(given.name or "datar_base", given.seconds, [int(n) for n in given.batches.split(",")])
+
+
+def compiled(function: Any, *args: Any) -> tuple[Any, str, float]:
+    """The program, or why there is none, and seconds of compiling."""
+    start = time.perf_counter()
+    try:
+        with jax.set_mesh(MESH):
+            program, why = function.lower(*args).compile(), ""
+    except jax.errors.JaxRuntimeError as error:
+        needs = re.search(r"(?:required for HLO temporaries|Used) \(?([\d.]+[GM])", str(error))
+        if needs is None:
+            raise
+        program, why = None, f"refused: needs {needs[1]}"
+    return program, why, time.perf_counter() - start
+
+
+def left(program: Any) -> str:
+    """Gathers, scatters, sorts and loops in the compiled program."""
+    text = program.as_text()
+    return ", ".join(str(len(re.findall(rf"[ )]{kind}\(", text))) for kind in ("gather", "scatter", "sort", "while"))
+
+
+def attention(settings: list[Setting]) -> None:
+    print(f"## Attention core compiled for one v5e chip: batch {BATCH}, bfloat16, forward + backward\n")
+    columns = ["setting", "form", "temporaries, MiB", "gathers, scatters, sorts, loops", "XLA's estimate, ms"]
+    print(header([*columns, "compile, s"]), flush=True)
+    names = {setting: name for name, setting in SETTINGS.items()}
+    for setting in settings:
+        forms: dict[str, Callable] = {"whole, map_coordinates": partial(whole, setting, "map_coordinates")}
+        forms["whole, separable"] = partial(whole, setting, "separable")
+        for method in ("map_coordinates", "gather", "window", "separable", "auto"):
+            forms[f"by rows, {method}"] = partial(by_rows, method)
+        (f, t), h = setting.size, setting.heads
+        maps = (BATCH, f, t, h, setting.dim // h)
+        keys = (BATCH, setting.keys, h, setting.dim // h)
+        shapes = [(maps, jnp.bfloat16), (keys, jnp.bfloat16), (keys, jnp.bfloat16)]
+        shapes += [((h, 2 * f - 1, 2 * t - 1), jnp.float32), ((BATCH, setting.groups, setting.keys, 2), jnp.float32)]
+        args = [jax.ShapeDtypeStruct(*each, sharding=replicated(MESH)) for each in shapes]
+        for form, function in forms.items():
+            both = jax.jit(lambda above, *args, f=function: jax.vjp(f, *args)[1](above))
+            program, why, seconds = compiled(both, args[0], *args)
+            if program is None:
+                print(row(names[setting], form, why, "", "", f"{seconds:.0f}"), flush=True)
+                continue
+            temporaries = program.memory_analysis().temp_size_in_bytes / 2**20
+            loops, estimate = "while(" in program.as_text(), program.cost_analysis().get("optimal_seconds", -1.0)
+            shown = "-" if loops or estimate < 0 else f"{1e3 * estimate:.1f}"
+            print(row(names[setting], form, f"{temporaries:.0f}", left(program), shown, f"{seconds:.0f}"), flush=True)
+    print()
+
+
+def by_rows(method: Any, *args: jax.Array) -> jax.Array:
+    return attend_rowwise(*args, method=method)
+
+
+def whole(setting: Setting, method: Any, q: Any, k: Any, v: Any, table: jax.Array, position: jax.Array) -> jax.Array:
+    """The straightforward form: bias, scores and weights of all pairs."""
+    b, f, t, heads, d = q.shape
+    tables = table.reshape(setting.groups, -1, *table.shape[1:])
+    read = jax.vmap(lambda table, position: position_bias(table, position, (f, t), method=method))
+    bias = jax.vmap(read, (None, 0))(tables, position).reshape(b, heads, f * t, -1)
+    score = jnp.einsum("bmhd,bnhd->bhmn", q.reshape(b, f * t, heads, d), k, preferred_element_type=jnp.float32)
+    weight = jax.nn.softmax(score * d**-0.5 + bias, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhmn,bnhd->bmhd", weight, v).reshape(q.shape)
+
+
+def steps(name: str, seconds: float, batches: list[int]) -> None:
+    print(f"## Train step of {name} compiled for one v5e chip: {seconds:g} s clips, 527 classes, bfloat16\n")
+    columns = ["batch on the chip", "recomputed", "parameters", "arguments, GiB", "temporaries, GiB", "peak, GiB"]
+    print(header([*columns, "fits 15.75 GiB", "compile, s"]), flush=True)
+    for batch in batches:
+        for remat in (False, True):
+            model = msgspec.structs.replace(MODELS[name](), dtype="bfloat16", remat=remat)
+            config = Config(model=model, data=DataConfig(labels="multi"), train=TrainConfig(batch_size=batch))
+            task = Task(config, 527, AudioConfig().frames(seconds), 1000)
+            state = jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                abstract_state(task),
+                state_shardings(abstract_state(task), MESH),
+            )
+            shapes = {"mel": (batch, config.audio.mels, task.frames), "frames": (batch,), "target": (batch, 527)}
+            data = {
+                key: jax.ShapeDtypeStruct(
+                    shape, jnp.int32 if key == "frames" else jnp.float32, sharding=batch_sharding(MESH)
+                )
+                for key, shape in shapes.items()
+            }
+            program, why, taken = compiled(jit_train_step(task, MESH), state, data)
+            parameters = f"{count_parameters(state.params) / 1e6:.1f} M"
+            if program is None:
+                print(row(batch, remat, parameters, "", why, "", "no", f"{taken:.0f}"), flush=True)
+                continue
+            memory = program.memory_analysis()
+            sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes)
+            cells = [f"{size / 2**30:.2f}" for size in sizes]
+            print(row(batch, remat, parameters, *cells, "yes", f"{taken:.0f}"), flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Attention by rows of queries against plain attention among all pairs, and the laws of keys and masks."""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_attention import weigh
+from test_bias import bias_by_loops
+
+from datar_jax import rowwise
+from datar_jax.attention import MASKED
+from datar_jax.bias import position_bias
+from datar_jax.rowwise import attend_rowwise
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+B, N, D = 2, 5, 3
+Size = tuple[int, int]
+
+
+def inputs(
+    size: Size, heads: int, groups: int, made_for: Size | None, mask: bool = False, seed: int = 0
+) -> tuple[Any, ...]:
+    """Queries, keys, values, table, positions and mask; some keys lie outside of the map, one of them far."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(B, *shape, heads, D)) for shape in (size, (N,), (N,)))
+    position = rng.uniform(-0.9, np.array(size) - 0.1, (B, groups, N, 2))
+    position[:, :, 0] += 9
+    table = None if made_for is None else rng.normal(size=(heads, *(2 * n - 1 for n in made_for)))
+    added = rng.normal(size=(B, N)) if mask else None
+    return jax.tree.map(lambda x: x.astype(np.float32), (q, k, v, table, position, added))
+
+
+def by_pairs(q: Any, k: Any, v: Any, table: Any, position: Any, mask: Any, grid: Any) -> Any:
+    """All scores, all weights, one softmax; the bias by its definition."""
+    (f, t, heads, d), groups = q.shape[1:], position.shape[1]
+    score = jnp.einsum("bmhd,bnhd->bhmn", q.reshape(B, f * t, heads, d), k) / math.sqrt(d)
+    if table is not None:
+        read = partial(position_bias, size=(f, t), grid=grid, method="map_coordinates")
+        tables = table.reshape(groups, heads // groups, *table.shape[1:])
+        score += jax.vmap(jax.vmap(read), (None, 0))(tables, position).reshape(score.shape)
+    if mask is not None:
+        score += mask[:, None, None, :]
+    return jnp.einsum("bhmn,bnhd->bmhd", jax.nn.softmax(score, -1), v).reshape(q.shape)
+
+
+def by_loops(q: Any, k: Any, v: Any, table: Any, position: Any, mask: Any, grid: Any) -> np.ndarray:
+    """The law in float64 numpy, clip by clip and pair by pair."""
+    q, k, v, table, position, mask = jax.tree.map(lambda x: np.asarray(x, np.float64), (q, k, v, table, position, mask))
+    (f, t, heads, d), groups, out = q.shape[1:], position.shape[1], np.zeros(q.shape)
+    for b in range(B):
+        bias = np.zeros((heads, f * t, N))
+        if table is not None:
+            parts = zip(np.split(table, groups), position[b])
+            bias += np.concatenate([bias_by_loops(part, at, (f, t), grid) for part, at in parts])
+        if mask is not None:
+            bias += mask[b]
+        out[b] = weigh(q[b].reshape(f * t, heads, d), k[b], v[b], bias).reshape(f, t, heads, d)
+    return out
+
+
+@cache
+def program(grid: Any, method: Any, pairs: int) -> tuple[Any, list[int]]:
+    """Value and the gradients of all inputs, compiled once; and how many blocks of heads each compilation made."""
+    blocks: list[int] = []
+
+    def run(args: Any, above: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            attend = rowwise._attend
+            patch.setattr(rowwise, "PAIRS", pairs)
+            patch.setattr(rowwise, "_attend", lambda plan, *args: (blocks.append(plan.blocks), attend(plan, *args))[1])
+            value, back = jax.vjp(lambda *args: attend_rowwise(*args, grid=grid, method=method), *args)
+        return value, back(above.astype(value.dtype))
+
+    return jax.jit(run), blocks
+
+
+def run(
+    args: tuple[Any, ...], above: Any, grid: Any = "centre", method: Any = "auto", pairs: int = rowwise.PAIRS
+) -> tuple[Any, Any]:
+    return program(grid, method, pairs)[0](args, above)
+
+
+@partial(jax.jit, static_argnums=2)
+def definition(args: Any, above: Any, grid: Any) -> tuple[Any, Any]:
+    value, back = jax.vjp(lambda *args: by_pairs(*args, grid), *args)
+    return value, back(above)
+
+
+ALL = rowwise.PAIRS
+CASES = [  # map, heads, groups, the table's map, mask, grid, method, pairs at once
+    ((3, 4), 4, 2, (3, 4), True, "centre", "auto", ALL),
+    ((3, 4), 4, 2, (3, 4), True, "centre", "auto", 1),
+    ((3, 4), 4, 2, (3, 4), False, "centre", "window", 1),
+    ((3, 4), 4, 4, (5, 2), True, "centre", "gather", 1),
+    ((3, 4), 2, 1, (2, 6), False, "centre", "separable", ALL),
+    ((3, 4), 4, 2, (3, 4), False, "centre", "hat", 1),
+    ((3, 4), 2, 2, (3, 4), True, "centre", "map_coordinates", ALL),
+    ((1, 5), 4, 2, (1, 5), False, "centre", "window", ALL),
+    ((5, 1), 4, 2, (4, 1), True, "centre", "window", 1),
+    ((1, 1), 2, 2, (2, 2), False, "centre", "window", ALL),
+    ((3, 4), 4, 2, None, True, "centre", "auto", 1),
+    ((3, 4), 4, 2, None, False, "centre", "auto", ALL),
+    ((3, 4), 4, 2, (3, 4), True, "dat2022", "auto", ALL),
+    ((3, 4), 4, 2, (4, 3), False, "dat2023", "separable", 1),
+]
+
+
+@pytest.mark.parametrize("size, heads, groups, made_for, mask, grid, method, pairs", CASES)
+def test_by_rows_is_by_pairs(
+    size: Size, heads: int, groups: int, made_for: Size | None, mask: bool, grid: Any, method: Any, pairs: int
+) -> None:
+    """Value and every gradient, all heads at once and group by group.
+
+    The other side is float64, so the tolerance is float32's own: some 20 roundings of numbers of up to 10.
+    """
+    args = inputs(size, heads, groups, made_for, mask)
+    above = np.random.default_rng(9).normal(size=args[0].shape).astype(np.float32)
+    truth = by_loops(*args, grid)
+    with jax.enable_x64(True):
+        exact, slopes = jax.device_get(definition(*jax.tree.map(np.float64, (args, above)), grid))
+    np.testing.assert_allclose(exact, truth, atol=1e-12)
+    value, gradients = run(args, above, grid, method, pairs)
+    assert program(grid, method, pairs)[1][-1] == (1 if pairs == ALL else groups)
+    np.testing.assert_allclose(value, truth, atol=1e-5)
+    for name, mine, other in zip(("q", "k", "v", "table", "position"), gradients, slopes):
+        chex.assert_trees_all_close(mine, other, atol=5e-5, custom_message=name)
+    assert not mask or not np.asarray(gradients[5]).any(), "a mask takes no gradient"
+
+
+@pytest.mark.parametrize("limit, blocks", [(4, 1), (3, 2), (2, 2), (1, 4), (0, 4)])
+def test_blocks_are_as_few_whole_groups_as_fit(monkeypatch: pytest.MonkeyPatch, limit: int, blocks: int) -> None:
+    """Of four groups in blocks of one size; where three fit, two go together."""
+    args = inputs((2, 3), 8, 4, None)
+    made: list[int] = []
+    monkeypatch.setattr(rowwise, "PAIRS", limit * B * 2 * N * 3)
+    monkeypatch.setattr(rowwise, "_attend", lambda plan, *_: made.append(plan.blocks))
+    attend_rowwise(*args)
+    assert made == [blocks]
+
+
+def test_two_groups_of_four_at_once() -> None:
+    args = inputs((2, 3), 8, 4, (2, 3))
+    value = jax.jit(lambda *args: run(args, jnp.zeros(args[0].shape), pairs=2 * B * 2 * N * 3)[0])(*args)
+    assert program("centre", "auto", 2 * B * 2 * N * 3)[1] == [2]
+    np.testing.assert_allclose(value, by_loops(*args, "centre"), atol=1e-5)
+
+
+@pytest.mark.parametrize("made_for", [(3, 4), None])
+def test_bfloat16_in_bfloat16_out(made_for: Size | None) -> None:
+    """Products of bfloat16 numbers, but their sums, the softmax, table and positions in float32."""
+    q, k, v, table, position, mask = inputs((3, 4), 4, 2, made_for, mask=True)
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (8 * q, k, v))  # scores that bfloat16 would hurt
+    args = (q, k, v, table, position, mask)
+    above = jnp.asarray(np.random.default_rng(9).normal(size=q.shape), jnp.bfloat16)
+    value, gradients = run(args, above)
+    assert value.dtype == jnp.bfloat16
+    # The weights and the result are rounded, each by at most half of the last of 8 binary digits.
+    np.testing.assert_allclose(
+        np.asarray(value, np.float64), by_loops(*args, "centre"), atol=2 * 2.0**-9 * np.abs(np.asarray(v)).max()
+    )
+    _, exact = run(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), args), above)
+    for given, mine, other in zip(args, gradients, exact):
+        if given is None:
+            assert mine is None
+            continue
+        assert mine.dtype == given.dtype and mine.shape == given.shape and np.isfinite(mine).all()
+        np.testing.assert_allclose(
+            np.asarray(mine, np.float64), other, atol=0.02 * max(1.0, float(np.abs(other).max()))
+        )
+
+
+def test_with_one_key_left_its_value_is_the_answer() -> None:
+    """The others have no weight at all, and neither they nor what would tell keys apart has a slope."""
+    q, k, v, table, position, _ = inputs((3, 4), 4, 2, (3, 4))
+    left = np.array([1, 3])
+    mask = np.where(np.arange(N) == left[:, None], 0.0, MASKED).astype(np.float32)
+    value, (d_q, d_k, d_v, d_table, d_position, _) = run((q, k, v, table, position, mask), np.ones_like(q))
+    own = v[np.arange(B), left]
+    np.testing.assert_allclose(value, np.broadcast_to(own[:, None, None], q.shape), rtol=1e-6)
+    assert not np.asarray(d_v)[mask < 0].any()
+    np.testing.assert_allclose(np.asarray(d_v)[mask == 0], 12, rtol=1e-5)
+    chex.assert_trees_all_close(
+        (d_q, d_k, d_table, d_position), jax.tree.map(np.zeros_like, (q, k, table, position)), atol=1e-4
+    )
+
+
+def test_with_every_key_masked_the_slopes_are_those_of_a_mean() -> None:
+    """As plain attention has it: of scores that a mask of all has swallowed the softmax is uniform."""
+    q, k, v, table, position, _ = inputs((3, 4), 4, 2, (3, 4))
+    mask = np.full((B, N), MASKED, np.float32)
+    value, gradients = run((q, k, v, table, position, mask), np.ones_like(q))
+    np.testing.assert_allclose(value, np.broadcast_to(v.mean(1)[:, None, None], q.shape), atol=1e-5)
+    np.testing.assert_allclose(gradients[2], 12 / N, rtol=1e-5)
+
+
+def test_the_order_of_the_keys_is_nobodys_business() -> None:
+    q, k, v, table, position, mask = inputs((3, 4), 4, 2, (3, 4), mask=True)
+    above = np.random.default_rng(9).normal(size=q.shape).astype(np.float32)
+    order = np.random.default_rng(10).permutation(N)
+    value, gradients = run((q, k, v, table, position, mask), above)
+    moved, others = run((q, k[:, order], v[:, order], table, position[:, :, order], mask[:, order]), above)
+    np.testing.assert_allclose(moved, value, atol=1e-5)
+    d_q, d_k, d_v, d_table, d_position, _ = gradients
+    permuted = (d_q, d_k[:, order], d_v[:, order], d_table, d_position[:, :, order])
+    chex.assert_trees_all_close(others[:5], permuted, atol=2e-5)
+
+
+def test_what_a_mask_adds_to_all_keys_is_not_seen() -> None:
+    q, k, v, table, position, mask = inputs((3, 4), 4, 2, (3, 4), mask=True)
+    above = np.random.default_rng(9).normal(size=q.shape).astype(np.float32)
+    value, gradients = run((q, k, v, table, position, mask), above)
+    for constant in (3.0, -60.0):
+        moved, others = run((q, k, v, table, position, mask + np.float32(constant)), above)
+        np.testing.assert_allclose(moved, value, atol=3e-5)
+        chex.assert_trees_all_close(others[:5], gradients[:5], atol=1e-4)
