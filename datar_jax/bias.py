@@ -157,7 +157,7 @@ def _window(
     heads, t = table_HxRxS.shape[0], size[1]
     part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
     if products:
-        near_NxK, far_NxK = _reached_rows(size, cell_Nx2, part.dtype)
+        near_NxK, far_NxK = (at.astype(part.dtype) for at in _reached_rows(size, cell_Nx2))
         reached_HxKxS = jax.lax.dynamic_slice_in_dim(table_HxRxS, row + 1, size[0] + 3, 1)
         read_NxHxS = exact("nk,hks->nhs", near_NxK * (1 - part) + far_NxK * part, reached_HxKxS)
         hat_NxTxS = _shifts(size, cell_Nx2) * (1 - along)[..., None] + _shifts(size, cell_Nx2 + 1) * along[..., None]
@@ -169,10 +169,10 @@ def _window(
     return left * (1 - along) + right * along
 
 
-def _reached_rows(size: tuple[int, int], cell_Nx2: Array, dtype: Any) -> tuple[Array, Array]:
+def _reached_rows(size: tuple[int, int], cell_Nx2: Array) -> tuple[Array, Array]:
     """Of the K = F + 3 table rows that one row of queries reaches: which lies below each key, and which above."""
     distance_NxK = np.arange(1, size[0] + 4) - cell_Nx2[:, :1]
-    return (distance_NxK == 0).astype(dtype), (distance_NxK == 1).astype(dtype)
+    return distance_NxK == 0, distance_NxK == 1
 
 
 def _shifts(size: tuple[int, int], cell_Nx2: Array) -> Array:
@@ -203,9 +203,9 @@ def _window_backward(
     moved_NxHS = moved_NxHxS.reshape(-1, heads * s)
 
     part, along = part_Nx2[:, :1], part_Nx2[:, 1:]
-    near_NxK, far_NxK = _reached_rows(size, cell_Nx2, part.dtype)
-    hat_NxK = near_NxK * (1 - part) + far_NxK * part
-    hats_KKxN = jnp.concatenate([hat_NxK * (1 - along), hat_NxK * along], 1).T
+    near_NxK, far_NxK = _reached_rows(size, cell_Nx2)
+    hat_KxN = near_NxK.T * (1 - part.T) + far_NxK.T * part.T
+    hats_KKxN = jnp.concatenate([hat_KxN * (1 - along.T), hat_KxN * along.T])
     left, right = exact("kn,nm->km", hats_KKxN, moved_NxHS).reshape(2, f + 3, heads, s)
     d_rows = left + jnp.pad(right[..., :-1], ((0, 0), (0, 0), (1, 0)))
     d_table = jax.lax.dynamic_update_slice(jnp.zeros_like(table_HxRxS), d_rows.swapaxes(0, 1), (0, row + 1, 0))

@@ -98,7 +98,7 @@ def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
             weight = jnp.exp(score - top)
             total = weight.sum(2, keepdims=True)
             read = _product("bhdn,bhnt->bhdt", v_BxHxDxN, weight.astype(q.dtype)) / total
-            return _put_row(block, out, row, read), (top, total)
+            return _put_row(block, out, row, read), (top, jnp.log(total))
 
         return jax.lax.scan(query_row, out, jnp.arange(plan.size[0]))
 
@@ -117,10 +117,10 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
         k_BxHxDxN = block.k_BxHxNxD.swapaxes(2, 3)
 
         def query_row(carry: Any, given: tuple[Array, Any]) -> tuple[Any, None]:
-            (d_q, d_keys), (row, (top, total)) = carry, given
+            (d_q, d_keys), (row, (top, log_total)) = carry, given
             q_BxTxHxD, out_BxTxHxD, above_BxTxHxD = (_row(plan, block, x, row) for x in (q, out, above))
-            # The logarithm of the total, added to the largest score, would be lost where all keys are masked.
-            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - top) * (1 / total)
+            # In this order: beside the top of scores that are all masked, the logarithm would be lost.
+            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - top - log_total)
             mean_BxTxH = (above_BxTxHxD.astype(wide) * out_BxTxHxD.astype(wide)).sum(-1)  # over the keys, of d_weight
             d_weight = _product("bhnd,bthd->bhnt", block.v_BxHxNxD, above_BxTxHxD)
             d_score = weight * (d_weight - mean_BxTxH.swapaxes(1, 2)[:, :, None])
