@@ -30,6 +30,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks.settings import SETTINGS, Setting, header, parameters, row  # noqa: E402
 
+PARTS = ("torch", "formulations", "tpu")
 METHODS = ("auto", "map_coordinates", "gather", "window", "hat", "separable")
 
 
@@ -37,16 +38,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=0, help="default: 8 on a CPU, 64 on a GPU")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--parts", default="torch,formulations,tpu")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--settings", default=";".join(SETTINGS), help="names, with ; between them")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the GPU, dense bfloat16")
     parser.add_argument("--peak-gbs", type=float, default=0.0, help="of the GPU's memory")
     given = parser.parse_args()
     gpu = jax.default_backend() == "gpu"
     batch = given.batch or (64 if gpu else 8)
-    unknown = set(given.settings.split(";")) - set(SETTINGS)
-    if unknown:
-        parser.error(f"--settings: no {', '.join(unknown)}; there are {'; '.join(SETTINGS)}")
+    for flag, asked, known in (
+        ("settings", given.settings.split(";"), SETTINGS),
+        ("parts", given.parts.split(","), PARTS),
+    ):
+        if unknown := sorted(set(asked) - set(known)):
+            parser.error(f"--{flag}: no {', '.join(unknown)}; there are {'; '.join(known)}")
     settings = {name: SETTINGS[name] for name in given.settings.split(";")}
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {batch}\n", flush=True)
     for part in given.parts.split(","):
@@ -54,10 +58,8 @@ def main() -> None:
             against_torch(settings, batch, given.rounds, gpu, given.peak_tflops, given.peak_gbs)
         elif part == "formulations":
             formulations(settings, batch, given.rounds, jnp.bfloat16 if gpu else jnp.float32)
-        elif part == "tpu":
-            for_tpu(list(settings))
         else:
-            parser.error(f"--parts: no {part!r}; there are torch, formulations, tpu")
+            for_tpu(list(settings))
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ goes negative with some operations: it is shown only for programs without loops,
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import sys
@@ -30,6 +31,8 @@ os.environ |= {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+if importlib.util.find_spec("libtpu") is None:
+    sys.exit("libtpu is not installed: pip install -r requirements-bench.txt")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -61,7 +64,12 @@ def main() -> None:
     parser.add_argument("--batches", default="16,32")
     given = parser.parse_args()
     if given.what == "attention":
-        attention([SETTINGS[name] for name in (given.name or ";".join(SETTINGS)).split(";")])
+        names = (given.name or ";".join(SETTINGS)).split(";")
+        if unknown := sorted(set(names) - set(SETTINGS)):
+            parser.error(f"no setting {', '.join(unknown)}; there are {'; '.join(SETTINGS)}")
+        attention([SETTINGS[name] for name in names])
+    elif given.name and given.name not in MODELS:
+        parser.error(f"no model {given.name}; there are {', '.join(MODELS)}")
     else:
         steps(given.name or "datar_base", given.seconds, [int(n) for n in given.batches.split(",")])
 
@@ -102,9 +110,13 @@ def attention(settings: list[Setting]) -> None:
         shapes = [(maps, jnp.bfloat16), (keys, jnp.bfloat16), (keys, jnp.bfloat16)]
         shapes += [((h, 2 * f - 1, 2 * t - 1), jnp.float32), ((BATCH, setting.groups, setting.keys, 2), jnp.float32)]
         args = [jax.ShapeDtypeStruct(*each, sharding=replicated(MESH)) for each in shapes]
-        for form, function in forms.items():
-            both = jax.jit(lambda above, *args, f=function: jax.vjp(f, *args)[1](above))
-            program, why, seconds = compiled(both, args[0], *args)
+        programs = {
+            form: (jax.jit(lambda above, *args, f=function: jax.vjp(f, *args)[1](above)), (args[0], *args))
+            for form, function in forms.items()
+        }
+        programs["the whole module, auto"] = module(setting)
+        for form, (function, given) in programs.items():
+            program, why, seconds = compiled(function, *given)
             if program is None:
                 print(row(names[setting], form, why, "", "", f"{seconds:.0f}"), flush=True)
                 continue
@@ -113,6 +125,21 @@ def attention(settings: list[Setting]) -> None:
             shown = "-" if loops or estimate < 0 else f"{1e3 * estimate:.1f}"
             print(row(names[setting], form, f"{temporaries:.0f}", left(program), shown, f"{seconds:.0f}"), flush=True)
     print()
+
+
+def module(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
+    """Gradients of parameters and input: projections, offsets and feature sampling too."""
+    built = setting.module(dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((BATCH, *setting.size, setting.dim), jnp.bfloat16, sharding=replicated(MESH))
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(MESH)),
+        jax.eval_shape(built.init, jax.random.key(0), x)["params"],
+    )
+
+    def both(above: jax.Array, params: Any, x: jax.Array) -> Any:
+        return jax.vjp(lambda params, x: built.apply({"params": params}, x), params, x)[1](above)
+
+    return jax.jit(both), (x, params, x)
 
 
 def by_rows(method: Any, *args: jax.Array) -> jax.Array:

@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     given = parser.parse_args()
+    if unknown := sorted(set(given.models.split(",")) - set(MODELS)):
+        parser.error(f"--models: no {', '.join(unknown)}; there are {', '.join(MODELS)}")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {given.dtype}, batch {given.batch}\n")
     columns = ["model", "clip, s", "parameters", "GMACs a clip", "train, clips/s", "inference, clips/s", "compile, s"]
     print(header([*columns, *(f"{part}, %" for part in PARTS)]), flush=True)
