@@ -29,6 +29,7 @@ from datar_jax.attention import (
 )
 from datar_jax.config import ModelConfig
 from datar_jax.convolution import depthwise
+from datar_jax.fusion import unfused
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
@@ -218,10 +219,11 @@ class Block(nn.Module):
         else:
             window = WindowAttention(config.heads[i], config.windows[i], self.letter == "S", self.dtype, name="mixer")
             h = window(h, valid_BxT)
-        x = x + DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype)
+        # Without borders, a CPU's LayerNorms would each add up all branches before them anew.
+        x = unfused(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype))
         h = layer_norm(self.dtype, "norm_mlp")(x)
         h = Mlp(config.mlp_ratio, config.mlp == "conv", self.dtype, name="mlp")(h, valid_BxT)
-        return x + DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype)
+        return unfused(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype))
 
 
 class DATAR(nn.Module):
