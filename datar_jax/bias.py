@@ -1,7 +1,9 @@
 """The relative position bias of deformable attention: a learned table, read bilinearly at (query - key).
 
 All formulations give one row of queries at a time, because the model never needs the bias of all pairs at once
-(`rowwise.attend_rowwise`); `position_bias` puts the rows together for tests and benchmarks. Shapes: H heads, R x S the table, F x T the map, N keys. The table's centre is zero displacement.
+(`rowwise.attend_rowwise`); `position_bias` puts the rows together for tests and benchmarks.
+
+Shapes: H heads, R x S the table, F x T the map, N keys. The table's centre is zero displacement.
 
 `centre`, ours: displacements in pixels of the map, at any map size; beyond its edge a table reads its edge, and a key
 further than one pixel outside the map reads as one at one pixel. The published grids scale the map to the table, and
