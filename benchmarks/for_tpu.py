@@ -105,7 +105,7 @@ def attention(settings: list[Setting]) -> None:
         for method in ("map_coordinates", "gather", "window", "separable", "auto"):
             forms[f"by rows, {method}"] = partial(by_rows, method)
         (f, t), h = setting.size, setting.heads
-        maps = (BATCH, f, t, h, setting.dim // h)
+        maps = (BATCH, f, t, setting.dim)
         keys = (BATCH, setting.keys, h, setting.dim // h)
         shapes = [(maps, jnp.bfloat16), (keys, jnp.bfloat16), (keys, jnp.bfloat16)]
         shapes += [((h, 2 * f - 1, 2 * t - 1), jnp.float32), ((BATCH, setting.groups, setting.keys, 2), jnp.float32)]
@@ -148,7 +148,7 @@ def by_rows(method: Any, *args: jax.Array) -> jax.Array:
 
 def whole(setting: Setting, method: Any, q: Any, k: Any, v: Any, table: jax.Array, position: jax.Array) -> jax.Array:
     """The straightforward form: bias, scores and weights of all pairs."""
-    b, f, t, heads, d = q.shape
+    (b, f, t), (heads, d) = q.shape[:3], k.shape[2:]
     tables = table.reshape(setting.groups, -1, *table.shape[1:])
     read = jax.vmap(lambda table, position: position_bias(table, position, (f, t), method=method))
     bias = jax.vmap(read, (None, 0))(tables, position).reshape(b, heads, f * t, -1)

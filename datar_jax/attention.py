@@ -22,34 +22,19 @@ from jax import Array
 
 from datar_jax.convolution import depthwise
 from datar_jax.fusion import unfused
+from datar_jax.layers import LayerNorm, dense, gelu, uniform_init
 from datar_jax.rowwise import attend_rowwise
 from datar_jax.sampling import Grid, Method, sample_features, sampling_positions
 
-EPSILON = 1e-5  # of every LayerNorm
 MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
 SHIFT_MASK = -100.0  # between regions that a cyclic shift brought side by side
 
-linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what the published DAT weights start from
 table_init = nn.initializers.normal(0.01)
-
-
-def uniform_init(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform within +-1/sqrt(fan_in), the published start of kernels and biases alike."""
-
-    def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
-    return draw
 
 
 def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
     """Zeroes the columns that are padding, so that no convolution or sample carries them into the sound."""
     return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
-
-
-def gelu(x: Array) -> Array:
-    """Exact GELU; by erf, because the erfc of jax.nn.gelu costs a CPU twice as much forward."""
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def attend(q_xMxHxD: Array, k_xNxHxD: Array, v_xNxHxD: Array, bias_xHxMxN: Array | None) -> Array:
@@ -115,7 +100,7 @@ class WindowAttention(nn.Module):
         window = (min(self.window[0], f), min(self.window[1], t))
         size = tuple(math.ceil(n / side) * side for n, side in zip((f, t), window))
         shift = tuple(-(-w // 2) if self.shifted and n > w else 0 for n, w in zip(size, window))
-        qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=linear_init, name="qkv")(x_BxFxTxC)
+        qkv = dense(3 * c, self.dtype, "qkv")(x_BxFxTxC)
         if size != (f, t):
             valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT
             valid_BxT = jnp.pad(valid_BxT, ((0, 0), (0, size[1] - t)))
@@ -136,7 +121,7 @@ class WindowAttention(nn.Module):
             bias = bias + jnp.where(key, 0.0, MASKED)[:, :, None, None, :]
         out = attend(q, k, v, bias)
         out = _roll(merge(out.reshape(*out.shape[:3], c), window, size), shift, 1)[:, :f, :t]  # type: ignore[arg-type]
-        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out")(out)
+        return dense(c, self.dtype, "out")(out)
 
 
 def _roll(x: Array, shift: tuple[int, ...], sign: int) -> Array:
@@ -179,7 +164,7 @@ class DeformableAttention(nn.Module):
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
         b, f, t, c = x_BxFxTxC.shape
         x_BxFxTxC = mask_columns(x_BxFxTxC, valid_BxT).astype(self.dtype)
-        q_BxFxTxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="query")(x_BxFxTxC)
+        q_BxFxTxC = dense(c, self.dtype, "query")(x_BxFxTxC)
 
         raw = OffsetNetwork(self.groups, self.kernel, self.stride, self.dtype, name="offset")(
             mask_columns(q_BxFxTxC, valid_BxT)
@@ -192,12 +177,12 @@ class DeformableAttention(nn.Module):
         self.sow("intermediates", "positions", position)
         position_BxGxNx2 = position.reshape(b, self.groups, rows * times, 2)
 
-        per_group = jax.vmap(partial(sample_features, method=self.sampler), (2, 0), 1)
         grouped_BxFxTxGxC = x_BxFxTxC.reshape(b, f, t, self.groups, -1)
-        sampled_BxNxGxC = unfused(jax.vmap(per_group), grouped_BxFxTxGxC, position_BxGxNx2)
+        sample = partial(sample_features, method=self.sampler)
+        sampled_BxNxGxC = unfused(sample, grouped_BxFxTxGxC, position_BxGxNx2)
         sampled_BxNxC = sampled_BxNxGxC.reshape(b, -1, c)
-        k_BxNxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="key")(sampled_BxNxC)
-        v_BxNxC = nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="value")(sampled_BxNxC)
+        k_BxNxC = dense(c, self.dtype, "key")(sampled_BxNxC)
+        v_BxNxC = dense(c, self.dtype, "value")(sampled_BxNxC)
 
         table = mask_BxN = None
         if self.position == "table":
@@ -208,11 +193,9 @@ class DeformableAttention(nn.Module):
             first = np.arange(times) * self.stride
             counted = jnp.broadcast_to(valid_BxT[:, None, first], (b, rows, times)).reshape(b, -1)
             mask_BxN = jnp.where(counted, 0.0, MASKED)
-        q, k, v = (
-            part.reshape(*part.shape[:-1], self.heads, c // self.heads) for part in (q_BxFxTxC, k_BxNxC, v_BxNxC)
-        )
-        out = attend_rowwise(q, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler).reshape(b, f, t, c)
-        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="out")(out)
+        k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (k_BxNxC, v_BxNxC))
+        out = attend_rowwise(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
+        return dense(c, self.dtype, "out")(out)
 
 
 class OffsetNetwork(nn.Module):
@@ -234,6 +217,6 @@ class OffsetNetwork(nn.Module):
         tiled = jnp.tile(kernel.astype(self.dtype), (1, 1, self.groups))
         moved = depthwise(q_BxFxTxC, tiled, self.stride)
         moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)
-        moved = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm")(moved)
+        moved = LayerNorm(self.dtype, name="norm")(moved)
         moved = gelu(moved)
-        return nn.Dense(2, use_bias=False, dtype=self.dtype, kernel_init=linear_init, name="project")(moved)
+        return dense(2, self.dtype, "project", use_bias=False)(moved)

@@ -23,7 +23,6 @@ from jax import Array
 from datar_jax.sampling import (
     Grid,
     Method,
-    corner_slopes,
     exact,
     hat_weights,
     query_points,
@@ -216,7 +215,13 @@ def _window_backward(
     shifted = jnp.pad(reached[:, 1:], ((0, 0), (0, 1), (0, 0)))
     sums_Nx2K = exact("nm,mk->nk", moved_NxHS, jnp.concatenate([reached, shifted], 2).reshape(heads * s, -1))
     corners = [[(sums * at).sum(1) for sums in jnp.split(sums_Nx2K, 2, 1)] for at in (near_NxK, far_NxK)]
-    return d_table, None, corner_slopes(corners, part[:, 0], along[:, 0]), None
+    return d_table, None, _corner_slopes(corners, part[:, 0], along[:, 0]), None
+
+
+def _corner_slopes(corner: Any, row: Array, time: Array) -> Array:
+    """Derivative of a bilinear blend by its two fractions, `(..., 2)`, from the four values that it blends."""
+    (a, b), (c, d) = corner
+    return jnp.stack([(c - a) * (1 - time) + (d - b) * time, (b - a) * (1 - row) + (d - c) * row], -1)
 
 
 _window.defvjp(_window_forward, _window_backward)

@@ -117,16 +117,19 @@ def _kernel_gradient(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
     """
     high, wide = kernel.shape[:2]
     b, rows, times, c = dy.shape
-    padded = _pad(x, kernel)
 
     def add_row(row: Array, total: Array) -> Array:
-        seen = jax.lax.dynamic_slice_in_dim(padded, row * stride, high, 1)
         grad = jax.lax.dynamic_index_in_dim(dy, row, 1, keepdims=False)
-        taps = [
-            jnp.sum(seen[:, i, j : j + (times - 1) * stride + 1 : stride] * grad, 1, dtype=total.dtype)
-            for i in range(high)
-            for j in range(wide)
-        ]
+        taps = []
+        for i in range(high):
+            at = row * stride + i - high // 2
+            seen = jax.lax.dynamic_index_in_dim(x, jnp.clip(at, 0, x.shape[1] - 1), 1, keepdims=False)
+            seen = jnp.where((at >= 0) & (at < x.shape[1]), seen, 0)
+            seen = jnp.pad(seen, ((0, 0), (wide // 2, wide // 2), (0, 0)))  # a row; not the map once more
+            taps += [
+                jnp.sum(seen[:, j : j + (times - 1) * stride + 1 : stride] * grad, 1, dtype=total.dtype)
+                for j in range(wide)
+            ]
         return total + jnp.stack(taps, 1)
 
     start = jnp.zeros((b, high * wide, c), jnp.promote_types(dy.dtype, jnp.float32))

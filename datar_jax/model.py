@@ -19,22 +19,14 @@ import numpy as np
 from jax import Array
 
 from datar_jax.attention import (
-    EPSILON,
     DeformableAttention,
     WindowAttention,
-    gelu,
-    linear_init,
     mask_columns,
-    uniform_init,
 )
 from datar_jax.config import ModelConfig
 from datar_jax.convolution import depthwise
 from datar_jax.fusion import unfused
-
-
-def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
-    """LayerNorm over channels; statistics in float32 or wider."""
-    return nn.LayerNorm(EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+from datar_jax.layers import LayerNorm, dense, gelu, linear_init, uniform_init
 
 
 class DepthwiseConv(nn.Module):
@@ -88,10 +80,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
         c = x_BxFxTxC.shape[-1]
-        up = nn.Dense(self.ratio * c, dtype=self.dtype, kernel_init=linear_init, name="up")(x_BxFxTxC)
+        up = dense(self.ratio * c, self.dtype, "up")(x_BxFxTxC)
         if self.conv:
             up = up + DepthwiseConv(dtype=self.dtype, name="conv")(mask_columns(up, valid_BxT))
-        return nn.Dense(c, dtype=self.dtype, kernel_init=linear_init, name="down")(gelu(up))
+        return dense(c, self.dtype, "down")(gelu(up))
 
 
 class Stem(nn.Module):
@@ -120,13 +112,13 @@ class Stem(nn.Module):
                 bias_init=uniform_init(16 * x_BxFxTxC.shape[-1]),
                 name="project",
             )(x_BxFxTxC)
-            return layer_norm(self.dtype, "norm")(x)
+            return LayerNorm(self.dtype, name="norm")(x)
         x = x_BxFxTxC
         for i, width in enumerate((self.dim // 2, self.dim)):
             if i:
                 x = mask_columns(gelu(x), columns(frames_B, x.shape[2], 1))
             x = nn.Conv(width, (3, 3), 2, padding=1, dtype=self.dtype, kernel_init=linear_init, name=f"project_{i}")(x)
-            x = layer_norm(self.dtype, f"norm_{i}")(x)
+            x = LayerNorm(self.dtype, name=f"norm_{i}")(x)
         return x
 
 
@@ -153,7 +145,7 @@ class Downsample(nn.Module):
             kernel_init=linear_init,
             name="project",
         )
-        return layer_norm(self.dtype, "norm")(project(x_BxFxTxC))
+        return LayerNorm(self.dtype, name="norm")(project(x_BxFxTxC))
 
 
 def _pad_to(x_BxFxTxC: Array, multiple: int) -> Array:
@@ -199,7 +191,7 @@ class Block(nn.Module):
         x = x_BxFxTxC
         if config.local_perception:
             x = x + DepthwiseConv(dtype=self.dtype, name="local")(mask_columns(x, valid_BxT)).astype(x.dtype)
-        h = layer_norm(self.dtype, "norm_mixer")(x)
+        h = LayerNorm(self.dtype, name="norm_mixer")(x)
         if self.letter == "D":
             if config.adaptor != "none" and config.adaptor_at in ("block", "both"):
                 h = InputAdaptor(config.adaptor, self.size, self.dtype, name="adaptor")(h, valid_BxT)
@@ -221,7 +213,7 @@ class Block(nn.Module):
             h = window(h, valid_BxT)
         # Without borders, a CPU's LayerNorms would each add up all branches before them anew.
         x = unfused(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype))
-        h = layer_norm(self.dtype, "norm_mlp")(x)
+        h = LayerNorm(self.dtype, name="norm_mlp")(x)
         h = Mlp(config.mlp_ratio, config.mlp == "conv", self.dtype, name="mlp")(h, valid_BxT)
         return unfused(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype))
 
@@ -286,7 +278,7 @@ class DATAR(nn.Module):
                 x = build(x, valid_BxT)
             stages.append(x)
 
-        x = layer_norm(wide, "norm")(x)
+        x = LayerNorm(wide, name="norm")(x)
         if frames_B is None:
             pooled_BxC = x.mean((1, 2))
         else:
@@ -294,7 +286,7 @@ class DATAR(nn.Module):
             count_B = jnp.maximum(valid_BxT.sum(1), 1)  # type: ignore[union-attr]
             pooled_BxC = mask_columns(x, valid_BxT).mean(1).sum(1) / count_B[:, None]
         features_BxC = nn.Dropout(config.dropout, deterministic=not self.train, name="dropout")(pooled_BxC)
-        logits_BxS = nn.Dense(self.classes, dtype=wide, kernel_init=linear_init, name="head")(features_BxC)
+        logits_BxS = dense(self.classes, wide, "head")(features_BxC)
         return logits_BxS, {"features": pooled_BxC, "stages": stages}
 
 

@@ -25,7 +25,7 @@ PAIRS = 1 << 20  # (query, key) pairs scored at once, heads and examples togethe
 
 
 def attend_rowwise(
-    q_BxFxTxHxD: Array,
+    q_BxFxTxC: Array,
     k_BxNxHxD: Array,
     v_BxNxHxD: Array,
     table_HxRxS: Array | None,
@@ -37,7 +37,7 @@ def attend_rowwise(
     """softmax(q k / sqrt(D) + bias + mask) v.
 
     Args:
-      q_BxFxTxHxD: queries, a map; heads are group-major.
+      q_BxFxTxC: queries, a map of C = H D channels; heads are group-major.
       k_BxNxHxD: keys.
       v_BxNxHxD: values.
       table_HxRxS: of the relative position bias; None: no bias.
@@ -47,9 +47,9 @@ def attend_rowwise(
       method: formulation of the bias, see `bias.bias_row`.
 
     Returns:
-      `(B, F, T, H, D)`, dtype of the values. Products are in the inputs' dtype, sums and softmax in float32 or wider.
+      `(B, F, T, C)`, dtype of the queries. Products are in the inputs' dtype, sums and softmax in float32 or wider.
     """
-    (b, f, t, heads, _), groups = q_BxFxTxHxD.shape, position_BxGxNx2.shape[1]
+    (b, f, t, _), heads, groups = q_BxFxTxC.shape, k_BxNxHxD.shape[2], position_BxGxNx2.shape[1]
     if mask_BxN is None:
         mask_BxN = jnp.zeros(k_BxNxHxD.shape[:2], position_BxGxNx2.dtype)
     if table_HxRxS is not None:
@@ -58,7 +58,7 @@ def attend_rowwise(
     pairs = b * heads * k_BxNxHxD.shape[1] * t
     blocks = min(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or pairs <= n * PAIRS))
     plan = Plan((f, t), heads // blocks, blocks, grid, method)
-    return _attend(plan, q_BxFxTxHxD, k_BxNxHxD, v_BxNxHxD, table_HxRxS, position_BxGxNx2, mask_BxN)
+    return _attend(plan, q_BxFxTxC, k_BxNxHxD, v_BxNxHxD, table_HxRxS, position_BxGxNx2, mask_BxN)
 
 
 class Plan(NamedTuple):
@@ -93,7 +93,7 @@ def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
         v_BxHxDxN = block.v_BxHxNxD.swapaxes(2, 3)
 
         def query_row(out: Array, row: Array) -> tuple[Array, Any]:
-            score = _scores(block, _row(plan, block, q, row)) + unfused(partial(_bias, plan), block, row)
+            score = _scores(block, _row(plan, block, out, row)) + unfused(partial(_bias, plan), block, row)
             top = score.max(2, keepdims=True)
             weight = jnp.exp(score - top)
             total = weight.sum(2, keepdims=True)
@@ -102,23 +102,24 @@ def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
 
         return jax.lax.scan(query_row, out, jnp.arange(plan.size[0]))
 
-    out, scales = jax.lax.scan(block, jnp.zeros_like(q), jnp.arange(plan.blocks))
+    out, scales = jax.lax.scan(block, q, jnp.arange(plan.blocks))  # each row of queries gives way to what it read
     return out, (q, *keys, out, scales)
 
 
 def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ...]:
     q, *keys, out, scales = saved
     k, _, table, position, mask = keys
-    scale, wide = q.shape[-1] ** -0.5, scales[0].dtype
+    scale, wide = k.shape[-1] ** -0.5, scales[0].dtype
 
-    def block(d_q: Array, given: tuple[Array, Any]) -> tuple[Array, Any]:
+    def block(above: Array, given: tuple[Array, Any]) -> tuple[Array, Any]:
         index, scales = given
         block = _block(plan, index, *keys)
         k_BxHxDxN = block.k_BxHxNxD.swapaxes(2, 3)
 
         def query_row(carry: Any, given: tuple[Array, Any]) -> tuple[Any, None]:
-            (d_q, d_keys), (row, (top, log_total)) = carry, given
-            q_BxTxHxD, out_BxTxHxD, above_BxTxHxD = (_row(plan, block, x, row) for x in (q, out, above))
+            (above, d_keys), (row, (top, log_total)) = carry, given
+            q_BxTxHxD, out_BxTxHxD = (_row(plan, block, x, row) for x in (q, out))
+            above_BxTxHxD = unfused(partial(_row, plan), block, above, row)  # once: read later, it would be copied
             # In this order: beside the top of scores that are all masked, the logarithm would be lost.
             weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - top - log_total)
             mean_BxTxH = (above_BxTxHxD.astype(wide) * out_BxTxHxD.astype(wide)).sum(-1)  # over the keys, of d_weight
@@ -127,7 +128,7 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
             narrow = d_score.astype(q.dtype)
             d_v = _product("bhnt,bthd->bhnd", weight.astype(q.dtype), above_BxTxHxD)
             d_k = _product("bhnt,bthd->bhnd", narrow, q_BxTxHxD) * scale
-            d_q = _put_row(block, d_q, row, _product("bhdn,bhnt->bhdt", k_BxHxDxN, narrow) * scale)
+            d_q = _put_row(block, above, row, _product("bhdn,bhnt->bhdt", k_BxHxDxN, narrow) * scale)
             d_bias = _bias_gradient(plan, block, row, d_score)
             return (d_q, jax.tree.map(jnp.add, d_keys, (d_k, d_v, d_bias))), None
 
@@ -136,11 +137,12 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
         if block.table_GxHxRxS is not None:  # a table for each example: their sum is for after the loops
             tables = jnp.zeros((len(q), *block.table_GxHxRxS.shape), position.dtype)
             zero_bias = tables, jnp.zeros_like(block.position_BxGxNx2)
-        start = (d_q, (zero, zero, zero_bias))
+        start = (above, (zero, zero, zero_bias))
         (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(plan.size[0]), scales))
         return d_q, d_keys
 
-    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, jnp.zeros_like(q), (jnp.arange(plan.blocks), scales))
+    # Where a row of `above` was read, the gradient of its queries is written: no second map is kept.
+    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, above, (jnp.arange(plan.blocks), scales))
     d_k, d_v = (x.transpose(1, 3, 0, 2, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     if d_bias is None:
         return d_q, d_k, d_v, None, jnp.zeros_like(position), jnp.zeros_like(mask)
@@ -165,15 +167,17 @@ def _block(
     return Block(index * plan.heads, k_BxHxNxD, v_BxHxNxD, table_GxHxRxS, part(position, 1), mask_BxN)
 
 
-def _row(plan: Plan, block: Block, x_BxFxTxHxD: Array, row: Array) -> Array:
+def _row(plan: Plan, block: Block, x_BxFxTxC: Array, row: Array) -> Array:
     """One row of a map, the heads of a block: `(B, T, H, D)`."""
-    b, _, t, _, d = x_BxFxTxHxD.shape
-    return jax.lax.dynamic_slice(x_BxFxTxHxD, (0, row, 0, block.first_head, 0), (b, 1, t, plan.heads, d))[:, 0]
+    (b, _, t, _), d = x_BxFxTxC.shape, block.k_BxHxNxD.shape[3]
+    part = jax.lax.dynamic_slice(x_BxFxTxC, (0, row, 0, block.first_head * d), (b, 1, t, plan.heads * d))
+    return part.reshape(b, t, plan.heads, d)
 
 
-def _put_row(block: Block, x_BxFxTxHxD: Array, row: Array, value_BxHxDxT: Array) -> Array:
-    value = value_BxHxDxT.transpose(0, 3, 1, 2)[:, None].astype(x_BxFxTxHxD.dtype)
-    return jax.lax.dynamic_update_slice(x_BxFxTxHxD, value, (0, row, 0, block.first_head, 0))
+def _put_row(block: Block, x_BxFxTxC: Array, row: Array, value_BxHxDxT: Array) -> Array:
+    b, heads, d, t = value_BxHxDxT.shape
+    value = value_BxHxDxT.transpose(0, 3, 1, 2).reshape(b, 1, t, heads * d).astype(x_BxFxTxC.dtype)
+    return jax.lax.dynamic_update_slice(x_BxFxTxC, value, (0, row, 0, block.first_head * d))
 
 
 def _product(equation: str, left: Array, right: Array) -> Array:
@@ -210,4 +214,5 @@ def _bias_gradient(plan: Plan, block: Block, row: Array, d_score_BxHxNxT: Array)
 
     b, groups = block.position_BxGxNx2.shape[:2]
     above = d_score_BxHxNxT.reshape(b, groups, -1, *d_score_BxHxNxT.shape[2:])
-    return jax.vmap(jax.vmap(group), (None, 0, 0))(block.table_GxHxRxS, block.position_BxGxNx2, above)
+    each = jax.vmap(jax.vmap(group, (None, 0, 0)), (0, 1, 1), 1)  # in this order no map of gradients is transposed
+    return each(block.table_GxHxRxS, block.position_BxGxNx2, above)

@@ -15,7 +15,8 @@ Grids: `centre` is ours; `dat2022` and `dat2023` are the two published conventio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from functools import reduce
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -93,44 +94,41 @@ def hat_weights(coordinate_N: Array, size: int) -> Array:
     return jnp.where(distance == 0, 1 - fraction[..., None], jnp.where(distance == 1, fraction[..., None], 0))
 
 
-def sample_features(x_FxTxC: Array, position_Nx2: Array, method: Method = "auto") -> Array:
-    """Reads a map at fractional positions, bilinearly, zero outside.
+def sample_features(x_BxFxTxGxC: Array, position_BxGxNx2: Array, method: Method = "auto") -> Array:
+    """Reads maps at fractional positions, bilinearly, zero outside.
 
     Args:
-      x_FxTxC: one map. Batches come by `jax.vmap`, which keeps a sharded batch sharded.
-      position_Nx2: `(freq, time)` in pixels, at least float32.
+      x_BxFxTxGxC: maps, their channels in groups that are read at positions of their own.
+      position_BxGxNx2: `(freq, time)` in pixels, at least float32.
       method: formulation. `map_coordinates`: the definition. `gather`: four neighbours, whose derivative scatters.
         `window`: one patch of 2 x 2 pixels, whose derivative is a product and does not scatter. `hat`: one product with
-        the weights of all pixels. `separable`: rows first, then columns. `auto`: see `_automatic`.
+        the weights of all pixels. `separable`: rows first, then columns. `auto`: the fastest that was measured
+        (benchmarks/README.md). On TPU products: no gather, sort or scatter survives in their program. Elsewhere four
+        reads are cheap; what costs is the scatter of their derivative, which `window` avoids as long as the map is
+        small.
 
     Returns:
-      `(N, C)`, dtype of the map.
+      `(B, N, G, C)`, dtype of the maps.
 
     Raises:
       ValueError: an unknown method.
     """
     forms: dict[str, Callable[[Array, Array], Array]] = {
-        "auto": _automatic,
         "map_coordinates": sample_by_map_coordinates,
         "gather": sample_by_gather,
         "window": _sample_window,
         "hat": _sample_hat,
         "separable": _sample_separable,
     }
-    if method not in forms:
+    batched = {name: jax.vmap(jax.vmap(form, (2, 0), 1)) for name, form in forms.items()}
+    if method in batched:
+        return batched[method](x_BxFxTxGxC, position_BxGxNx2)
+    if method != "auto":
         raise ValueError(f"no formulation {method!r}; there are {', '.join(get_args(Method))}")
-    return forms[method](x_FxTxC, position_Nx2)
-
-
-def _automatic(x_FxTxC: Array, position_Nx2: Array) -> Array:
-    """The fastest that was measured (benchmarks/README.md).
-
-    TPU: no gather, sort or scatter survives in a program of products. Elsewhere four reads are cheap; what costs is the
-    scatter of their derivative, which a product replaces as long as the map is small.
-    """
-    pixels = x_FxTxC.shape[0] * x_FxTxC.shape[1]
-    reads = _sample_window if pixels <= 512 else sample_by_gather
-    return jax.lax.platform_dependent(x_FxTxC, position_Nx2, tpu=_sample_hat, default=reads)
+    # Chosen for all maps at once: a choice inside vmap would have every group's channels copied out first.
+    small = x_BxFxTxGxC.shape[1] * x_BxFxTxGxC.shape[2] <= 512
+    reads = batched["window" if small else "gather"]
+    return jax.lax.platform_dependent(x_BxFxTxGxC, position_BxGxNx2, tpu=batched["hat"], default=reads)
 
 
 def sample_by_map_coordinates(x_FxTxC: Array, position_Nx2: Array) -> Array:
@@ -158,28 +156,34 @@ def sample_by_gather(x_FxTxC: Array, position_Nx2: Array) -> Array:
 
 @jax.custom_vjp
 def _sample_window(x_FxTxC: Array, position_Nx2: Array) -> Array:
-    patch, (row, time) = _patches(x_FxTxC, position_Nx2)
-    (near, far), row, time = patch, row[:, None], time[:, None]
-    left, right = (a * (1 - row) + b * row for a, b in zip(near, far))
-    return (left * (1 - time) + right * time).astype(x_FxTxC.dtype)
+    patch_Nx2x2xC, (rows_Nx2, times_Nx2), _ = _patches(x_FxTxC, position_Nx2)
+    return _blend(patch_Nx2x2xC, rows_Nx2, times_Nx2).astype(x_FxTxC.dtype)
 
 
-def _patches(x_FxTxC: Array, position_Nx2: Array) -> tuple[list[list[Array]], tuple[Array, Array]]:
-    """The four neighbours of each point, `[row][column]` of `(N, C)`, zero outside, and the two fractions `(N,)`."""
-    f, t, c = x_FxTxC.shape
+def _patches(x_FxTxC: Array, position_Nx2: Array) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+    """A patch of the map around each point, and of its rows and of its columns the weights and their slopes.
+
+    At the border the patch stays inside, so the map needs no rim of zeros; a neighbour outside has no weight.
+    """
+    size = x_FxTxC.shape[:2]
+    patch = (min(2, size[0]), min(2, size[1]))  # of a map of one row or one column: that one
     cell_Nx2, part_Nx2 = split(position_Nx2)
-    inside_N = ((cell_Nx2 >= -1) & (cell_Nx2 < np.array([f, t]))).all(-1)
-    padded = jnp.pad(x_FxTxC, ((1, 1), (1, 1), (0, 0)))
-    first_Nx2 = jnp.clip(cell_Nx2 + 1, 0, np.array([f, t]))
-    cut = jax.vmap(lambda at: jax.lax.dynamic_slice(padded, (at[0], at[1], 0), (2, 2, c)))
-    patch = jnp.where(inside_N[:, None, None, None], cut(first_Nx2).astype(position_Nx2.dtype), 0)
-    return [[patch[:, i, j] for j in (0, 1)] for i in (0, 1)], (part_Nx2[:, 0], part_Nx2[:, 1])
+    first_Nx2 = jnp.clip(cell_Nx2, 0, np.subtract(size, patch))
+    cut = jax.vmap(lambda at: jax.lax.dynamic_slice(x_FxTxC, (at[0], at[1], 0), (*patch, x_FxTxC.shape[2])))
+    weights, slopes = [], []
+    for axis in (0, 1):
+        distance = jnp.arange(patch[axis]) + (first_Nx2 - cell_Nx2)[:, axis, None]
+        part = part_Nx2[:, axis, None]
+        weights.append(jnp.where(distance == 0, 1 - part, jnp.where(distance == 1, part, 0)))
+        slopes.append(jnp.where(distance == 0, -1, jnp.where(distance == 1, 1, 0)).astype(part.dtype))
+    return cut(first_Nx2).astype(position_Nx2.dtype), tuple(weights), tuple(slopes)
 
 
-def corner_slopes(corner: Any, row: Array, time: Array) -> Array:
-    """Derivative of a bilinear blend by its two fractions, `(..., 2)`, from the four values that it blends."""
-    (a, b), (c, d) = corner
-    return jnp.stack([(c - a) * (1 - time) + (d - b) * time, (b - a) * (1 - row) + (d - c) * row], -1)
+def _blend(patch_NxKxLx: Array, rows_NxK: Array, times_NxL: Array) -> Array:
+    """Weighs the pixels of each patch; `(N, ...)`."""
+    high, wide = patch_NxKxLx.shape[1:3]
+    weight = (rows_NxK[:, :, None] * times_NxL[:, None, :]).reshape(-1, high, wide, *(1,) * (patch_NxKxLx.ndim - 3))
+    return reduce(jnp.add, (patch_NxKxLx[:, i, j] * weight[:, i, j] for i in range(high) for j in range(wide)))
 
 
 def _window_forward(x_FxTxC: Array, position_Nx2: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -190,8 +194,9 @@ def _window_backward(saved: tuple[Array, Array], above_NxC: Array) -> tuple[Arra
     x_FxTxC, position_Nx2 = saved
     f, t, c = x_FxTxC.shape
     above_NxC = above_NxC.astype(position_Nx2.dtype)
-    patch, (row, time) = _patches(x_FxTxC, position_Nx2)
-    d_position = corner_slopes([[(x * above_NxC).sum(-1) for x in pair] for pair in patch], row, time)
+    patch, (rows, times), (row_slopes, time_slopes) = _patches(x_FxTxC, position_Nx2)
+    seen_NxKxL = (patch * above_NxC[:, None, None]).sum(-1)
+    d_position = jnp.stack([_blend(seen_NxKxL, row_slopes, times), _blend(seen_NxKxL, rows, time_slopes)], -1)
     rows_FxN, times_TxN = hat_weights(position_Nx2[:, 0], f).T, hat_weights(position_Nx2[:, 1], t).T
     weights_FTxN = (rows_FxN[:, None] * times_TxN[None]).reshape(f * t, -1)
     d_x = exact("mn,nc->mc", weights_FTxN, above_NxC).reshape(f, t, c)

@@ -55,10 +55,20 @@ def test_a_batch_of_them_is_a_batch() -> None:
             chex.assert_trees_all_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
-def test_forward_mode_passes_the_border() -> None:
+def test_a_second_derivative_passes_the_border() -> None:
     x, given = arguments()
-    mine, other = (jax.jvp(lambda x, f=f: f(x, given)[0], (x,), (x,)) for f in (behind_a_border, several))
-    chex.assert_trees_all_close(mine, other, rtol=1e-5)
+    mine, other = (
+        jax.grad(lambda x, f=f: (slopes(f)(x, given)[1][0] ** 2).sum())(x) for f in (behind_a_border, several)
+    )
+    chex.assert_trees_all_close(mine, other, rtol=1e-4)
+
+
+def test_a_derivative_keeps_the_arguments_only() -> None:
+    """What a branch hands on would be copied."""
+    x, given = arguments()
+    _, back = jax.vjp(behind_a_border, x, given)
+    kept = [leaf for leaf in jax.tree.leaves(back) if leaf.shape == x.shape]
+    assert len(kept) == 2 and {id(leaf) for leaf in kept} == {id(x), id(given["by"])}
 
 
 def test_a_cpu_keeps_the_border_in_its_optimised_program() -> None:

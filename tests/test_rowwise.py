@@ -30,7 +30,8 @@ def inputs(
 ) -> tuple[Any, ...]:
     """Queries, keys, values, table, positions and mask; some keys lie outside of the map, one of them far."""
     rng = np.random.default_rng(seed)
-    q, k, v = (rng.normal(size=(B, *shape, heads, D)) for shape in (size, (N,), (N,)))
+    q = rng.normal(size=(B, *size, heads * D))
+    k, v = (rng.normal(size=(B, N, heads, D)) for _ in range(2))
     position = rng.uniform(-0.9, np.array(size) - 0.1, (B, groups, N, 2))
     position[:, :, 0] += 9
     table = None if made_for is None else rng.normal(size=(heads, *(2 * n - 1 for n in made_for)))
@@ -40,7 +41,7 @@ def inputs(
 
 def by_pairs(q: Any, k: Any, v: Any, table: Any, position: Any, mask: Any, grid: Any) -> Any:
     """All scores, all weights, one softmax; the bias by its definition."""
-    (f, t, heads, d), groups = q.shape[1:], position.shape[1]
+    (f, t), (heads, d), groups = q.shape[1:3], k.shape[2:], position.shape[1]
     score = jnp.einsum("bmhd,bnhd->bhmn", q.reshape(B, f * t, heads, d), k) / math.sqrt(d)
     if table is not None:
         read = partial(position_bias, size=(f, t), grid=grid, method="map_coordinates")
@@ -54,7 +55,7 @@ def by_pairs(q: Any, k: Any, v: Any, table: Any, position: Any, mask: Any, grid:
 def by_loops(q: Any, k: Any, v: Any, table: Any, position: Any, mask: Any, grid: Any) -> np.ndarray:
     """The law in float64 numpy, clip by clip and pair by pair."""
     q, k, v, table, position, mask = jax.tree.map(lambda x: np.asarray(x, np.float64), (q, k, v, table, position, mask))
-    (f, t, heads, d), groups, out = q.shape[1:], position.shape[1], np.zeros(q.shape)
+    (f, t), (heads, d), groups, out = q.shape[1:3], k.shape[2:], position.shape[1], np.zeros(q.shape)
     for b in range(B):
         bias = np.zeros((heads, f * t, N))
         if table is not None:
@@ -62,7 +63,7 @@ def by_loops(q: Any, k: Any, v: Any, table: Any, position: Any, mask: Any, grid:
             bias += np.concatenate([bias_by_loops(part, at, (f, t), grid) for part, at in parts])
         if mask is not None:
             bias += mask[b]
-        out[b] = weigh(q[b].reshape(f * t, heads, d), k[b], v[b], bias).reshape(f, t, heads, d)
+        out[b] = weigh(q[b].reshape(f * t, heads, d), k[b], v[b], bias).reshape(f, t, -1)
     return out
 
 
@@ -183,7 +184,7 @@ def test_with_one_key_left_its_value_is_the_answer() -> None:
     left = np.array([1, 3])
     mask = np.where(np.arange(N) == left[:, None], 0.0, MASKED).astype(np.float32)
     value, (d_q, d_k, d_v, d_table, d_position, _) = run((q, k, v, table, position, mask), np.ones_like(q))
-    own = v[np.arange(B), left]
+    own = v[np.arange(B), left].reshape(B, -1)
     np.testing.assert_allclose(value, np.broadcast_to(own[:, None, None], q.shape), rtol=1e-6)
     assert not np.asarray(d_v)[mask < 0].any()
     np.testing.assert_allclose(np.asarray(d_v)[mask == 0], 12, rtol=1e-5)
@@ -197,7 +198,7 @@ def test_with_every_key_masked_the_slopes_are_those_of_a_mean() -> None:
     q, k, v, table, position, _ = inputs((3, 4), 4, 2, (3, 4))
     mask = np.full((B, N), MASKED, np.float32)
     value, gradients = run((q, k, v, table, position, mask), np.ones_like(q))
-    np.testing.assert_allclose(value, np.broadcast_to(v.mean(1)[:, None, None], q.shape), atol=1e-5)
+    np.testing.assert_allclose(value, np.broadcast_to(v.mean(1).reshape(B, 1, 1, -1), q.shape), atol=1e-5)
     np.testing.assert_allclose(gradients[2], 12 / N, rtol=1e-5)
 
 

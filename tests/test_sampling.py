@@ -47,6 +47,11 @@ def coordinates(size: int) -> st.SearchStrategy[float]:
     )
 
 
+def read_map(map_FxTxC: Any, position_Nx2: Any, method: Any = "auto") -> Any:
+    """A batch of one map with one group of channels."""
+    return sample_features(map_FxTxC[None, :, :, None], position_Nx2[None, None], method)[0, :, 0]
+
+
 @st.composite
 def maps_and_points(draw: st.DrawFn, sizes: list[tuple[int, int]] = SIZES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A map, positions, and the gradient that comes from above."""
@@ -63,7 +68,7 @@ def read_all(map_FxTxC: Any, position: Any, above: Any) -> list[Any]:
     """Value and both gradients of every method."""
 
     def one(method: Any) -> Any:
-        value, back = jax.vjp(lambda m, p: sample_features(m, p, method), map_FxTxC, position)
+        value, back = jax.vjp(lambda m, p: read_map(m, p, method), map_FxTxC, position)
         return value, back(above.astype(value.dtype))
 
     return [one(method) for method in (*METHODS, "auto")]
@@ -112,7 +117,7 @@ def test_many_points_on_one_bfloat16_pixel_add_up(method: Any) -> None:
     """A sum that is kept in bfloat16 would stop at 256, where 1 is less than half of its last digit."""
     points = jnp.zeros((1000, 2))
     pixels = jnp.ones((2, 2, 1), jnp.bfloat16)
-    d_map = jax.jit(jax.grad(lambda x: sample_features(x, points, method).astype(jnp.float32).sum()))(pixels)
+    d_map = jax.jit(jax.grad(lambda x: read_map(x, points, method).astype(jnp.float32).sum()))(pixels)
     np.testing.assert_array_equal(np.asarray(d_map, np.float64)[..., 0], [[1000, 0], [0, 0]])
 
 
@@ -121,8 +126,20 @@ def test_many_points_on_one_bfloat16_pixel_add_up(method: Any) -> None:
 def test_integer_positions_are_indexing(size: tuple[int, int], method: Any) -> None:
     map_FxTxC = np.random.default_rng(0).normal(size=(*size, 2)).astype(np.float32)
     at = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 2)
-    value = sample_features(jnp.asarray(map_FxTxC), jnp.asarray(at, jnp.float32), method)
+    value = read_map(jnp.asarray(map_FxTxC), jnp.asarray(at, jnp.float32), method)
     np.testing.assert_array_equal(value, map_FxTxC[at[:, 0], at[:, 1]])
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_every_group_of_every_map_is_read_at_its_own_points(method: Any) -> None:
+    rng = np.random.default_rng(2)
+    map_BxFxTxGxC = rng.normal(size=(2, 4, 5, 3, 2)).astype(np.float32)
+    position_BxGxNx2 = rng.uniform(-1, (4, 5), size=(2, 3, N, 2)).astype(np.float32)
+    value = sample_features(jnp.asarray(map_BxFxTxGxC), jnp.asarray(position_BxGxNx2), method)
+    for b, g in np.ndindex(2, 3):
+        np.testing.assert_allclose(
+            value[b, :, g], bilinear(map_BxFxTxGxC[b, :, :, g], position_BxGxNx2[b, g]), atol=1e-5
+        )
 
 
 def test_both_automatic_choices_read_the_same() -> None:
@@ -130,13 +147,13 @@ def test_both_automatic_choices_read_the_same() -> None:
     rng = np.random.default_rng(1)
     for size in ((1, 512), (1, 513)):
         map_FxTxC, position = rng.normal(size=(*size, 2)), rng.uniform(-1, size, (N, 2))
-        value = sample_features(jnp.asarray(map_FxTxC, jnp.float32), jnp.asarray(position, jnp.float32))
+        value = read_map(jnp.asarray(map_FxTxC, jnp.float32), jnp.asarray(position, jnp.float32))
         np.testing.assert_allclose(value, bilinear(map_FxTxC, position), atol=3e-4)
 
 
 def test_an_unknown_formulation_is_refused_by_the_names_of_the_known() -> None:
     with pytest.raises(ValueError, match=r"'nearest'; there are auto, map_coordinates, gather, window, hat, separable"):
-        sample_features(jnp.zeros((2, 2, 1)), jnp.zeros((1, 2)), "nearest")  # type: ignore[arg-type]
+        read_map(jnp.zeros((2, 2, 1)), jnp.zeros((1, 2)), "nearest")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
@@ -162,7 +179,7 @@ def test_a_bfloat16_coordinate_would_be_half_its_spacing_off(first: int, step: f
 @pytest.mark.parametrize("method", METHODS)
 def test_a_ramp_is_read_without_steps(method: Any) -> None:
     at = jnp.linspace(32.0, 63.0, 1000)
-    read = sample_features(jnp.arange(64.0)[None, :, None], jnp.stack([jnp.zeros_like(at), at], -1), method)
+    read = read_map(jnp.arange(64.0)[None, :, None], jnp.stack([jnp.zeros_like(at), at], -1), method)
     np.testing.assert_allclose(read[:, 0], at, atol=1e-4)
 
 

@@ -1,0 +1,99 @@
+"""Dense, LayerNorm and GELU are what their names say, in the form that a CPU likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.scipy.stats import norm
+
+from datar_jax.layers import EPSILON, LayerNorm, dense, gelu, layer_norm
+
+
+def rows(seed: int, shape: tuple[int, ...], level: float, spread: float) -> tuple[np.ndarray, ...]:
+    """Input, scale, shift, and the gradient from above; float64."""
+    rng = np.random.default_rng(seed)
+    x, above = level + spread * rng.normal(size=shape), rng.normal(size=shape)
+    return x, rng.normal(size=shape[-1]), rng.normal(size=shape[-1]), above
+
+
+def by_flax(x: Any, scale: Any, bias: Any) -> Any:
+    module = nn.LayerNorm(EPSILON, dtype=x.dtype, use_fast_variance=False)
+    return module.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+
+def value_and_slopes(function: Any, x: Any, scale: Any, bias: Any, above: Any) -> Any:
+    value, back = jax.vjp(function, x, scale, bias)
+    return value, back(above)
+
+
+@given(
+    st.integers(0, 99),
+    st.sampled_from([(3,), (1, 1), (4, 7), (2, 3, 5, 8)]),
+    st.sampled_from([0.0, -5.0, 300.0]),
+    st.sampled_from([0.0, 1e-4, 1.0, 50.0]),
+)
+def test_layer_norm_and_its_slopes_are_those_of_flax(
+    seed: int, shape: tuple[int, ...], level: float, spread: float
+) -> None:
+    """In float64, of loud, quiet and constant rows too."""
+    with jax.enable_x64(True):
+        x, scale, bias, above = map(jnp.asarray, rows(seed, shape, level, spread))
+        mine = value_and_slopes(layer_norm, x, scale, bias, above)
+        chex.assert_trees_all_close(mine, value_and_slopes(by_flax, x, scale, bias, above), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_layer_norm_of_bfloat16_has_float32_statistics(dtype: Any) -> None:
+    """A mean of 100 takes all digits of a bfloat16; what is left of the rows must not be lost with it."""
+    x, _, _, _ = rows(0, (6, 64), 100.0, 1.0)
+    x = jnp.asarray(x, jnp.bfloat16)
+    module = LayerNorm(dtype)
+    params = module.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == {
+        "scale": ((64,), jnp.float32),
+        "bias": ((64,), jnp.float32),
+    }
+    value = module.apply({"params": params}, x)
+    assert value.dtype == dtype
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + EPSILON)
+    # Float32: a mean of 100 is rounded by 4e-6. Bfloat16: half of the last of 8 binary digits of the result.
+    np.testing.assert_allclose(
+        np.asarray(value, np.float64), exact, atol=1e-4, rtol=0 if dtype == jnp.float32 else 2**-8
+    )
+
+
+def test_gelu_and_its_slope_are_exact() -> None:
+    with jax.enable_x64(True):
+        x = jnp.linspace(-9, 9, 1001)  # far below zero, 1 + erf is rounded to the last digit of 1
+        np.testing.assert_allclose(gelu(x), x * norm.cdf(x), rtol=1e-12, atol=2e-15)
+        slope = jax.grad(lambda x: gelu(x).sum())(x)
+        np.testing.assert_allclose(slope, norm.cdf(x) + x * norm.pdf(x), rtol=1e-12, atol=2e-15)
+
+
+def test_dense_is_the_dense_layer_of_flax() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+
+    class Net(nn.Module):
+        """Ours or flax's, same name."""
+
+        ours: bool
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return dense(7, jnp.float32, "same")(x) if self.ours else nn.Dense(7, name="same")(x)
+
+    params = Net(True).init(jax.random.key(0), x)
+
+    def slopes(net: Net) -> Any:
+        return jax.value_and_grad(lambda params: (net.apply(params, x) ** 3).sum())(params)
+
+    chex.assert_trees_all_close(slopes(Net(True)), slopes(Net(False)), rtol=1e-5)
