@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -75,21 +76,34 @@ def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> di
     return {name: median(each) for name, each in times.items()}
 
 
-def ours(setting: Setting, batch: int, method: str, dtype: type) -> tuple[dict, jax.Array, Callable, Callable]:
-    """Parameters, input, and the jitted forward and forward + backward of them."""
+class Ours(NamedTuple):
+    """What is timed, and what it is given: parameters, input, and the gradient that comes from the layers above."""
+
+    forward: Callable[[dict, jax.Array], jax.Array]
+    both: Callable[[dict, jax.Array, jax.Array], tuple[dict, jax.Array]]
+    params: dict
+    x: jax.Array
+    above: jax.Array
+
+    def runs(self) -> dict[str, Callable[[], object]]:
+        return {
+            "fwd": lambda: jax.block_until_ready(self.forward(self.params, self.x)),
+            "both": lambda: jax.block_until_ready(self.both(self.params, self.x, self.above)),
+        }
+
+
+def ours(setting: Setting, batch: int, method: str, dtype: type) -> Ours:
     module = setting.module(method, dtype)  # type: ignore[arg-type]
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *setting.size, setting.dim)), dtype)
-    params = parameters(module, x)
+    draw = np.random.default_rng(0).normal
+    x, above = (jnp.asarray(draw(size=(batch, *setting.size, setting.dim)), dtype) for _ in range(2))
 
-    def loss(params: dict, x: jax.Array) -> jax.Array:
-        return (module.apply({"params": params}, x).astype(jnp.float32) ** 2).sum()
+    def forward(params: dict, x: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, x)
 
-    forward = jax.jit(lambda params, x: module.apply({"params": params}, x))
-    return params, x, forward, jax.jit(jax.value_and_grad(loss, (0, 1)))
+    def both(params: dict, x: jax.Array, above: jax.Array) -> tuple[dict, jax.Array]:
+        return jax.vjp(forward, params, x)[1](above)
 
-
-def waiting(run: Callable, *args: object) -> Callable[[], object]:
-    return lambda: jax.block_until_ready(run(*args))
+    return Ours(jax.jit(forward), jax.jit(both), parameters(module, x), x, above)
 
 
 def against_torch(
@@ -107,12 +121,12 @@ def against_torch(
     columns = ["setting", "fwd, ms", "PyTorch", "ratio", "fwd + bwd, ms", "PyTorch", "ratio", "PyTorch's best form"]
     print(header(columns + (["fwd + bwd of peak TFLOP/s", "of peak GB/s"] if gpu else [])), flush=True)
     for name, setting in settings.items():
-        params, x, forward, both = ours(setting, batch, "auto", jnp.bfloat16 if gpu else jnp.float32)
-        rivals = torch_forms(setting, params, np.asarray(x, np.float32), gpu)
-        compare(forward(params, x), both(params, x)[1][1], rivals, 0.05 if gpu else 1e-3)
+        module = ours(setting, batch, "auto", jnp.bfloat16 if gpu else jnp.float32)
+        rivals = torch_forms(setting, module, gpu)
+        compare(module, rivals, 0.05 if gpu else 1e-3)
         best, cells = {}, [name]
-        for kind, run in (("fwd", forward), ("both", both)):
-            contestants = {"ours": waiting(run, params, x)} | {k: v[kind] for k, v in rivals.items()}
+        for kind, run in module.runs().items():
+            contestants = {"ours": run} | {k: v[kind] for k, v in rivals.items()}
             times = interleaved(contestants, rounds)
             mine = times.pop("ours")
             best[kind] = min(times, key=times.get)  # type: ignore[arg-type]
@@ -120,15 +134,15 @@ def against_torch(
             cells += [f"{1e3 * mine:.1f}", f"{1e3 * rival:.1f}", f"**{rival / mine:.2f}**"]
         cells.append(best["both"] if best["both"] == best["fwd"] else f"{best['fwd']}; {best['both']}")
         if gpu:
-            cost = both.lower(params, x).compile().cost_analysis() or {}
+            cost = module.both.lower(*module[2:]).compile().cost_analysis() or {}
             flops, moved = 6 * setting.macs(batch), cost.get("bytes accessed", float("nan"))
             cells += [f"{flops / mine / 1e12:.1f} of {peak_tflops:g}", f"{moved / mine / 1e9:.0f} of {peak_gbs:g}"]
         print(row(*cells), flush=True)
     print()
 
 
-def torch_forms(setting: Setting, params: dict, x: np.ndarray, gpu: bool) -> dict[str, dict[str, Callable]]:
-    """PyTorch's forms, each with the same weights and input."""
+def torch_forms(setting: Setting, ours: Ours, gpu: bool) -> dict[str, dict[str, Callable]]:
+    """PyTorch's forms, each with the same weights, input and gradient from above."""
     import torch
 
     from benchmarks.torch_deformable import TorchDeformableAttention
@@ -138,9 +152,13 @@ def torch_forms(setting: Setting, params: dict, x: np.ndarray, gpu: bool) -> dic
     for fused in (False, True):
         sizes = (setting.dim, setting.heads, setting.groups, setting.stride, setting.kernel, setting.size)
         module = TorchDeformableAttention(*sizes, fused=fused)
-        module.load(params)
+        module.load(ours.params)
         module = module.to(device)
-        data = torch.tensor(x, device=device).permute(0, 3, 1, 2).contiguous().requires_grad_()
+        data, above = (
+            torch.tensor(np.asarray(value, np.float32), device=device).permute(0, 3, 1, 2).contiguous()
+            for value in (ours.x, ours.above)
+        )
+        data.requires_grad_()
         for compiled in (False, True) if gpu else (False,):
             run = torch.compile(module) if compiled else module
 
@@ -151,12 +169,12 @@ def torch_forms(setting: Setting, params: dict, x: np.ndarray, gpu: bool) -> dic
                     torch.cuda.synchronize()
                 return out
 
-            def both(run=run, module=module, data=data):
+            def both(run=run, module=module, data=data, above=above):
                 module.zero_grad()
                 data.grad = None
                 with torch.autocast("cuda", torch.bfloat16, enabled=gpu):
-                    loss = run(data).float().square().sum()
-                loss.backward()
+                    out = run(data)
+                out.backward(above.to(out.dtype))
                 if gpu:
                     torch.cuda.synchronize()
                 return data.grad
@@ -166,8 +184,9 @@ def torch_forms(setting: Setting, params: dict, x: np.ndarray, gpu: bool) -> dic
     return forms
 
 
-def compare(out: jax.Array, d_x: jax.Array, rivals: dict[str, dict[str, Callable]], tolerance: float) -> None:
+def compare(ours: Ours, rivals: dict[str, dict[str, Callable]], tolerance: float) -> None:
     """Refuses to time two modules that do not compute the same."""
+    out, (_, d_x) = ours.forward(ours.params, ours.x), ours.both(*ours[2:])
     for name, forms in rivals.items():
         for mine, rival in ((out, forms["fwd"]()), (d_x, forms["both"]())):
             rival = rival.detach().float().cpu().permute(0, 2, 3, 1).numpy()
@@ -182,10 +201,10 @@ def formulations(settings: dict[str, Setting], batch: int, rounds: int, dtype: t
     for name, setting in settings.items():
         runs, sizes = [{}, {}], {}
         for method in METHODS:
-            params, x, forward, both = ours(setting, batch, method, dtype)
-            sizes[method] = both.lower(params, x).compile().memory_analysis().temp_size_in_bytes / 2**20
-            for store, run in zip(runs, (forward, both)):
-                store[method] = waiting(run, params, x)
+            module = ours(setting, batch, method, dtype)
+            sizes[method] = module.both.lower(*module[2:]).compile().memory_analysis().temp_size_in_bytes / 2**20
+            for store, run in zip(runs, module.runs().values()):
+                store[method] = run
         times = [interleaved(each, max(2, rounds // 3)) for each in runs]
         cells = [f"{1e3 * times[0][m]:.0f}, {1e3 * times[1][m]:.0f}; {sizes[m]:.0f}" for m in METHODS]
         print(row(name, *cells), flush=True)
