@@ -44,7 +44,7 @@ def main() -> None:
     frames = default_window(features, each.train, config.audio)
     task = Task(config, config.model.classes, frames, steps=1_000)
     checkpoints = Checkpoints(given.workdir / "checkpoints")
-    state = checkpoints.restore(init_state(task, make_mesh()))[0]
+    state = checkpoints.restore(init_state(task, make_mesh(config.mesh)))[0]
     checkpoints.close()
 
     first = {dataset.clips[i].labels[0]: int(i) for i in reversed(each.test)}

@@ -39,21 +39,19 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
 
 from benchmarks.settings import SETTINGS, Setting, header, row  # noqa: E402
 from datar_jax.bias import position_bias  # noqa: E402
-from datar_jax.config import MODELS, AudioConfig, Config, DataConfig, TrainConfig  # noqa: E402
+from datar_jax.config import MODELS, AudioConfig, Config, DataConfig, MeshConfig, TrainConfig  # noqa: E402
 from datar_jax.model import count_parameters  # noqa: E402
 from datar_jax.rowwise import attend_rowwise  # noqa: E402
-from datar_jax.sharding import batch_sharding, replicated, state_shardings  # noqa: E402
+from datar_jax.sharding import batch_sharding, make_mesh, replicated, state_shardings  # noqa: E402
 from datar_jax.step import Task, abstract_state, jit_train_step  # noqa: E402
 
 BATCH = 64
 CHIP = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1))
-MESH = Mesh(np.array(CHIP.devices).reshape(1, 1), ("data", "model"))
+MESH = make_mesh(MeshConfig(), list(CHIP.devices))
 
 
 def main() -> None:

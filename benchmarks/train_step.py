@@ -27,7 +27,7 @@ import jax.numpy as jnp  # noqa: E402
 import msgspec  # noqa: E402
 
 from benchmarks.settings import header, row  # noqa: E402
-from datar_jax.config import MODELS, AugmentConfig, Config, OptimConfig, TrainConfig  # noqa: E402
+from datar_jax.config import MODELS, AugmentConfig, Config, MeshConfig, OptimConfig, TrainConfig  # noqa: E402
 from datar_jax.macs import macs_per_clip  # noqa: E402
 from datar_jax.model import count_parameters  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402
@@ -62,7 +62,7 @@ def measure(name: str, seconds: float, given: argparse.Namespace) -> list[str]:
         model=model, augment=augmented, optim=OptimConfig(ema=0.999), train=TrainConfig(batch_size=given.batch)
     )
     task = Task(config, CLASSES, config.audio.frames(seconds), 1000)
-    mesh = make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = init_state(task, mesh)
     batch = {
         "mel": 10 * jax.random.normal(jax.random.key(0), (given.batch, config.audio.mels, task.frames)) - 40,

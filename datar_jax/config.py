@@ -307,12 +307,10 @@ class TrainConfig(Settings, frozen=True):
     evaluate_every: int = 0  # epochs between scores of the validation split, where there is one; 0: only at the end
     checkpoint_every: int = 10  # epochs
     log_every: int = 10  # steps
-    model_devices: int = 1  # devices along the mesh's model axis; the rest shares the batch
 
     def check(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give 1 or more")
-        _require(self.model_devices >= 1, "train.model_devices", self.model_devices, "give 1 or more")
         _require(self.evaluate_every >= 0, "train.evaluate_every", self.evaluate_every, "give 0 or more epochs")
         _require(0 <= self.seed < 2**31, "train.seed", self.seed, "give 0 or more, less than 2**31")
         _require(
@@ -321,6 +319,17 @@ class TrainConfig(Settings, frozen=True):
             self.accumulate,
             f"does not divide train.batch_size={self.batch_size}; give a divisor of it",
         )
+
+
+class MeshConfig(Settings, frozen=True):
+    """How the devices of all processes are arranged; all share the batch."""
+
+    data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: as many as there are
+    fsdp: int = 1  # devices that share one copy of parameters, moments and average
+
+    def check(self) -> None:
+        _require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "give 1 or more, or -1 for all there are")
+        _require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "give 1 or more")
 
 
 class Config(Settings, frozen=True):
@@ -332,6 +341,7 @@ class Config(Settings, frozen=True):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def check(self) -> None:
         if self.data.window_seconds:

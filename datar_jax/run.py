@@ -32,7 +32,10 @@ from datar_jax.splits import Split, check_classes, split
 from datar_jax.step import Task
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
-MOVABLE = ("data.root", "data.cache", "data.workers", "data.threads", "train.checkpoint_every", "train.log_every")
+MOVABLE = (
+    *("data.root", "data.cache", "data.workers", "data.threads", "train.checkpoint_every", "train.log_every"),
+    *("mesh.data", "mesh.fsdp"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def run(config: Config, workdir: Path) -> Row:
       Stopped: a signal came; the state is saved.
     """
     console = make_console()
-    mesh = make_mesh(config.train.model_devices)
+    mesh = make_mesh(config.mesh)
     _check_batches(config, mesh)
     dataset = read_dataset(config.data)
     config = _resolve(config, dataset)
@@ -91,7 +94,7 @@ def run(config: Config, workdir: Path) -> Row:
 
 def _check_batches(config: Config, mesh: Mesh) -> None:
     """The global batches must divide over the devices before anything is read."""
-    devices = mesh.shape["data"]
+    devices = mesh.size
     for field, size in (
         ("train.batch_size", config.train.batch_size // config.train.accumulate),
         ("train.eval_batch_size", config.train.eval_batch_size),

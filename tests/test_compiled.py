@@ -7,6 +7,7 @@ out; those could only join collectives or move them out of a loop, so what is as
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import pytest
 from datar_jax import attention, rowwise
 from datar_jax import config as c
 from datar_jax.convolution import depthwise
-from datar_jax.sharding import batch_sharding, make_mesh, replicated
+from datar_jax.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from datar_jax.step import Task, abstract_state, jit_eval_step, jit_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -56,21 +57,21 @@ def compiled(jitted: Any, *args: Any) -> str:
 
 
 @cache
-def train_program() -> str:
+def train_program(data: int = 8, fsdp: int = 1) -> str:
     batch = {"mel": shape(B, MELS, FRAMES), "frames": shape(B, dtype=jnp.int32), "target": shape(B, CLASSES)}
-    return compiled(jit_train_step(TASK, make_mesh()), abstract_state(TASK), batch)
+    return compiled(jit_train_step(TASK, make_mesh(c.MeshConfig(data, fsdp))), abstract_state(TASK), batch)
 
 
 @cache
 def eval_program() -> str:
     state = abstract_state(TASK)
     mel, frames = shape(B, MELS, FRAMES), shape(B, dtype=jnp.int32)
-    return compiled(jit_eval_step(TASK, make_mesh()), state.params, state.statistics, mel, frames)
+    return compiled(jit_eval_step(TASK, make_mesh(c.MeshConfig())), state.params, state.statistics, mel, frames)
 
 
 def slope_program(function: Any, shared: Any, divided: Any) -> str:
     """Value and gradients of a sum over `function(shared, divided)`, whose second argument lies along the data axis."""
-    whole, parts = replicated(make_mesh()), batch_sharding(make_mesh())
+    whole, parts = replicated(make_mesh(c.MeshConfig())), batch_sharding(make_mesh(c.MeshConfig()))
 
     def total(shared: Any, divided: Any) -> Any:
         return jnp.sum(function(shared, divided) ** 2)
@@ -142,6 +143,25 @@ def test_the_reader_finds_what_it_looks_for() -> None:
 
 def test_nothing_but_sums_travels_in_a_train_step() -> None:
     assert collectives(train_program()) and not moved(train_program())
+
+
+@pytest.mark.parametrize("data, fsdp", [(1, 8), (4, 2)])
+def test_a_divided_state_is_gathered_parameter_by_parameter(data: int, fsdp: int) -> None:
+    """Each where it is used, and no activation with them."""
+    divided = Counter(
+        f"f32[{','.join(map(str, leaf.shape))}]"
+        for leaf, placed in zip(
+            jax.tree.leaves(abstract_state(TASK).params),
+            jax.tree.leaves(state_shardings(abstract_state(TASK).params, make_mesh(c.MeshConfig(data, fsdp)))),
+        )
+        if not placed.is_fully_replicated
+    )
+    gathered = moved(train_program(data, fsdp))
+    assert {x.kind for x in gathered} == {"all-gather"}
+    counted = Counter(x.result.split("{")[0] for x in gathered)
+    assert counted.keys() == divided.keys()
+    assert all(divided[size] <= counted[size] <= 2 * divided[size] for size in divided), "forward, and perhaps backward"
+    assert not in_loops(train_program(data, fsdp))
 
 
 def test_nothing_but_scores_travels_in_an_eval_step() -> None:

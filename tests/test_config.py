@@ -112,7 +112,8 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
         (c.TrainConfig, {name: 0}, f"train.{name}=0", "1 or more")
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_every", "log_every")
     ),
-    (c.TrainConfig, {"model_devices": 0}, "train.model_devices=0", "1 or more"),
+    (c.MeshConfig, {"fsdp": 0}, "mesh.fsdp=0", "1 or more"),
+    (c.MeshConfig, {"data": 0}, "mesh.data=0", "-1 for all"),
     (c.TrainConfig, {"evaluate_every": -1}, "train.evaluate_every=-1", "0 or more"),
     (c.TrainConfig, {"seed": -1}, "train.seed=-1", "0 or more"),
     (c.TrainConfig, {"accumulate": 5}, "train.accumulate=5", "does not divide train.batch_size=32"),
@@ -300,7 +301,7 @@ def test_every_file_in_configs_traces_a_step(path: Path) -> None:
     classes, frames = 10, config.audio.frames(config.data.window_seconds or 5.0)
     task = Task(config, classes, frames, steps=100)
     state = abstract_state(task)
-    state_shardings(state, make_mesh())  # a rule covers every leaf
+    state_shardings(state, make_mesh(c.MeshConfig()))  # a rule covers every leaf
     n = config.train.batch_size
     batch = {
         "mel": jax.ShapeDtypeStruct((n, config.audio.mels, frames), jnp.float32),
