@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datar_jax import settings
 from datar_jax.config import Config, ConfigError
+from datar_jax.distributed import Cluster, start
 
 USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 
@@ -16,7 +17,7 @@ USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.t
 def main(arguments: list[str]) -> int:
     """Runs the main job; the exit status is 0, 2 for what the caller has to mend, 130 when stopped."""
     try:
-        config, workdir = parse(arguments)
+        config, workdir, cluster = parse(arguments)
     except ConfigError as error:
         return _fail(error)
 
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
 
     _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
     try:
+        start(cluster)
         run(config, workdir)
     except (ConfigError, DataError, CheckpointError, TrainingError) as error:
         return _fail(error)
@@ -48,7 +50,7 @@ def _keep_compiled(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
-def parse(arguments: list[str]) -> tuple[Config, Path]:
+def parse(arguments: list[str]) -> tuple[Config, Path, Cluster]:
     """Reads the command line.
 
     Raises:
@@ -57,6 +59,9 @@ def parse(arguments: list[str]) -> tuple[Config, Path]:
     parser = argparse.ArgumentParser(usage=USAGE, description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
     parser.add_argument("--workdir", required=True, type=Path, help="where everything of this run is kept")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster tells")
+    parser.add_argument("--processes", type=int, help="how many there are")
+    parser.add_argument("--process", type=int, help="which this one is, from 0")
     known, rest = parser.parse_known_args(arguments)
     overrides = {}
     queue = list(rest)
@@ -70,7 +75,8 @@ def parse(arguments: list[str]) -> tuple[Config, Path]:
                 raise ConfigError(f"{option}: has no value; write {option}=VALUE")
             value = queue.pop(0)
         overrides[name.removeprefix("--config.")] = value
-    return settings.load(known.config, overrides), known.workdir
+    cluster = Cluster(known.coordinator, known.processes, known.process)
+    return settings.load(known.config, overrides), known.workdir, cluster
 
 
 def _fail(error: Exception) -> int:

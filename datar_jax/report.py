@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -112,6 +113,32 @@ class Report:
         return f"{self._name}: " if self._name else ""
 
 
+class Quiet(Report):
+    """The report of any process but the first: nothing is said or written twice."""
+
+    def __init__(self) -> None:
+        """Opens no file."""
+
+    def begin(self, step: int, steps: int) -> None:
+        """No bar."""
+
+    def advance(self, step: int) -> None:
+        """No bar."""
+
+    def row(self, row: Row) -> None:
+        """No row."""
+
+    def say(self, line: str) -> None:
+        """No line."""
+
+    def end(self) -> None:
+        """Nothing to close."""
+
+    def rows(self) -> list[Row]:
+        """None."""
+        return []
+
+
 def read_rows(path: Path) -> list[Row]:
     """Rows of a `metrics.jsonl`; a last line that was cut off is left out."""
     rows = []
@@ -164,5 +191,5 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
 
 
 def make_console() -> Console:
-    """Standard output; plain text when it is not a terminal."""
-    return Console(file=sys.stdout, highlight=False)
+    """Standard output of the first process; plain text when it is not a terminal."""
+    return Console(file=sys.stdout, highlight=False, quiet=jax.process_index() > 0)

@@ -22,11 +22,12 @@ from datar_jax.cache import Features, default_window, prepare, report_bad, stati
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
+from datar_jax.distributed import wait_for_all
 from datar_jax.loop import Material, fit, score_clips
 from datar_jax.macs import macs_per_clip
 from datar_jax.model import count_parameters
 from datar_jax.plot import confusion_png, curves_png
-from datar_jax.report import Report, Row, make_console, read_rows, show_result
+from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
 from datar_jax.sharding import make_mesh
 from datar_jax.splits import Split, check_classes, split
 from datar_jax.step import Task
@@ -154,8 +155,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _features(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Features:
-    """Spectrograms of all clips, computed once, with one report of what cannot be used."""
+    """Spectrograms of all clips, computed once, with one report of what cannot be used.
+
+    The first process goes ahead: where the others see its disk, they find what it left.
+    """
     cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
+    if jax.process_index():
+        wait_for_all("features")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=len(dataset))
         features = prepare(
@@ -164,6 +170,8 @@ def _features(config: Config, dataset: Dataset, workdir: Path, console: Console)
             cache,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if not jax.process_index():
+        wait_for_all("features")
     if report := report_bad(features, config.data.max_bad_fraction):
         console.print(report, markup=False, soft_wrap=True)
     return features
@@ -198,7 +206,7 @@ def _run_split(
     task = Task(config, config.model.classes, frames, steps)
     mean, std = statistics(features, each.train)
     material = Material(features, dataset, each, mean, std)
-    report = Report(folder, console, f"fold {fold}" if crossed else "")
+    report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
@@ -233,6 +241,8 @@ def _run_split(
 
 
 def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:
+    if jax.process_index():
+        return
     score = np.concatenate([each.score for each in done])
     target = np.concatenate([each.target for each in done])
     confusion_png(folder / "confusion.png", metrics.confusion(score, target), dataset.labels)

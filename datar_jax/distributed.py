@@ -1,0 +1,99 @@
+"""Starting as one of many processes: from the environment of a cluster, or from explicit flags.
+
+Before anything touches a device, each process says who it is; from then on `jax.devices()` are those of all.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from datar_jax.config import ConfigError
+
+HEARTBEAT_SECONDS = 100  # after so long without a sign of one process, the others end
+SHUTDOWN_SECONDS = 30  # the last to finish is waited for so long
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the command line says about the other processes; nothing: look at the environment."""
+
+    coordinator: str | None = None  # HOST:PORT of process 0
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.coordinator, self.processes, self.process)
+        if given == (None, None, None):
+            return
+        if self.coordinator is None or self.processes is None or self.process is None:
+            raise ConfigError("--coordinator, --processes and --process belong together; give all three, or none")
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"--coordinator={self.coordinator}: give HOST:PORT of process 0, such as node0:8476")
+        if self.processes < 1:
+            raise ConfigError(f"--processes={self.processes}: give 1 or more")
+        if not 0 <= self.process < self.processes:
+            raise ConfigError(f"--process={self.process}: give 0 to {self.processes - 1}, one number to each process")
+
+
+def surroundings(environment: Mapping[str, str] = os.environ) -> str:
+    """What started this process as one of several: its name, or nothing.
+
+    jax can tell by itself, but asks the network on the way, which a lone machine should not wait for.
+    """
+
+    def several(*names: str) -> bool:
+        return any(environment.get(name, "").isdigit() and int(environment[name]) > 1 for name in names)
+
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        return "JAX_COORDINATOR_ADDRESS"
+    if "SLURM_PROCID" in environment and several("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        return "SLURM"
+    if several("OMPI_COMM_WORLD_SIZE"):
+        return "Open MPI"
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return "Kubernetes"
+    hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES", ""))
+    chips = importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    if "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in environment or chips:
+        return "a TPU pod"
+    return ""
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until every process is here; at once where there is one."""
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(what)
+
+
+def start(cluster: Cluster) -> None:
+    """Joins the other processes, where there are any.
+
+    Raises:
+      ConfigError: they were not found.
+    """
+    where = "flags" if cluster.coordinator else surroundings()
+    if not where:
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process,
+            cluster_detection_method="deactivate" if cluster.coordinator else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"started by {where}, but the other processes were not found ({reason}); "
+            "give --coordinator=HOST:PORT --processes=N --process=I to each"
+        ) from None
