@@ -11,8 +11,11 @@ Shapes: B batch, N samples, F mel bins (low to high), T frames.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,12 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMES.split(" "))
 LOUDEST = 1e7  # a peak beyond this is a broken file: sound lies around -1 to 1, unscaled 24-bit integers reach 8.4e6
 SLACK = 0.1  # seconds by which a listed end may pass the end of the file: lists round
 MP3_SLACK = 2 * 1152  # frames by which MP3 headers overstate a whole file: encoder delay and padding
+RATES = (1_000, 1_000_000)  # Hz, lowest and highest rate of a recording; a broken header says 1 Hz or 4 GHz
+LONGEST = 3_600.0  # seconds of one clip: what is decoded is held in memory
+NO_FRAME = 7  # libsndfile's code for a file that is not there, and for an .mp3 that holds something else
+UNKNOWN = 2**62  # frames; libsndfile gives 2**63 - 1 for a FLAC stream whose writer could not go back to count
+BLOCK = 2**20  # samples of all channels that are decoded at a time
+COLUMNS = 4096  # frames of a spectrogram that are computed at a time
 
 
 class AudioError(ValueError):
@@ -40,6 +49,8 @@ class AudioError(ValueError):
 
 def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 0.0) -> np.ndarray:
     """Reads a sound file, or a part of it, as one channel at `sample_rate`.
+
+    Memory goes by what the file holds, not by what its header promises.
 
     Args:
       path: any format that libsndfile reads.
@@ -51,41 +62,50 @@ def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 
       float32 (samples,), mean over the channels, not scaled: peaks may lie above 1.
 
     Raises:
-      AudioError: the file is missing, empty, of no known format, truncated, shorter than `start` or `end`, silent
-        (every sample has the same value), or holds NaN, infinity or values that cannot be sound.
+      AudioError: the file is missing, no file, empty, of no known format, truncated, shorter than `start` or `end`,
+        longer than `LONGEST`, of a rate outside `RATES`, silent (every sample has the same value), or holds NaN,
+        infinity or values that cannot be sound.
     """
-    if not os.path.isfile(path):
-        raise AudioError("no such file")
-    if os.path.getsize(path) == 0:
-        raise AudioError("empty file")
+    _check_file(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with _Forward(os.fsencode(path)) as file:  # as str, a name that is no UTF-8 is an error
             if reason := _shortfall(path, file):
                 raise AudioError(reason)
             rate, total = file.samplerate, file.frames
+            if not RATES[0] <= rate <= RATES[1]:
+                raise AudioError(f"sample rate of {rate} Hz; a recording has {RATES[0]} to {RATES[1]}")
             first, last = _bounds(total, rate, start, end)
             if first:
                 file.seek(first)
-            samples_NxC = file.read(last - first, dtype="float32", always_2d=True)
+            if last >= UNKNOWN:  # counted first, so that a small file of many hours fills no memory
+                last = first + sum(map(len, _blocks(file, int(LONGEST * rate) + 1)))
+                file.seek(first)
+            if (seconds := (last - first) / rate) > LONGEST:
+                raise AudioError(f"longer than an hour ({seconds / 3600:.3g} or more); list parts of it (start, end)")
             slack = MP3_SLACK if file.format == "MP3" else 0
+            resampler = None
+            if rate != sample_rate:
+                resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+            parts, low, high, read = [], math.inf, -math.inf, 0
+            for block_N in _blocks(file, last - first):
+                low, high, read = min(low, block_N.min()), max(high, block_N.max()), read + len(block_N)
+                parts.append(resampler.resample_chunk(block_N) if resampler else block_N)
     except (soundfile.LibsndfileError, OSError) as error:
+        if getattr(error, "code", None) == NO_FRAME:
+            raise AudioError("cannot be decoded (no MPEG frame was found)") from None
         raise AudioError(f"cannot be decoded ({getattr(error, 'error_string', error)})") from None
-    if len(samples_NxC) < last - first - slack:
-        raise AudioError(f"truncated: {len(samples_NxC)} of {last - first} promised samples could be read")
-    if not samples_NxC.size:
+    if read < last - first - slack:
+        raise AudioError(f"truncated: {read} of {last - first} promised samples could be read")
+    if not read:
         raise AudioError("holds no samples")
-    if not np.isfinite(samples_NxC).all():
-        raise AudioError("holds NaN or infinity")
-    if (peak := float(np.abs(samples_NxC).max())) > LOUDEST:
-        raise AudioError(f"peak of {peak:.3g}: these numbers are no sound")
-    samples_N = samples_NxC.mean(axis=1, dtype=np.float32)
-    if samples_N.min() == samples_N.max():
+    if low == high:
         raise AudioError("silent: every sample has the same value")
-    if rate != sample_rate:
-        samples_N = soxr.resample(samples_N, rate, sample_rate, quality="HQ")
+    if resampler:
+        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    samples_N = np.concatenate(parts)
     if not samples_N.size:
         raise AudioError(f"too short: no sample is left at {sample_rate} Hz")
-    return np.ascontiguousarray(samples_N, np.float32)
+    return samples_N
 
 
 def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
@@ -106,12 +126,16 @@ def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
     if samples_N.ndim != 1 or not samples_N.size:
         raise ValueError(f"samples_N has shape {samples_N.shape}; give one axis with at least one sample")
     frames = audio.frames(samples_N.size / audio.sample_rate)
-    padded = np.pad(samples_N.astype(np.float32, copy=False), (0, _lacking(samples_N.size, audio)))
+    padded = samples_N.astype(np.float32, copy=False)
+    if lacking := _lacking(samples_N.size, audio):
+        padded = np.pad(padded, (0, lacking))
     padded = np.pad(padded, audio.fft // 2, mode="reflect")[_lead(audio) :]
     framed_TxW = np.lib.stride_tricks.sliding_window_view(padded, audio.window)[:: audio.hop][:frames]
-    spectrum = scipy.fft.rfft(framed_TxW * hann(audio), n=audio.fft, axis=-1)
-    power = np.square(spectrum.real) + np.square(spectrum.imag)
-    mel_FxT = mel_basis(audio) @ power.T
+    mel_FxT = np.empty((audio.mels, frames), np.float32)
+    for first in range(0, frames, COLUMNS):  # the spectrum of an hour would take gigabytes
+        spectrum = scipy.fft.rfft(framed_TxW[first : first + COLUMNS] * hann(audio), n=audio.fft, axis=-1)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)
+        mel_FxT[:, first : first + COLUMNS] = mel_basis(audio) @ power.T
     np.maximum(mel_FxT, np.float32(10 ** (audio.floor_db / 10)), out=mel_FxT)
     np.log10(mel_FxT, out=mel_FxT)
     mel_FxT *= np.float32(10)
@@ -177,32 +201,78 @@ def _lead(audio: AudioConfig) -> int:
     return (audio.fft - audio.window) // 2
 
 
+class _Forward(soundfile.SoundFile):
+    """A sound file that is read from front to back: the seek after each read fails behind the end of a FLAC stream."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _check_file(path: str | Path) -> None:
+    """Refuses what is no file, before something waits for it: a pipe opens when somebody writes to it."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
+        raise AudioError("a link to nothing" if os.path.islink(path) else "no such file") from None
+    except OSError as error:
+        raise AudioError(f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "a pipe or device, not a file")
+    if not status.st_size:
+        raise AudioError("empty file")
+    if Path(path).suffix.lower() == ".raw":
+        raise AudioError("samples without a header; save them as wav")
+
+
 def _bounds(total: int, rate: int, start: float, end: float) -> tuple[int, int]:
     """First and last (exclusive) frame of a part of a file of `total` frames."""
     if start < 0 or (end and end <= start):
         raise AudioError(f"part from {start:g} s to {end:g} s is empty")
-    if total and round(start * rate) >= total:
+    if total and start * rate >= total - 0.5:
         raise AudioError(f"starts at {start:g} s, but the file ends at {total / rate:g} s")
     if end > total / rate + SLACK:
         raise AudioError(f"ends at {end:g} s, but the file ends at {total / rate:g} s")
     return round(start * rate), min(total, round(end * rate)) if end else total
 
 
+def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[np.ndarray]:
+    """The next `count` frames, or as many as there are, averaged over the channels: float32 (samples,) at a time."""
+    while count > 0:
+        asked = min(count, max(1, BLOCK // file.channels))
+        samples_NxC = file.read(asked, dtype="float32", always_2d=True)
+        if not len(samples_NxC):
+            return
+        peak = float(np.abs(samples_NxC).max())
+        if not math.isfinite(peak):
+            raise AudioError("holds NaN or infinity")
+        if peak > LOUDEST:
+            raise AudioError(f"peak of {peak:.3g}: these numbers are no sound")
+        yield samples_NxC.mean(axis=1, dtype=np.float32)
+        count -= len(samples_NxC)
+
+
 def _shortfall(path: str | Path, file: soundfile.SoundFile) -> str:
-    """Why the file is known to be cut off, or nothing.
+    """Why the file is known to be cut off or no recording, or nothing.
 
     libsndfile silently shortens what it reads to what is there, so that counting samples does not tell: containers of
     plain samples tell by the size of their data chunk, Ogg by a last page that does not end.
     """
+    if file.format == "RAW":  # libsndfile's guess by the ending: any text named .au or .vox would be noise
+        return "samples without a header; save them as wav"
     if file.format == "OGG":
         return "truncated: the last Ogg page is incomplete" if _ogg_page_cut(path) else ""
     found = re.search(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if found and int(found[2]) < int(found[1]) < 0x7FFF_0000:  # larger ones are placeholders of a streaming writer
+    if found and int(found[2]) < int(found[1]) and not _placeholder(int(found[1])):
         return f"truncated: {found[2]} of {found[1]} promised bytes are there"
     found = re.search(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)", file.extra_info)
     if found and int(found[1]) < int(found[2]):
         return f"truncated: {found[1]} of {found[2]} promised samples are there"
     return ""
+
+
+def _placeholder(size: int) -> bool:
+    """Whether a size in bytes is what a writer leaves that cannot go back: the largest number, more or less."""
+    return 0x7FFF_0000 <= size <= 0x8000_0000 or size >= 0xFFFF_0000
 
 
 def _ogg_page_cut(path: str | Path) -> bool:

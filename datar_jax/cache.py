@@ -3,7 +3,8 @@
 A cache is two files: `KEY.frames` holds all spectrograms one after another, time-major float16 decibels (steps of at
 most 0.06 dB), memory-mapped; `KEY.json`, written last, says where each clip lies. KEY is a hash of the audio settings
 and of each file's path, size and time of change, so that a changed file or setting makes another cache. Both files
-are written under a temporary name: what is interrupted leaves no cache.
+are written under a temporary name: what is interrupted leaves no cache. Neither is a pickle, nor read as one: whatever
+lies there in their place is numbers or damage.
 
 Shapes: F mel bins, T frames.
 """
@@ -30,7 +31,7 @@ from datar_jax.audio import AudioError, decode, log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.datasets import Clip, Dataset
 
-FORMAT = 1  # of the cache files and of the front end's arithmetic; a change makes old caches unused
+FORMAT = 2  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 PROBES = 4096  # clips whose checksum is verified when a cache is opened
 LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
 
@@ -77,7 +78,11 @@ class Features:
 
 
 def prepare(
-    dataset: Dataset, audio: AudioConfig, cache_dir: Path, progress: Callable[[int, int], None] | None = None
+    dataset: Dataset,
+    audio: AudioConfig,
+    cache_dir: Path,
+    progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Features:
     """Opens the cache of a data set; computes it when there is none or when it is damaged.
 
@@ -86,27 +91,30 @@ def prepare(
       audio: the front end.
       cache_dir: made when missing. Several processes may prepare the same cache there at once.
       progress: called in this thread with (clips done, clips) while computing.
+      tell: called with one line when there is a cache that cannot be used, before it is computed again.
 
     Raises:
       DataError: the cache cannot be written.
     """
     key = _key(dataset, audio)
     index_path, store_path = Path(cache_dir, f"{key}.json"), Path(cache_dir, f"{key}.frames")
-    features = _open(index_path, store_path, dataset, audio)
-    if features is None:
-        try:
-            Path(cache_dir).mkdir(parents=True, exist_ok=True)
-            with _whole(store_path) as store:
-                index = _compute(dataset, audio, store, progress)
-            with _whole(index_path) as file:
-                file.write(json.dumps(index).encode())
-        except OSError as error:
-            raise DataError(
-                f"{cache_dir}: cannot write the feature cache ({error.strerror or error}); "
-                "make room, or point data.cache at another folder"
-            ) from error
-        features = _features(index, store_path, dataset, audio)
-    return features
+    found = _open(index_path, store_path, dataset, audio)
+    if isinstance(found, Features):
+        return found
+    if found and tell:
+        tell(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        with _whole(store_path) as store:
+            index = _compute(dataset, audio, store, progress)
+        with _whole(index_path) as file:
+            file.write(json.dumps(index).encode())
+    except OSError as error:
+        raise DataError(
+            f"{cache_dir}: cannot write the feature cache ({error.strerror or error}); "
+            "make room, or point data.cache at another folder"
+        ) from error
+    return _features(index, store_path, dataset, audio)
 
 
 def usable(features: Features, indices: np.ndarray) -> tuple[np.ndarray, int]:
@@ -176,7 +184,7 @@ def _key(dataset: Dataset, audio: AudioConfig) -> str:
         try:
             status = os.stat(clip.path)
             size, changed = status.st_size, status.st_mtime_ns
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a null character in the name
             size, changed = -1, 0
         digest.update(repr((os.path.abspath(clip.path), size, changed, clip.start, clip.end)).encode())
     return digest.hexdigest()
@@ -240,27 +248,36 @@ def _spectrogram(clip: Clip, audio: AudioConfig) -> np.ndarray | str:
     return np.ascontiguousarray(log_mel(samples_N, audio).T, np.float16)
 
 
-def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features | None:
-    """The cache that lies there, or nothing when it is missing or damaged."""
+def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features | str:
+    """The cache that lies there, or what is wrong with it; an empty text where there is none."""
     try:
         index = json.loads(index_path.read_bytes())
         bad = {int(i): str(reason) for i, reason in index["bad"].items()}
-        frames, checksums = np.array(index["frames"], np.int64), index["checksums"]
-        whole = (
-            len(frames) == len(checksums) == len(dataset)
-            and set(np.flatnonzero(frames == 0)) == set(bad)
-            and store_path.stat().st_size == int(frames.sum()) * audio.mels * 2
-        )
-        if not whole:
-            return None
+        frames, checksums = np.array(index["frames"], np.int64), list(index["checksums"])
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return f"{index_path.name} is no index"
+    if not (
+        frames.ndim == 1
+        and len(frames) == len(checksums) == len(dataset)
+        and (frames >= 0).all()
+        and set(np.flatnonzero(frames == 0)) == set(bad)
+    ):
+        return f"{index_path.name} is the index of something else"
+    try:
+        size = store_path.stat().st_size
+        if size != (expected := sum(frames.tolist()) * audio.mels * 2):
+            return f"{store_path.name} has {size} bytes, not {expected}"
         features = _features(index, store_path, dataset, audio)
-        probes = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBES)).astype(int))
-        intact = all(zlib.crc32(features.get(i).data) == checksums[i] for i in probes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return features if intact else None
+        for i in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBES)).astype(int)):
+            if zlib.crc32(features.get(i).data) != checksums[i]:
+                return f"{store_path.name} holds other numbers for {dataset.where(int(i))} than were written"
+    except OSError as error:
+        return f"{store_path.name}: {error.strerror}"
+    return features
 
 
 def _features(index: dict[str, Any], store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features:
-    bad = tuple((dataset.where(int(i)), reason) for i, reason in index["bad"].items())
+    bad = tuple((dataset.where(int(i)), str(reason)) for i, reason in index["bad"].items())
     return Features(str(store_path), audio, np.array(index["frames"], np.int64), bad)

@@ -52,9 +52,9 @@ class Dataset:
         return len(self.clips)
 
     def where(self, index: int) -> str:
-        """The clip's name for a person, with its row when a list names it."""
+        """The clip's name for a person, on one line, with its row when a list names it."""
         clip = self.clips[index]
-        name = clip.name.encode("utf-8", "backslashreplace").decode()  # names of old file systems are no UTF-8
+        name = _printable(clip.name)
         return f"{name} (row {clip.row} of {self.source})" if clip.row else name
 
 
@@ -93,9 +93,10 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
         elif "/" not in name:
             loose += 1
         else:
-            files[_nfc(name.split("/")[0])].append(name)
+            files[_class(name)].append(name)
     labels = tuple(sorted(files))
-    empty = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "." and _nfc(p.name) not in files)
+    folders = [_class(p.name) for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
+    empty = sorted(label for label in folders if label not in files)
     if not labels:
         raise ConfigError(
             f"data.root={config.root!r}: no sound in any sub-folder ({loose} sounds lie beside the sub-folders, "
@@ -112,10 +113,25 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
     )
 
 
+def _class(name: str) -> str:
+    """The class that a path below the root belongs to: its first part."""
+    return _printable(_nfc(name.partition("/")[0]))
+
+
 def _walk(root: Path) -> Iterator[str]:
-    """Names of all files below `root`, hidden ones left out, linked folders entered once."""
+    """Names of all files below `root`, hidden ones left out, linked folders entered once.
+
+    An empty folder that is named like a sound comes as one, so that it is reported and not passed over.
+
+    Raises:
+      ConfigError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> NoReturn:
+        raise ConfigError(f"data.root: {error.filename!r} cannot be read ({error.strerror}); change its permissions")
+
     seen: set[str] = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, onerror=fail, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             inner.clear()
             continue
@@ -124,6 +140,9 @@ def _walk(root: Path) -> Iterator[str]:
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(folder, name).relative_to(root).as_posix()
+        below = Path(folder).relative_to(root)
+        if not inner and not names and len(below.parts) > 1 and below.suffix.lower() in SUFFIXES:
+            yield below.as_posix()
 
 
 def _read_manifest(root: Path, config: DataConfig) -> Dataset:
@@ -205,7 +224,7 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
             if name in listed:
                 raise ConfigError(f"{path}, row {row}: {name} is listed twice; keep one")
             if name not in clips:
-                if (label := name.split("/")[0]) not in dataset.labels:
+                if (label := _class(name)) not in dataset.labels:
                     raise ConfigError(f"{path}, row {row}: {name} is in no class folder; give paths below {root}")
                 clips[name] = Clip(str(root / name), name, (dataset.labels.index(label),))
             listed[name] = side
@@ -244,7 +263,7 @@ class _Table:
         self.path, self.row = path, 0
         self._values: dict[str, str] = {}
         self._reader = csv.reader(_lines(path, field))
-        self._header = [name.strip() for name in next(self._reader, [])]
+        self._header = [name.strip() for name in next(self._cells(), [])]
         self.columns = frozenset(self._header)
         for name in needed:
             if name not in self.columns:
@@ -256,7 +275,7 @@ class _Table:
 
     def rows(self) -> Iterator[dict[str, str]]:
         """The rows below the header, blank ones left out."""
-        for cells in self._reader:
+        for cells in self._cells():
             self.row = self._reader.line_num
             if not any(cell.strip() for cell in cells):
                 continue
@@ -267,6 +286,13 @@ class _Table:
                 )
             self._values = {name: cell.strip() for name, cell in zip(self._header, cells)}
             yield self._values
+
+    def _cells(self) -> Iterator[list[str]]:
+        """The rows as they are; a quote that is never closed makes all that follows one cell, too large for one."""
+        try:
+            yield from self._reader
+        except csv.Error as error:
+            raise ConfigError(f"{self.path}, row {self.row + 1} or below: {error}; is a quote left open?") from None
 
     def real(self, column: str) -> float:
         """The finite number in a column of this row; 0 where the column or its value is missing."""
@@ -282,13 +308,18 @@ class _Table:
     def whole(self, column: str, least: int) -> int:
         """The whole number, `least` or more, in a column of this row."""
         text = self._values[column]
-        if not text.isdecimal() or int(text) < least:
+        if not text.isdecimal() or len(text) > 9 or int(text) < least:
             self.fail(column, f"give a whole number, {least} or more")
         return int(text)
 
     def fail(self, column: str, remedy: str) -> NoReturn:
         """Raises a `ConfigError` that names the file, this row, the column and its value."""
         raise ConfigError(f"{self.path}, row {self.row}, column {column}={self._values[column]!r}: {remedy}")
+
+
+def _printable(name: str) -> str:
+    """A name on one line: control characters and what is no UTF-8 as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _nfc(name: str) -> str:

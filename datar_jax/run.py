@@ -169,6 +169,7 @@ def _features(config: Config, dataset: Dataset, workdir: Path, console: Console)
             config.audio,
             cache,
             lambda done, total: bar.update(task, completed=done, total=total),
+            lambda line: console.print(line, markup=False, soft_wrap=True),
         )
     if not jax.process_index():
         wait_for_all("features")

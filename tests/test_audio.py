@@ -1,14 +1,19 @@
 """Sound in, log-mel out: against librosa, against each other, and against files that are broken."""
 
+import os
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datar_jax import audio as audio_room
 from datar_jax.audio import SUFFIXES, AudioError, decode, log_mel, log_mel_jax, mel_basis
 from datar_jax.config import AudioConfig
 
@@ -129,6 +134,13 @@ def test_frequency_rises_with_the_row_and_time_with_the_column():
     assert log_mel(click, audio).mean(0).argmax() == 30
 
 
+def test_a_long_spectrogram_is_computed_in_pieces_that_do_not_show(monkeypatch):
+    audio = AudioConfig()
+    whole = log_mel(sound(audio, 1.0), audio)
+    monkeypatch.setattr(audio_room, "COLUMNS", 7)
+    np.testing.assert_allclose(log_mel(sound(audio, 1.0), audio), whole, atol=1e-4)
+
+
 def test_every_mel_row_hears_something():
     for audio in FRONT_ENDS:
         assert (mel_basis(audio).sum(1) > 0).all()
@@ -167,7 +179,13 @@ def test_a_part_is_the_slice_of_the_whole(tmp_path, suffix):
 
 @pytest.mark.parametrize(
     ("start", "end", "reason"),
-    [(2.0, 0.0, "starts at 2 s"), (0.0, 3.0, "ends at 3 s"), (1.0, 0.5, "is empty"), (-1.0, 0.0, "is empty")],
+    [
+        (2.0, 0.0, "starts at 2 s"),
+        (1e305, 0.0, "starts at"),
+        (0.0, 3.0, "ends at 3 s"),
+        (1.0, 0.5, "is empty"),
+        (-1.0, 0.0, "is empty"),
+    ],
 )
 def test_parts_outside_the_file_are_refused(tmp_path, start, end, reason):
     soundfile.write(tmp_path / "a.wav", sound(AudioConfig(), 2.0), 16_000)
@@ -197,6 +215,100 @@ def test_a_streamed_wav_without_a_length_is_whole(tmp_path):
     assert decode(path, 16_000).size == 16_000
 
 
+def flac_header(path, rate=None, frames=None):
+    """Overwrites two fields of a FLAC file's STREAMINFO: 20 bits rate, 8 bits others, 36 bits frames."""
+    content = bytearray(path.read_bytes())
+    fields = int.from_bytes(content[18:26], "big")
+    fields = fields if rate is None else fields % 2**44 | rate << 44
+    fields = fields if frames is None else fields >> 36 << 36 | frames
+    content[18:26] = fields.to_bytes(8, "big")
+    path.write_bytes(content)
+
+
+def test_a_streamed_flac_without_a_length_is_whole(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, sound(AudioConfig(), 2.0), 16_000)
+    whole = decode(path, 16_000)
+    flac_header(path, frames=0)
+    np.testing.assert_array_equal(decode(path, 16_000), whole)
+    np.testing.assert_array_equal(decode(path, 16_000, 0.5), whole[8_000:])
+    np.testing.assert_array_equal(decode(path, 16_000, 0.5, 1.0), whole[8_000:16_000])
+    with pytest.raises(AudioError, match="truncated"):
+        decode(path, 16_000, 0.5, 3.0)
+
+
+@pytest.mark.parametrize("frames", [36_000 * 16_000, 2**36 - 1])
+def test_hours_that_a_header_promises_take_no_memory(tmp_path, frames):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, sound(AudioConfig(), 1.0), 16_000)
+    flac_header(path, frames=frames)
+    tracemalloc.start()
+    with pytest.raises(AudioError, match="longer than an hour"):
+        decode(path, 16_000)
+    with pytest.raises(AudioError, match=r"truncated|cannot be decoded"):
+        decode(path, 16_000, 0.0, 3_500.0)
+    assert tracemalloc.get_traced_memory()[1] < 16e6  # bytes
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_hours_in_a_small_file_take_no_memory(tmp_path, told):
+    path = tmp_path / "a.flac"
+    quiet = np.zeros(4_000_000, np.int16)
+    quiet[::99_999] = 1
+    soundfile.write(path, quiet, 1_000)  # at 16 kHz 256 MB
+    assert path.stat().st_size < 40_000
+    if not told:
+        flac_header(path, frames=0)
+    tracemalloc.start()
+    with pytest.raises(AudioError, match=r"longer than an hour.*list parts"):
+        decode(path, 16_000)
+    assert decode(path, 16_000, 3_900.0, 3_999.0).size == 99 * 16_000  # a part may be used
+    assert tracemalloc.get_traced_memory()[1] < 40e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rate", [1, 7, 999, 1_000_001, 2**31 - 1])
+def test_rates_that_no_recording_has_are_refused(tmp_path, rate):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sound(AudioConfig(), 1.0), 16_000)
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"sample rate of {rate} Hz"):
+        decode(path, 16_000)
+
+
+def test_a_wav_that_promises_ten_hours_is_no_stream(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(44_100), 44_100)
+    content = bytearray(path.read_bytes())
+    content[40:44] = (36_000 * 88_200).to_bytes(4, "little")  # over 2 GiB, but not the largest number
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="truncated: 88200 of 3175200000 promised bytes"):
+        decode(path, 16_000)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_a_long_file_is_read_in_pieces_that_do_not_show(tmp_path, monkeypatch, suffix, rate):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.stack([sound(AudioConfig(), 3.0), sound(AudioConfig(), 3.0, 1)], 1), rate)
+    read_N = soundfile.read(path, dtype="float32")[0].mean(axis=1)
+    whole_N = read_N if rate == 16_000 else soxr.resample(read_N, rate, 16_000, quality="HQ")
+    np.testing.assert_allclose(decode(path, 16_000), whole_N, atol=2e-7 if suffix == "mp3" else 0)  # it seeks first
+    once_N = decode(path, 16_000)
+    monkeypatch.setattr(audio_room, "BLOCK", 5_000)
+    np.testing.assert_array_equal(decode(path, 16_000), once_N)
+
+
+def test_a_name_that_is_no_utf_8_can_be_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\xfe.wav")
+    soundfile.write(tmp_path / "a.wav", sound(AudioConfig(), 1.0), 16_000)
+    (tmp_path / "a.wav").rename(path)
+    assert decode(path, 16_000).size == 16_000
+
+
 def broken(folder):
     """One file of every kind of damage: name to the reason that must be given."""
     noise = sound(AudioConfig(), 0.5)
@@ -213,7 +325,12 @@ def broken(folder):
     soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("This is a letter, not a sound.\n" * 50)
+    for name in ("text.mp3", "text.au", "text.snd", "text.vox", "text.raw"):
+        (folder / name).write_text("This is a letter, not a sound.\n" * 50)
     (folder / "folder.wav").mkdir()
+    (folder / "link.wav").symlink_to("gone")
+    (folder / "loop.wav").symlink_to("loop.wav")
+    os.mkfifo(folder / "pipe.wav")
     return {
         "nan.wav": "NaN or infinity",
         "infinite.wav": "NaN or infinity",
@@ -224,7 +341,16 @@ def broken(folder):
         "none.wav": "no samples",
         "empty.wav": "empty file",
         "text.wav": "cannot be decoded",
-        "folder.wav": "no such file",
+        "text.mp3": "no MPEG frame",
+        "text.au": "without a header",
+        "text.snd": "without a header",
+        "text.vox": "without a header",
+        "text.raw": "without a header",
+        "folder.wav": "a folder, not a file",
+        "link.wav": "a link to nothing",
+        "loop.wav": "cannot be read",
+        "pipe.wav": "a pipe or device",
+        "null\0.wav": "no such file",
         "missing.wav": "no such file",
     }
 

@@ -1,0 +1,529 @@
+"""Spoils sound files in every way that came to mind and sends them through the real pipeline.
+
+    python benchmarks/fuzz.py [--files=2000] [--seed=0]
+
+Lists, feature cache and batches run in a child process under a limit of address space and of time. Every law in `LAWS`
+is checked afterwards; a broken one is printed, and the exit status is 1. What is made depends on the seed alone. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from numpy.random import Generator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.settings import header, row  # noqa: E402
+from datar_jax import synthesis  # noqa: E402
+from datar_jax.cache import default_window, prepare, report_bad, statistics, usable  # noqa: E402
+from datar_jax.config import AudioConfig, DataConfig  # noqa: E402
+from datar_jax.datasets import read_dataset  # noqa: E402
+from datar_jax.pipeline import eval_batches, train_batches  # noqa: E402
+
+USED, REFUSED, EITHER = "used", "refused", "either"
+
+# A thread holds one block of samples, the clip at the model's rate, and its spectrogram: some 50 MB for a clip of a
+# minute, and the longest sound here lasts 48 s, whatever its header says. Two threads and the batches fit three times.
+MEMORY = 300  # MB above what one good file and one batch need
+ADDRESSES = 4 << 30  # bytes that may be reserved on top: an allocation by what a header says fails at once
+SLOWEST = 5.0  # seconds for one file, on a busy core
+BATCH = 16
+DANGEROUS = ("pickle.find_class", "marshal.load", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
+
+
+class Made(NamedTuple):
+    """One file that was written, and what has to become of it."""
+
+    name: str  # relative to the root, as the data set spells it
+    kind: str
+    fate: str  # USED, REFUSED, or EITHER where only the file's content decides
+
+
+class Base(NamedTuple):
+    """An intact sound file."""
+
+    suffix: str
+    content: bytes
+    rate: int
+
+
+# Sounds and what is done to them: each kind writes one spoiled file.
+
+
+def bases(seed: int) -> list[Base]:
+    """Intact files of every format, rate and length that the mutations start from."""
+    out = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (suffix, subtype, rate) in enumerate(
+            [
+                ("wav", "PCM_16", 16_000),
+                ("wav", "PCM_24", 44_100),
+                ("wav", "FLOAT", 48_000),
+                ("wav", "IMA_ADPCM", 22_050),
+                ("wav", "ULAW", 8_000),
+                ("flac", "PCM_16", 16_000),
+                ("flac", "PCM_24", 48_000),
+                ("ogg", "VORBIS", 16_000),
+                ("ogg", "VORBIS", 44_100),
+                ("ogg", "OPUS", 48_000),
+                ("mp3", "MPEG_LAYER_III", 16_000),
+                ("mp3", "MPEG_LAYER_III", 44_100),
+                ("aiff", "PCM_16", 32_000),
+                ("au", "PCM_16", 16_000),
+                ("w64", "PCM_16", 16_000),
+                ("rf64", "PCM_16", 16_000),
+                ("caf", "PCM_16", 24_000),
+            ]
+        ):
+            rng = np.random.default_rng([seed, i])
+            sound_T = synthesis.render(sorted(synthesis.KINDS)[i % 10], rng, rng.uniform(0.5, 3), rate)
+            path = Path(folder, f"a.{suffix}")
+            channels = int(rng.integers(1, 3))
+            soundfile.write(path, np.stack([sound_T] * channels, 1), rate, subtype)
+            out.append(Base(suffix, path.read_bytes(), rate))
+    return out
+
+
+def with_fields(base: Base, rng: Generator, rate: int = -1, channels: int = -1, seconds: float = -1) -> bytes:
+    """The file with another rate, channel count or length in its header; wav, flac and Ogg Vorbis have all three."""
+    content = bytearray(base.content)
+    if base.suffix == "wav":
+        at = content.index(b"fmt ") + 8
+        if rate >= 0:
+            content[at + 4 : at + 8] = (rate % 2**32).to_bytes(4, "little")
+        if channels >= 0:
+            content[at + 2 : at + 4] = channels.to_bytes(2, "little")
+        if seconds >= 0:
+            data = content.index(b"data") + 4
+            size = int(seconds * base.rate * int.from_bytes(content[at + 12 : at + 14], "little"))
+            content[data : data + 4] = min(size, 0xF000_0000).to_bytes(4, "little")
+    elif base.suffix == "flac":  # STREAMINFO: 20 bits rate, 3 bits channels - 1, 5 bits width, 36 bits samples
+        fields = int.from_bytes(content[18:26], "big")
+        if rate >= 0:
+            fields = fields % 2**44 | (rate % 2**20) << 44
+        if channels >= 0:
+            fields = fields & ~(7 << 41) | (channels - 1) % 8 << 41
+        if seconds >= 0:
+            fields = fields >> 36 << 36 | min(int(seconds * base.rate), 2**36 - 1)
+        content[18:26] = fields.to_bytes(8, "big")
+    elif base.suffix == "ogg":
+        at = content.index(b"\x01vorbis") + 7
+        if rate >= 0:
+            content[at + 5 : at + 9] = (rate % 2**32).to_bytes(4, "little")
+        if channels >= 0:
+            content[at + 4] = channels
+        if seconds >= 0:
+            last = content.rindex(b"OggS")
+            content[last + 6 : last + 14] = int(seconds * base.rate).to_bytes(8, "little")
+        seal_ogg(content)
+    return bytes(content)
+
+
+def seal_ogg(content: bytearray) -> None:
+    """Writes the checksum of every page anew: a reader skips a page whose checksum is wrong."""
+    at = 0
+    while (at := content.find(b"OggS", at)) >= 0 and at + 27 <= len(content):
+        segments = content[at + 26]
+        end = at + 27 + segments + sum(content[at + 27 : at + 27 + segments])
+        content[at + 22 : at + 26] = bytes(4)
+        content[at + 22 : at + 26] = ogg_checksum(bytes(content[at:end])).to_bytes(4, "little")
+        at += 27
+
+
+def ogg_checksum(page: bytes) -> int:
+    total = 0
+    for byte in page:
+        total = (total << 8) % 2**32 ^ OGG_TABLE[total >> 24 ^ byte]
+    return total
+
+
+def _ogg_entry(value: int) -> int:
+    value <<= 24
+    for _ in range(8):
+        value = (value << 1) % 2**32 ^ (0x04C11DB7 if value >> 31 else 0)
+    return value
+
+
+OGG_TABLE = [_ogg_entry(i) for i in range(256)]
+
+
+def cut_header(path: Path, base: Base, rng: Generator) -> None:
+    path.write_bytes(base.content[: rng.integers(1, 44)])
+
+
+def cut(path: Path, base: Base, rng: Generator) -> None:
+    path.write_bytes(base.content[: rng.integers(44, len(base.content))])
+
+
+def sizes(path: Path, base: Base, rng: Generator) -> None:
+    """A size field that lies: of RIFF and its chunks, of FLAC's blocks and frames, of an Ogg page and its position."""
+    content = bytearray(base.content)
+    lie = int(rng.choice([0, 1, 2, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, rng.integers(2**32)]))
+    if base.suffix == "flac":
+        at, width = [(5, 3), (8, 2), (10, 2), (12, 3), (15, 3), (21, 5)][rng.integers(6)]
+        content[at : at + width] = (lie * 0x0101 % 256**width).to_bytes(width, "big")
+    elif base.suffix == "ogg":
+        pages = [at for at in range(len(content) - 27) if content[at : at + 4] == b"OggS"]
+        at = pages[rng.integers(len(pages))]
+        at, width = [(at + 26, 1), (at + 27, 1), (at + 6, 8), (at + 18, 4)][rng.integers(4)]
+        content[at : at + width] = (lie % 256**width).to_bytes(width, "little")
+        seal_ogg(content)
+    elif base.suffix == "mp3":
+        at = int(rng.integers(0, 200))
+        content[at : at + 4] = lie.to_bytes(4, "big")
+    else:
+        names = [name for name in (b"RIFF", b"RF64", b"ds64", b"fmt ", b"data", b"SSND", b"COMM") if name in content]
+        at = content.index(names[rng.integers(len(names))]) + 4 if names else int(rng.integers(4, 40))
+        content[at : at + 4] = lie.to_bytes(4, "big" if base.suffix in ("aiff", "caf", "au") else "little")
+    path.write_bytes(content)
+
+
+def some_bytes(path: Path, base: Base, rng: Generator) -> None:
+    content = bytearray(base.content)
+    first = 0 if rng.uniform() < 0.5 else 64  # half of them in the header
+    for at in rng.integers(0, first or len(content), int(rng.integers(1, 64))):
+        content[at] = rng.integers(256)
+    path.write_bytes(content)
+
+
+def noise(path: Path, base: Base, rng: Generator) -> None:
+    """Random bytes, alone or behind an intact header."""
+    kept = int(rng.choice([0, 4, 12, 64, 200]))
+    path.write_bytes(base.content[:kept] + rng.bytes(int(rng.integers(1, 20_000))))
+
+
+def absurd_rate(path: Path, base: Base, rng: Generator) -> None:
+    rates = [0, 1, 7, 100] if base.suffix == "flac" else [0, 1, 7, 100, 2**31 - 1, 4_000_000_000]
+    path.write_bytes(with_fields(base, rng, rate=int(rng.choice(rates))))
+
+
+def odd_rate(path: Path, base: Base, rng: Generator) -> None:
+    path.write_bytes(with_fields(base, rng, rate=int(rng.choice([1_000, 3_999, 44_101, 192_000, 999_999]))))
+
+
+def channels_told(path: Path, base: Base, rng: Generator) -> None:
+    path.write_bytes(with_fields(base, rng, channels=int(rng.integers(0, 65))))
+
+
+def channels_true(path: Path, base: Base, rng: Generator) -> None:
+    sound_NxC = rng.uniform(-1, 1, (int(rng.integers(4_000, 16_000)), int(rng.integers(1, 65))))
+    soundfile.write(path, sound_NxC, 16_000, "PCM_16", format="WAV")
+
+
+def ten_hours(path: Path, base: Base, rng: Generator) -> None:
+    """The header speaks of ten hours and more; one kilobyte is there (an Ogg file as a whole: it has no length)."""
+    content = with_fields(base, rng, seconds=36_000 * float(rng.choice([1, 1, 100, 1e6])))
+    path.write_bytes(content[:1024] if base.suffix != "ogg" else content)
+
+
+def bomb(path: Path, base: Base, rng: Generator) -> None:
+    """Two hours of near silence in 60 kB, with or without its length in the header."""
+    sound_T = np.zeros(7_200_000, np.int16)
+    sound_T[::100_000] = 1
+    soundfile.write(path, sound_T, 1_000, format="FLAC")
+    if rng.uniform() < 0.5:
+        path.write_bytes(with_fields(Base("flac", path.read_bytes(), 1_000), rng, seconds=0))
+
+
+def streamed(path: Path, base: Base, rng: Generator) -> None:
+    """An intact file whose writer could not go back to tell its length."""
+    if base.suffix == "flac":
+        path.write_bytes(with_fields(base, rng, seconds=0))
+        return
+    content = bytearray(base.content)
+    for at in (4, content.index(b"data") + 4):
+        content[at : at + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+
+
+def not_finite(path: Path, base: Base, rng: Generator) -> None:
+    sound_T = rng.uniform(-1, 1, 8_000)
+    value = rng.choice([math.nan, math.inf, -math.inf, 1e30, -1e38])
+    sound_T[rng.integers(8_000, size=int(rng.choice([1, 100, 8_000])))] = value
+    soundfile.write(path, sound_T, 16_000, rng.choice(["FLOAT", "DOUBLE"]), format="WAV")
+
+
+def constant(path: Path, base: Base, rng: Generator) -> None:
+    soundfile.write(path, np.full(8_000, rng.choice([0, 0, 0.25, -1])), 16_000, format="WAV")
+
+
+def few_samples(path: Path, base: Base, rng: Generator) -> None:
+    soundfile.write(path, rng.uniform(-1, 1, int(rng.integers(0, 4))), int(rng.choice([8_000, 96_000])), format="WAV")
+
+
+def text(path: Path, base: Base, rng: Generator) -> None:
+    texts = (
+        "This is a letter, not a sound.\n",
+        "path,label\na.wav,cat\n",
+        '{"a": [1, 2]}',
+        "<html>404 Not Found</html>",
+    )
+    path.write_text(str(rng.choice(texts)) * int(rng.integers(1, 2_000)))
+
+
+def empty(path: Path, base: Base, rng: Generator) -> None:
+    path.touch()
+
+
+def folder(path: Path, base: Base, rng: Generator) -> None:
+    path.mkdir()
+
+
+def link(path: Path, base: Base, rng: Generator) -> None:
+    """To nothing, or to itself."""
+    path.symlink_to(path.name if rng.uniform() < 0.5 else "gone")
+
+
+def pipe(path: Path, base: Base, rng: Generator) -> None:
+    """Whoever opens it to read waits for a writer that never comes."""
+    os.mkfifo(path)
+
+
+def whole(path: Path, base: Base, rng: Generator) -> None:
+    path.write_bytes(base.content)
+
+
+def tail(path: Path, base: Base, rng: Generator) -> None:
+    """A whole file and other bytes behind it."""
+    path.write_bytes(base.content + rng.bytes(int(rng.integers(1, 5_000))))
+
+
+class Kind(NamedTuple):
+    write: Callable[[Path, Base, Generator], None]
+    fate: str
+    of: tuple[str, ...] = ()  # formats that it is done to; all by default
+    suffixes: tuple[str, ...] = ()  # what the file is called; as its format by default
+
+
+HEADERS = ("wav", "flac", "vorbis")
+KINDS = {
+    "whole": Kind(whole, USED),
+    "cut in the header": Kind(cut_header, REFUSED),
+    "cut": Kind(cut, EITHER),
+    "wrong sizes": Kind(sizes, EITHER),
+    "random bytes in it": Kind(some_bytes, EITHER),
+    "random bytes": Kind(noise, EITHER),
+    "rate of 0 to 100 Hz or over 2 GHz": Kind(absurd_rate, REFUSED, HEADERS),
+    "odd rate": Kind(odd_rate, USED, ("wav",)),
+    "0 to 64 channels, told": Kind(channels_told, EITHER, HEADERS),
+    "1 to 64 channels, true": Kind(channels_true, USED, suffixes=("wav",)),
+    "ten hours told, 1 kB there": Kind(ten_hours, REFUSED, ("wav", "flac")),
+    "ten hours told by Ogg": Kind(ten_hours, EITHER, ("vorbis",)),
+    "two hours in 60 kB": Kind(bomb, REFUSED, suffixes=("flac",)),
+    "no length told": Kind(streamed, USED, ("wav", "flac")),
+    "NaN, infinity, 1e30": Kind(not_finite, REFUSED, suffixes=("wav",)),
+    "constant": Kind(constant, REFUSED, suffixes=("wav",)),
+    "0 to 3 samples": Kind(few_samples, EITHER, suffixes=("wav",)),
+    "text": Kind(text, REFUSED, suffixes=("wav", "flac", "ogg", "mp3", "au", "snd", "aiff", "caf")),
+    "empty": Kind(empty, REFUSED),
+    "folder": Kind(folder, REFUSED),
+    "link to nothing": Kind(link, REFUSED),
+    "pipe": Kind(pipe, REFUSED),
+    "wrong ending": Kind(whole, USED, suffixes=("wav", "flac", "ogg", "mp3", "aiff")),
+    "bytes behind it": Kind(tail, USED, ("wav", "flac", "ogg")),
+}
+ODD_NAMES = ("line\nbreak", "\x1b[31mred", "\udcff\udcfe", "e\u0301", "tab\tname", "%s{0}", "'\"`", "x" * 200)
+
+
+def make(root: Path, files: int, seed: int) -> list[Made]:
+    """Writes `files` files below `root`, a quarter of them whole; one name in eight is odd."""
+    intact = bases(seed)
+    spoiled = [kind for kind in KINDS if kind != "whole"]
+    made = []
+    for i in range(files):
+        rng = np.random.default_rng([seed, 1, i])
+        kind = "whole" if i % 4 == 0 else spoiled[(i - i // 4 - 1) % len(spoiled)]
+        write, fate, of, suffixes = KINDS[kind]
+        base = rng.choice(np.array(_of(intact, of), object))
+        base = Base(*base)
+        suffix = str(rng.choice(suffixes)) if suffixes else base.suffix
+        odd = str(rng.choice(np.array(ODD_NAMES, object))) if i % 8 == 5 else kind.replace(" ", "_").replace(",", "")
+        name = f"{('bell', 'rain', 'siren')[i % 3]}/{i:05d}_{odd}.{suffix}"
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write(root / name, base, rng)
+        made.append(Made(unicodedata.normalize("NFC", name), kind, fate))
+    return made
+
+
+def _of(intact: list[Base], formats: tuple[str, ...]) -> list[Base]:
+    """The intact files of some formats; `vorbis` is Ogg with Vorbis in it."""
+    return [
+        base
+        for base in intact
+        if not formats or base.suffix in formats or ("vorbis" in formats and b"\x01vorbis" in base.content[:64])
+    ]
+
+
+# The child: the pipeline itself, watched.
+
+
+def pipeline(root: Path, cache: Path) -> dict[str, Any]:
+    """Lists, decodes and reads every file below `root`; what came of it, as plain values."""
+    warm, audio = cache / "warm", AudioConfig()
+    synthesis.write_dataset(warm, 2, 1.0)
+    list(read(warm, cache / "warm_cache", audio, lambda done, total: None))
+    Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
+    baseline = megabytes("VmRSS")
+    resource.setrlimit(resource.RLIMIT_AS, (int(megabytes("VmSize") * 1e6) + ADDRESSES,) * 2)
+    executed: list[str] = []
+    sys.addaudithook(lambda event, arguments: executed.append(event) if event.startswith(DANGEROUS) else None)
+
+    clock = [time.perf_counter()]
+
+    def progress(done: int, total: int) -> None:
+        clock.append(time.perf_counter())
+        print(json.dumps({"done": done, "seconds": clock[-1] - clock[-2]}), flush=True)
+
+    found = dict(read(root, cache, audio, progress))
+    seconds = time.perf_counter() - clock[0]
+    return {
+        **found,
+        "seconds": seconds,
+        "slowest": max(after - before for before, after in itertools.pairwise(clock)),
+        "growth": megabytes("VmHWM") - baseline,
+        "peak": megabytes("VmHWM"),
+        "executed": executed,
+    }
+
+
+def read(root: Path, cache: Path, audio: AudioConfig, progress: Callable[[int, int], None]) -> Any:
+    """What `train.py` does before its first step: yields (what, value)."""
+    dataset = read_dataset(DataConfig(root=str(root)))
+    features = prepare(dataset, audio, cache, progress)
+    yield "clips", [clip.name for clip in dataset.clips]
+    yield "frames", features.frames.tolist()
+    yield "bad", features.bad
+    yield "report", report_bad(features, 1.0)
+    indices, _ = usable(features, np.arange(len(dataset)))
+    yield "statistics", statistics(features, indices)
+    window = default_window(features, indices, audio)
+    batches = train_batches(features, dataset, indices, window, BATCH, 0, DataConfig())
+    trained = [np.isfinite(next(batches)["mel"]).all() for _ in range(-(-len(indices) // BATCH))]
+    batches.close()
+    seen: set[int] = set()
+    for batch in eval_batches(features, dataset, indices, window, BATCH):
+        trained.append(np.isfinite(batch["mel"]).all())
+        seen.update(batch["clip"][batch["mask"] > 0].tolist())
+    yield "seen", sorted(seen)
+    yield "finite", bool(all(trained))
+    again = prepare(dataset, audio, cache, lambda done, total: sys.exit("the cache was not found again"))
+    yield "kept", bool(again.bad == features.bad and np.array_equal(again.frames, features.frames))
+
+
+def megabytes(field: str) -> float:
+    """One of this process's memory figures."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise KeyError(field)
+
+
+def run(root: Path, cache: Path, files: int) -> dict[str, Any]:
+    """`pipeline` in a child; what it found, or `died` with the reason and the place."""
+    cache.mkdir()
+    command = [sys.executable, __file__, f"--pipeline={root}", f"--cache={cache}"]
+    limit = 60 + files * 0.5
+    try:
+        child = subprocess.run(command, capture_output=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as late:
+        return {"died": f"not done after {limit:.0f} s", "done": (late.stdout or b"").count(b"\n")}
+    lines = child.stdout.decode().splitlines()
+    if child.returncode:
+        last = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return {"died": f"exit status {child.returncode}: {' '.join(last)}", "done": len(lines)}
+    return json.loads(lines[-1])
+
+
+# The laws.
+
+
+def used(found: dict[str, Any]) -> set[str]:
+    return {name for name, frames in zip(found["clips"], found["frames"]) if frames}
+
+
+LAWS: dict[str, Callable[[list[Made], dict[str, Any]], object]] = {
+    "every file is a clip": lambda made, found: {m.name for m in made} ^ set(found["clips"]),
+    "every clip is used or named with a reason": lambda made, found: (
+        len(found["clips"]) - len(used(found)) - sum(bool(reason) for _, reason in found["bad"])
+    ),
+    "the report has one line for each": lambda made, found: (
+        len(found["report"].splitlines()) - len(found["bad"]) - bool(found["bad"])
+    ),
+    "no name or reason hides a line break or a control character": lambda made, found: [
+        line for line in found["report"].splitlines() if not line.isprintable()
+    ],
+    "what is whole is used": lambda made, found: {m.name for m in made if m.fate == USED} - used(found),
+    "what is hopeless is refused": lambda made, found: {m.name for m in made if m.fate == REFUSED} & used(found),
+    "every used clip comes to be evaluated": lambda made, found: (
+        {i for i, frames in enumerate(found["frames"]) if frames} ^ set(found["seen"])
+    ),
+    "all that is read is finite": lambda made, found: (
+        not (found["finite"] and all(map(math.isfinite, found["statistics"])))
+    ),
+    "the cache says the same again": lambda made, found: not found["kept"],
+    "nothing is executed": lambda made, found: set(found["executed"]),
+    f"no file takes longer than {SLOWEST:g} s": lambda made, found: max(0, found["slowest"] - SLOWEST),
+    f"memory grows by less than {MEMORY} MB": lambda made, found: max(0, found["growth"] - MEMORY),
+}
+
+
+def broken_laws(made: list[Made], found: dict[str, Any]) -> list[str]:
+    """One line for each law that does not hold."""
+    if "died" in found:
+        at = sorted(m.name for m in made)[found["done"] :][:1]
+        return [f"no crash and no hang: {found['died']}, near {at}"]
+    return [f"{law}: {str(amiss)[:2000]}" for law, check in LAWS.items() if (amiss := check(made, found))]
+
+
+def table(made: list[Made], found: dict[str, Any]) -> str:
+    files, kept = Counter(m.kind for m in made), Counter(m.kind for m in made if m.name in used(found))
+    cells = [(kind, files[kind], kept[kind], files[kind] - kept[kind]) for kind in KINDS]
+    cells.append(("all", len(made), sum(kept.values()), len(made) - sum(kept.values())))
+    return "\n".join([header(["kind", "files", "used", "refused"]), *(row(*each) for each in cells)])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pipeline", type=Path, help=argparse.SUPPRESS)  # what the child does
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.pipeline:
+        print(json.dumps(pipeline(given.pipeline, given.cache)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        made = make(Path(folder, "sounds"), given.files, given.seed)
+        found = run(Path(folder, "sounds"), Path(folder, "cache"), len(made))
+    if "died" not in found:
+        print(table(made, found))
+        print(
+            f"\n{found['seconds']:.0f} s, at most {found['slowest']:.2f} s for one file; "
+            f"peak {found['peak']:.0f} MB, {found['growth']:.0f} MB above the start"
+        )
+    broken = broken_laws(made, found)
+    for line in broken:
+        print(f"BROKEN: {line}")
+    return bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
