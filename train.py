@@ -1,10 +1,19 @@
-"""Trains and evaluates DATAR on labelled sounds."""
+"""Trains and evaluates DATAR on labelled sounds. The same command continues a run that was stopped or killed.
+
+Exit status: 0 done; 2 something to mend, said in a line; 75 ended by SIGTERM, its state saved: start it again;
+130 ended by Ctrl-C, its state saved.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datar_jax import settings
@@ -14,29 +23,55 @@ from datar_jax.distributed import Cluster, start
 USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 
 
+MEND, RESTART, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
+
+
 def main(arguments: list[str]) -> int:
-    """Runs the main job; the exit status is 0, 2 for what the caller has to mend, 130 when stopped."""
+    """Runs the main job; returns the exit status, as above."""
     try:
         config, workdir, cluster = parse(arguments)
     except ConfigError as error:
         return _fail(error)
 
-    # A typing mistake is answered above, before these take their seconds to load.
-    from datar_jax.cache import DataError
-    from datar_jax.checkpoint import CheckpointError
-    from datar_jax.loop import Stopped, TrainingError
-    from datar_jax.run import run
+    with _terminable():
+        # A typing mistake is answered above, before these take their seconds to load.
+        from datar_jax.cache import DataError
+        from datar_jax.checkpoint import CheckpointError
+        from datar_jax.loop import Stopped, TrainingError
+        from datar_jax.run import run
 
-    _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
-    try:
-        start(cluster)
-        run(config, workdir)
-    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
-        return _fail(error)
-    except (Stopped, KeyboardInterrupt) as stop:
-        print(f"train.py: {stop or 'stopped before training; the same command starts again'}", file=sys.stderr)
-        return 130
+        _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
+        try:
+            start(cluster)
+            run(config, workdir)
+        except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+            return _fail(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return _fail(f"{error.filename or workdir}: {error.strerror}; make room, and the same command continues")
+        except Stopped as stop:
+            print(f"train.py: {stop}", file=sys.stderr)
+            return RESTART if stop.signal == signal.SIGTERM else INTERRUPTED
+        except KeyboardInterrupt:
+            print("train.py: stopped at once; the same command continues at the newest checkpoint", file=sys.stderr)
+            return INTERRUPTED
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the process in order. Where there is a state to save, the loop sees to it first."""
+
+    def end(_number: int, _frame: object) -> None:
+        os.write(2, b"train.py: terminated; the same command continues at the newest checkpoint\n")
+        sys.exit(RESTART)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _keep_compiled(folder: Path) -> None:
@@ -45,9 +80,15 @@ def _keep_compiled(folder: Path) -> None:
 
     import jax
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax talks to its own developers there
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax talks to its developers there; we say what it raises
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        # jax would neither read nor replace a program whose writing was cut off.
+        for program in folder.glob("*-cache"):
+            try:
+                zlib.decompress(program.read_bytes())
+            except (OSError, zlib.error):
+                program.unlink(missing_ok=True)
 
 
 def parse(arguments: list[str]) -> tuple[Config, Path, Cluster]:
@@ -79,9 +120,9 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster]:
     return settings.load(known.config, overrides), known.workdir, cluster
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: Exception | str) -> int:
     print(f"train.py: error: {error}", file=sys.stderr)
-    return 2
+    return MEND
 
 
 if __name__ == "__main__":

@@ -1,100 +1,164 @@
-"""Checkpoints of a run: the whole train state, the data position, and what was measured. Built on orbax."""
+"""Checkpoints of a run: the whole train state, the data position, and what was measured. Built on orbax.
+
+A checkpoint is a folder named by its step: `state` (orbax) and `meta/metadata`, a line of JSON with the rest and with a
+CRC-32 of every part of the state, since orbax itself does not notice a flipped bit. What was read and is not what was
+written is renamed to `STEP.damaged`, said, and never counted again.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from jax.experimental import multihost_utils
 
 from datar_jax.step import TrainState
 
-SCORE = "top1"  # of the validation clips: what "best" means
+_Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
 
 class CheckpointError(RuntimeError):
     """Checkpoints that cannot be used; its text says what to do."""
 
 
+class _Bad(Exception):
+    """Why one checkpoint cannot be used."""
+
+
+@dataclass
+class _Keep:
+    """Orbax's preservation policy: the latest two, and the best one."""
+
+    scores: dict[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = sorted(each.step for each in checkpoints)
+        kept = {*steps[-2:], *_best_first(self.scores, steps)[:1]}
+        return [each.step in kept for each in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one work directory: the latest two and the best one are kept, written in the background.
 
-    A write that was cut off never counts as a checkpoint.
+    A write that was cut off never counts as a checkpoint, and older ones are deleted only after a newer one is whole.
+
+    Args:
+      folder: made when missing.
+      say: takes a line for the person who watches: a damaged checkpoint, a write that failed.
+
+    Raises:
+      CheckpointError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        keep = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(2),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
+    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+        self._folder, self._say = folder.absolute(), say
+        self._scores: dict[int, float] = {}
+        self._trusted: set[int] = set()  # written or read here
+        self._pending: int | None = None  # the write under way
+        self._failed: tuple[int, str] | None = None  # the last write, if it failed, and why
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,
-            best_fn=lambda m: m[SCORE],  # the policy keeps the best; only with this are scores stored
+            preservation_policy=_Keep(self._scores),
             cleanup_tmp_directories=True,
+            lightweight_initialize=True,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-        self._folder = folder
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: no place for checkpoints ({_why(error)}); give another --workdir"
+            ) from None
+        for step in self._manager.all_steps():
+            try:
+                score = self._read_meta(step)["score"]
+            except _Bad:  # said when it is asked for
+                continue
+            if score is not None:
+                self._scores[step] = score
 
     def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any], score: float | None = None) -> None:
-        """Stores a state.
+        """Starts to store a state. If that fails, it is said, older checkpoints stay, and `finish` raises.
 
         Args:
           state: the state; may be donated as soon as this returns.
           data: position of the training batches.
           meta: plain values that are wanted back, such as the seconds trained so far.
-          score: of the validation clips, where there are any.
+          score: of the validation clips, where there are any; the highest is the best. May be given later.
         """
+        self._settle()
         step = int(state.step)
+        if step in self._trusted and step in self._manager.all_steps():
+            if score is not None and step not in self._scores:
+                self._add_score(step, score)
+            return
         if step in self._manager.all_steps():
-            if score is None or self._manager.metrics(step):
-                return
-            self._manager.wait_until_finished()
-            self._manager.delete(step)  # the same state, now with its score
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({"data": data, "run": meta, "checksums": _checksums(state)}),
-            ),
-            metrics=None if score is None else {SCORE: score},
-            force=True,
-        )
+            self._set_aside(step, "not of this run, which now stores that step itself")
+        record = {"step": step, "data": data, "run": meta, "score": score, "leaves": _describe(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(record)))
+        if score is not None:
+            self._scores[step] = score
+        self._pending = step
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # of many kinds, as below
+            self._give_up(step, error)
 
-    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
-        """Reads a checkpoint onto the devices of `like`; a damaged one is passed over for the one before it.
+    def finish(self) -> None:
+        """Waits for the write under way.
+
+        Raises:
+          CheckpointError: the state that was saved last is not stored.
+        """
+        self._settle()
+        if self._failed:
+            step, why = self._failed
+            newest = self.latest_step()
+            there = "there is no older one" if newest is None else f"the newest one is of step {newest}"
+            raise CheckpointError(
+                f"{self._folder}: the checkpoint of step {step} could not be written ({why}); {there}; "
+                "mend that, and the same command continues"
+            )
+
+    def restore(self, like: TrainState, best: bool = False) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """Reads a checkpoint onto the devices of `like`. A damaged one is said, renamed, and the next one read.
 
         Args:
           like: a state of the same shapes, on the devices that the result shall have; its values do not matter.
-          step: the checkpoint; the latest one by default.
+          best: the one with the best score, then the next best, before the newest.
 
         Returns:
           State, data position, meta.
 
         Raises:
-          CheckpointError: none can be read, or it is of another model.
+          CheckpointError: none can be read. Then nothing is renamed.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
-        failures = []
-        for each in steps:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        self._settle()
+        newest_first = sorted(self._manager.all_steps(), reverse=True)
+        order = _best_first(self._scores, newest_first) if best else []
+        bad: dict[int, str] = {}
+        for step in [*order, *(step for step in newest_first if step not in order)]:
             try:
-                found = self._manager.restore(each, args=args)
-                _verify(found.state, found.meta["checksums"])
+                state, meta = self._read(step, like)
             except Exception as error:  # orbax raises six kinds for a damaged folder, bare Exception among them
-                failures.append(f"step {each}: {str(error).splitlines()[0][:200]}")
+                bad[step] = _why(error)
                 continue
-            return found.state, found.meta["data"], found.meta["run"]
+            self._trusted.add(step)
+            for each, why in bad.items():
+                self._set_aside(each, f"{why}; taking step {step}")
+            return state, meta["data"], meta["run"]
+        reasons = "; ".join(f"step {step}: {why}" for step, why in bad.items()) or "there is none"
         raise CheckpointError(
-            f"{self._folder}: no checkpoint can be read ({'; '.join(failures)}); "
+            f"{self._folder}: no checkpoint can be read ({reasons}); "
             "delete that folder to start anew, or give another --workdir"
         )
 
@@ -104,24 +168,205 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best validation score; the latest one when nothing was scored."""
-        self._manager.wait_until_finished()
-        scored = {s: m[SCORE] for s in self._manager.all_steps() if (m := self._manager.metrics(s))}
-        return max(scored, key=lambda s: (scored[s], s)) if scored else self.latest_step()
+        self._settle()
+        return next(iter(_best_first(self._scores, self._manager.all_steps())), self.latest_step())
+
+    def has_score(self, step: int) -> bool:
+        """Whether a score is stored with that step."""
+        return step in self._scores
 
     def close(self) -> None:
-        """Waits for the write under way."""
-        self._manager.wait_until_finished()
+        """Waits for the write under way; a failure is said."""
+        self._settle()
         self._manager.close()
 
+    # Writing
 
-def _checksums(state: TrainState) -> list[int]:
-    """CRC-32 of every leaf: orbax itself does not notice a flipped bit. Empty if other hosts hold parts of it."""
-    leaves = jax.tree.leaves(state)
-    if not all(leaf.is_fully_addressable for leaf in leaves):
-        return []
-    return [zlib.crc32(np.asarray(leaf).tobytes()) for leaf in leaves]
+    def _settle(self) -> None:
+        """Waits for the write under way."""
+        if self._pending is None:
+            self._sweep()  # again: some of its threads may have gone on writing
+            return
+        step = self._pending
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # OSError from Python's files, ValueError from tensorstore's
+            self._give_up(step, error)
+            return
+        self._pending, self._failed = None, None
+        self._trusted.add(step)
+
+    def _give_up(self, step: int, error: Exception) -> None:
+        """A write failed: what is left of it goes, since it may be what fills the disk."""
+        why = _why(error)
+        self._pending, self._failed = None, (step, why)
+        self._scores.pop(step, None)
+        self._sweep()
+        self._manager.reload()  # orbax has struck out what it meant to delete
+        self._say(f"{self._folder / str(step)}: could not be written ({why}); trying again at the next checkpoint")
+
+    def _sweep(self) -> None:
+        """Removes what failed writes have left. Orbax does so too, but at the next start."""
+        if self._failed and jax.process_index() == 0:
+            for part in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _add_score(self, step: int, score: float) -> None:
+        """Writes the line of a checkpoint anew."""
+        path = self._meta_path(step)
+        record = {**self._read_meta(step), "score": score}
+        try:
+            if jax.process_index() == 0:
+                partial = path.with_name("metadata.partial")
+                with partial.open("w", encoding="utf-8") as file:
+                    json.dump(_sealed(record), file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+        except OSError as error:
+            self._failed = (step, _why(error))
+            self._say(f"{path}: its score could not be written ({_why(error)})")
+            return
+        self._scores[step] = score
+
+    def _set_aside(self, step: int, why: str) -> None:
+        """Renames a checkpoint that shall not count; nothing is deleted that somebody may want to look at."""
+        path = self._folder / str(step)
+        names = (f"{step}.damaged{i or ''}" for i in range(1000))
+        aside = next(self._folder / name for name in names if not (self._folder / name).exists())
+        if jax.process_index() == 0:
+            path.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
+        self._scores.pop(step, None)
+        self._trusted.discard(step)
+        self._say(f"{path}: passed over and renamed to {aside.name} ({why})")
+
+    # Reading
+
+    def _meta_path(self, step: int) -> Path:
+        return self._folder / str(step) / "meta" / "metadata"
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        """The line of a checkpoint, verified."""
+        path = self._meta_path(step)
+        try:
+            record = json.loads(path.read_bytes())
+            crc = record.pop("crc", None)
+            whole = crc == _sealed(record)["crc"]
+        except FileNotFoundError:
+            raise _Bad("it has no meta/metadata: not a whole checkpoint of this program") from None
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise _Bad(f"meta/metadata cannot be read: {_why(error)}") from None
+        if not whole or not {"step", "data", "run", "score", "leaves"} <= set(record):
+            raise _Bad("meta/metadata is not what was written")
+        return record
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        meta = self._read_meta(step)
+        if meta["step"] != step:
+            raise _Bad(f"it is of step {meta['step']}")
+        _compare(meta["leaves"], like)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        state = self._manager.restore(step, args=args).state
+        _verify(meta["leaves"], state)
+        return state, meta
 
 
-def _verify(state: TrainState, checksums: list[int]) -> None:
-    if checksums and checksums != _checksums(state):
-        raise ValueError("its numbers are not those that were written")
+def _best_first(scores: dict[int, float], steps: Sequence[int]) -> list[int]:
+    """Those of the steps that have a score; of equal ones the later first."""
+    return sorted((step for step in steps if step in scores), key=lambda step: (scores[step], step), reverse=True)
+
+
+def _sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with a checksum of its own."""
+    return {**record, "crc": zlib.crc32(json.dumps(record, sort_keys=True).encode())}
+
+
+def _why(error: Exception) -> str:
+    """The part of an error that a person wants to read."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]
+
+
+# Checksums: of every distinct part of every leaf, by whichever process holds it
+
+
+def _leaves(state: TrainState) -> Iterator[tuple[str, jax.Array]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _describe(state: TrainState) -> dict[str, Any]:
+    """Shape, dtype and checksums of every leaf; the same on every process."""
+    parts, mine = [], []
+    for name, leaf in _leaves(state):
+        held = {
+            _span(shard.index, leaf.shape): shard.data for shard in leaf.addressable_shards if shard.replica_id == 0
+        }
+        for span in sorted(
+            {_span(index, leaf.shape) for index in leaf.sharding.devices_indices_map(leaf.shape).values()}
+        ):
+            parts.append((name, leaf, span))
+            mine.append(_crc(np.asarray(held[span])) if span in held else 0)
+    # Each part is held once as the first copy: elsewhere stands 0.
+    sums = np.array(mine, np.uint32)
+    if jax.process_count() > 1:
+        sums = np.asarray(multihost_utils.process_allgather(sums)).max(0)
+    described: dict[str, Any] = {}
+    for (name, leaf, span), crc in zip(parts, sums):
+        entry = described.setdefault(name, {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc": {}})
+        entry["crc"][",".join(f"{a}:{b}" for a, b in span)] = int(crc)
+    return described
+
+
+def _compare(leaves: dict[str, Any], like: TrainState) -> None:
+    """Refuses a checkpoint of another model."""
+    wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(like)}
+    for name in [*wanted, *leaves]:
+        if name not in leaves or name not in wanted:
+            raise _Bad(f"of another model: {name} is only in {'this' if name in wanted else 'that'} one")
+        there = (leaves[name]["shape"], leaves[name]["dtype"])
+        if there != wanted[name]:
+            raise _Bad(
+                f"of another model: {name} is {there[1]}{there[0]} there, {wanted[name][1]}{wanted[name][0]} here"
+            )
+
+
+def _verify(leaves: dict[str, Any], state: TrainState) -> None:
+    """Compares checksums, on any mesh. Of several processes, each looks at the parts that lie whole with it."""
+    wrong = ""
+    for name, leaf in _leaves(state):
+        for text, crc in leaves[name]["crc"].items():
+            span = tuple(tuple(map(int, pair.split(":"))) for pair in text.split(",") if pair)
+            part = _part(leaf, span)  # type: ignore[arg-type]
+            if part is not None and _crc(part) != crc:
+                wrong = name
+    bad = np.array(bool(wrong))
+    if jax.process_count() > 1:
+        bad = np.asarray(multihost_utils.process_allgather(bad))
+    if bad.any():
+        raise _Bad(f"{wrong or 'a part on another process'} does not hold the numbers that were written")
+
+
+def _part(leaf: jax.Array, span: _Span) -> np.ndarray | None:
+    """A part of a leaf, if this process can see it whole."""
+    for shard in leaf.addressable_shards:
+        home = _span(shard.index, leaf.shape)
+        if all(h[0] <= s[0] and s[1] <= h[1] for h, s in zip(home, span)):
+            return np.asarray(shard.data)[tuple(slice(s[0] - h[0], s[1] - h[0]) for h, s in zip(home, span))]
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)[tuple(slice(*s) for s in span)]
+    return None
+
+
+def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Span:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+
+
+def _crc(part: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)

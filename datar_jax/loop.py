@@ -5,17 +5,18 @@ The step just dispatched is never waited for: what is logged is the step before 
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from datar_jax import metrics
@@ -33,7 +34,19 @@ DIVERGED = 50  # steps in a row without a finite gradient after which a run stop
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; its checkpoint is written."""
+    """A signal asked the run to end; its checkpoint is written.
+
+    Attributes:
+      signal: its number.
+    """
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.signal = number
+
+
+class _Interrupted(Exception):
+    """A signal came while clips were scored."""
 
 
 class TrainingError(RuntimeError):
@@ -78,10 +91,13 @@ class Trained:
 def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, report: Report) -> Trained:
     """Trains to the last step, from the newest checkpoint if there is one.
 
+    What is written does not depend on where a run was stopped: rows of steps stand in the file before the checkpoint
+    that follows them does, and no step is told only because a run was stopped there.
+
     Raises:
       Stopped: a signal came; the state is saved.
       TrainingError: the loss stays without a finite gradient.
-      CheckpointError: there are checkpoints, and none can be read.
+      CheckpointError: there are checkpoints, and none can be read; or the last state cannot be stored.
     """
     config = task.config
     batches = material.train_batches(task)
@@ -91,9 +107,9 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
         state, position, clock = checkpoints.restore(state)
         batches.set_state(position)
     step, began = int(state.step), time.monotonic() - clock["train_seconds"]
-    report.begin(step, task.steps)
-    if step >= task.steps:
-        return Trained(state, **clock)
+    report.begin(step, task.steps, checkpoints.has_score(step))
+    if step:
+        report.say("finished already; evaluating" if step >= task.steps else f"continues at step {step}")
 
     train = jit_train_step(task, mesh)
     sharding = batch_sharding(mesh)
@@ -104,25 +120,39 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
     saved = step
 
-    def save(score: float | None = None) -> None:
-        clock.update(train_seconds=time.monotonic() - began)
-        checkpoints.save(state, batches.get_state(), clock, score)
+    def land(until: int) -> None:
+        """Waits for steps until so many are under way, and tells what is due."""
+        while len(flying) > until:
+            at, numbers = flying.popleft()
+            jax.block_until_ready(numbers)
+            window.count += 1
+            clock["clips_per_second"] = window.clips_per_second() or clock["clips_per_second"]
+            _log(report, at, numbers, task, window)
 
     try:
         with _signals() as asked:
             while True:
+                if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+                    asked.append(signal.SIGTERM)  # of whichever process; all of them come here at the same step
                 last = step >= task.steps
-                if step > saved:
-                    score = None
-                    if validate and (last or step % evaluate_steps == 0):
-                        score = _validate(task, mesh, material, state, report)
-                    if last or asked or score is not None or step % checkpoint_steps == 0:
-                        save(score)
-                        saved = step
+                score = None
+                due = validate and step > 0 and (last or step % evaluate_steps == 0)
+                if last or asked or due or step % checkpoint_steps == 0:
+                    land(0)
+                if due and not checkpoints.has_score(step):
+                    with suppress(_Interrupted):  # then it is scored when the run continues
+                        score = _validate(task, mesh, material, state, report, asked)
+                if score is not None or (step > saved and (last or asked or step % checkpoint_steps == 0)):
+                    if step > saved:
+                        clock["train_seconds"] = time.monotonic() - began
+                    report.sync()
+                    checkpoints.save(state, batches.get_state(), clock, score)
+                    saved = step
                 if last or asked:
-                    _log_all(report, flying, config.train.log_every, window)
+                    checkpoints.finish()
                 if asked:
-                    raise Stopped(f"stopped at step {step} of {task.steps}; the same command continues there")
+                    text = f"stopped at step {step} of {task.steps}; the same command continues there"
+                    raise Stopped(text, asked[0])
                 if last:
                     break
 
@@ -136,13 +166,7 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
                 report.advance(step)
 
                 flying.append((step, numbers))
-                if len(flying) > IN_FLIGHT:
-                    jax.block_until_ready(flying[0][1])
-                    window.count += 1
-                    clock["clips_per_second"] = window.clips_per_second() or clock["clips_per_second"]
-                    at, ready = flying.popleft()
-                    if at % config.train.log_every == 0:
-                        _log(report, at, ready, window)
+                land(IN_FLIGHT)
     finally:
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
@@ -177,39 +201,35 @@ class _Window:
         return min(share, 1.0)
 
 
-def _log_all(report: Report, flying: deque[tuple[int, dict[str, jax.Array]]], every: int, window: _Window) -> None:
-    """Rows of the steps that were still under way; the last one is always told."""
-    for at, ready in flying:
-        if at % every == 0 or at == flying[-1][0]:
-            _log(report, at, ready, window)
-
-
-def _log(report: Report, step: int, numbers: dict[str, jax.Array], window: _Window) -> None:
-    row = {name: float(value) for name, value in numbers.items()}
-    if row["skipped"] >= DIVERGED:
-        raise TrainingError(
-            f"no finite gradient for {int(row['skipped'])} steps (step {step}); lower optim.learning_rate"
-        )
-    if not np.isfinite(row["loss"]):  # a row of JSON holds numbers only
-        row.pop("loss")
-        row.pop("grad_norm")
+def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, window: _Window) -> None:
+    """The row of a step, if one is due; the last step always has one."""
+    skipped = int(numbers["skipped"])
+    if skipped >= DIVERGED:
+        raise TrainingError(f"no finite gradient for {skipped} steps (step {step}); lower optim.learning_rate")
+    if step % task.config.train.log_every and step < task.steps:
+        return
+    # A row of JSON holds finite numbers only.
+    row = {name: value for name in numbers if np.isfinite(value := float(numbers[name]))}
     rate = window.clips_per_second()
     report.row({"step": step, **row, "clips_per_second": rate, "data_wait": window.data_wait()})
 
 
-def _validate(task: Task, mesh: Mesh, material: Material, state: TrainState, report: Report) -> float:
-    score, target = score_clips(task, mesh, material, state, material.split.validation)
+def _validate(
+    task: Task, mesh: Mesh, material: Material, state: TrainState, report: Report, asked: Sequence[int]
+) -> float:
+    score, target = score_clips(task, mesh, material, state, material.split.validation, asked)
     numbers = metrics.evaluate(score, target, task.config.data.labels)
     report.row({"step": int(state.step), "split": "validation", **numbers})
     return numbers["top1"]
 
 
 def score_clips(
-    task: Task, mesh: Mesh, material: Material, state: TrainState, indices: np.ndarray
+    task: Task, mesh: Mesh, material: Material, state: TrainState, indices: np.ndarray, asked: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and targets of clips, `(N, S)` each, in the order of `indices`; views of a clip are averaged.
 
-    The averaged weights are used where there are any.
+    The averaged weights are used where there are any. It breaks off with `_Interrupted` as soon as a signal is in
+    `asked`.
     """
     params = state.ema or state.params
     run = jit_eval_step(task, mesh)
@@ -229,6 +249,8 @@ def score_clips(
         jax.process_count(),
     )
     for batch in loaded:
+        if asked:
+            raise _Interrupted
         mel, frames = (jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("mel", "frames"))
         score = np.asarray(run(params, state.statistics, mel, frames), np.float64)
         clips, mask, labels = (_all_processes(batch[name]) for name in ("clip", "mask", "target"))
@@ -246,23 +268,26 @@ def _all_processes(local: np.ndarray) -> np.ndarray:
     """Rows of every process, in the order of the global batch."""
     if jax.process_count() == 1:
         return local
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(local, tiled=True))
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step is never cut in two; a second one ends the process at once."""
+    """Collects SIGINT and SIGTERM, so that a step is never cut in two; a second one does what it did before."""
     asked: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if asked:
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
             raise KeyboardInterrupt
         asked.append(number)
-        print("stopping after this step; once more stops at once", file=sys.stderr)
+        os.write(2, b"stopping after this step; once more stops at once\n")  # `print` may be what was interrupted
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Of many processes, jax listens for SIGTERM, and tells all of them; Ctrl-C ends each where it stands.
+    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield asked
     finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 from rich.console import Console
@@ -30,23 +31,33 @@ class Report:
     """Writes the metrics of one work directory and shows them.
 
     Rows carry `step` and any numbers; evaluation rows also `split`. On a terminal a bar shows the last row; elsewhere
-    a plain line appears now and then.
+    a plain line appears now and then. Nothing is written before `begin`. A disk that is full is said once; rows then
+    wait in memory for room.
     """
 
     def __init__(self, folder: Path, console: Console, name: str = "") -> None:
-        from tensorboardX import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._folder, self._path = folder, folder / "metrics.jsonl"
+        self._file: BinaryIO | None = None
+        self._size = 0  # of the file, in bytes of whole rows
+        self._waiting = b""  # rows that are not in the file yet
+        self._events: _Events | None = None
         self._console, self._name = console, name
         self._bar: Progress | None = None
         self._last_line = 0.0
 
-    def begin(self, step: int, steps: int) -> None:
-        """Starts the progress bar; rows of a run that got further before it was stopped are taken out again."""
-        self._keep(step)
+    def begin(self, step: int, steps: int, scored: bool = False) -> None:
+        """Starts the progress bar; rows of a run that got further before it was stopped are taken out again.
+
+        Args:
+          step: that of the state the run goes on with.
+          steps: of the whole run.
+          scored: whether that state has its score of the validation clips already.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keep(step, scored)
+        self._file = self._path.open("ab", buffering=0)
+        self._size = self._path.stat().st_size
+        self._events = _Events(self._folder / "tensorboard", step)
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn(self._name or "training"),
@@ -68,12 +79,13 @@ class Report:
 
     def row(self, row: Row) -> None:
         """Writes one row everywhere and shows it."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        split = row.get("split", "train")
-        for field, value in row.items():
-            if field not in ("step", "split") and isinstance(value, (int, float)):
-                self._events.add_scalar(f"{split}/{field}", value, row["step"])
+        first = not self._waiting
+        self._waiting += (json.dumps(row) + "\n").encode()
+        if (why := self._write()) and first:
+            self.say(f"{self._path}: cannot be written ({why}); rows wait for room")
+        if self._events and (why := self._events.add(row)):
+            self._events = None
+            self.say(f"{self._folder / 'tensorboard'}: cannot be written ({why}); metrics.jsonl has all from here on")
         now = time.monotonic()
         if "split" in row:
             self.say(f"{self._prefix()}{_sentence(row)}")
@@ -87,27 +99,62 @@ class Report:
         """One line for the reader."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def sync(self) -> None:
+        """Puts what was written on the disk: a checkpoint that follows may count on it."""
+        try:
+            if self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            self.say(f"{self._path}: cannot be written ({error.strerror})")
+        if self._events:
+            self._events.sync()
+
     def end(self) -> None:
         """Stops the bar and closes the files."""
         if self._bar:
             self._bar.stop()
             self._bar = None
-        self._events.close()
-        self._file.close()
+        if self._events:
+            self._events.sync()
+        if self._file:
+            if why := self._write():
+                self.say(f"{self._path}: {self._waiting.count(10)} rows could not be written ({why})")
+            self._file.close()
 
     def rows(self) -> list[Row]:
-        """All rows written so far."""
-        self._file.flush()
-        return read_rows(self._path)
+        """All rows so far."""
+        return read_rows(self._path)[0] + [json.loads(line) for line in self._waiting.splitlines()]
 
-    def _keep(self, step: int) -> None:
-        """Keeps the rows up to `step`, without a score of the test clips: that is made anew."""
-        self._file.close()
-        kept = [row for row in read_rows(self._path) if row["step"] <= step and row.get("split") != "test"]
-        whole = self._path.with_suffix(".partial")
-        whole.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    def _write(self) -> str:
+        """Writes the rows that wait, whole or not at all; the reason if that fails."""
+        assert self._file, "begin comes first"
+        left = self._waiting
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), self._size)
+            return str(error.strerror)
+        self._size += len(self._waiting)
+        self._waiting = b""
+        return ""
+
+    def _keep(self, step: int, scored: bool) -> None:
+        """Keeps the rows that led to the state of `step`. Later ones are made anew, so are scores of test clips."""
+
+        def made(row: Row) -> bool:
+            split = row.get("split")
+            return row["step"] < step or (row["step"] == step and (split is None or (split == "validation" and scored)))
+
+        rows, damaged = read_rows(self._path)
+        if damaged:
+            self.say(f"{self._path}: left out what is no row, in line {', '.join(map(str, damaged))}")
+        whole = self._path.with_name(f"{self._path.name}.partial")
+        with whole.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows if row.get("split") != "test" and made(row))
+            file.flush()
+            os.fsync(file.fileno())
         whole.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
 
     def _prefix(self) -> str:
         return f"{self._name}: " if self._name else ""
@@ -119,7 +166,7 @@ class Quiet(Report):
     def __init__(self) -> None:
         """Opens no file."""
 
-    def begin(self, step: int, steps: int) -> None:
+    def begin(self, step: int, steps: int, scored: bool = False) -> None:
         """No bar."""
 
     def advance(self, step: int) -> None:
@@ -131,6 +178,9 @@ class Quiet(Report):
     def say(self, line: str) -> None:
         """No line."""
 
+    def sync(self) -> None:
+        """Nothing to put on the disk."""
+
     def end(self) -> None:
         """Nothing to close."""
 
@@ -139,15 +189,61 @@ class Quiet(Report):
         return []
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a `metrics.jsonl`; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+class _Events:
+    """TensorBoard events, written in this thread: tensorboardX's own would wait for ever after a full disk."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._why = ""
         try:
-            rows.append(json.loads(line))
+            self._writer = EventsWriter(str(folder / "events"))
+            # Readers forget what an earlier start wrote about later steps.
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=step + 1, session_log=start, wall_time=time.time()))
+        except OSError as error:
+            self._why = str(error.strerror)
+
+    def add(self, row: Row) -> str:
+        """Writes the numbers of a row; the reason if that, or anything before it, failed."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        split, now = row.get("split", "train"), time.time()
+        for field, value in row.items():
+            if field not in ("step", "split") and isinstance(value, (int, float)) and not self._why:
+                try:
+                    event = Event(step=row["step"], summary=scalar(f"{split}/{field}", value), wall_time=now)
+                    self._writer.write_event(event)
+                except OSError as error:
+                    self._why = str(error.strerror)
+        return self._why
+
+    def sync(self) -> None:
+        """Puts the events on the disk."""
+        if not self._why:
+            try:
+                self._writer.flush()
+            except OSError as error:
+                self._why = str(error.strerror)
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """Rows of a `metrics.jsonl`, and the numbers of lines that are none, but for a last one that was cut off."""
+    rows, damaged = [], []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            row = json.loads(line)
         except json.JSONDecodeError:
-            break
-    return rows
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged[: -1 if damaged and damaged[-1] == text.count("\n") + 1 else None]
 
 
 def _sentence(row: Row) -> str:

@@ -6,6 +6,7 @@ A work directory belongs to one configuration. With `data.fold=0` it holds one f
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def run(config: Config, workdir: Path) -> Row:
     result = _summarise([each.result for each in done], folds) if crossed else done[0].result
     if crossed:
         rows = [
-            {**row, "fold": fold} for fold in folds for row in read_rows(workdir / f"fold_{fold}" / "metrics.jsonl")
+            {**row, "fold": fold} for fold in folds for row in read_rows(workdir / f"fold_{fold}" / "metrics.jsonl")[0]
         ]
         _draw(workdir, dataset, rows, done, config)
         _write(workdir / "result.json", result)
@@ -209,17 +210,15 @@ def _run_split(
     material = Material(features, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", report.say)
     try:
-        finished = (checkpoints.latest_step() or 0) >= steps
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
         name = f"fold {fold}: " if crossed else ""
-        doing = "finished already; evaluating" if finished else f"{steps} steps of {train.batch_size} clips"
-        report.say(f"{name}{sides}; {doing}")
+        report.say(f"{name}{sides}; {steps} steps of {train.batch_size} clips")
         trained = fit(task, mesh, material, checkpoints, report)
         state = trained.state
-        if len(each.validation) and (best := checkpoints.best_step()) is not None:
-            state = checkpoints.restore(state, best)[0]
+        if len(each.validation):
+            state = checkpoints.restore(state, best=True)[0]
         score, target = score_clips(task, mesh, material, state, each.test)
         numbers = metrics.evaluate(score, target, config.data.labels)
         result: Row = {
@@ -274,5 +273,8 @@ def _write(path: Path, value: Any) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that goes down leaves an empty file under the name
     partial.replace(path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +112,11 @@ def command(root: Path, workdir: Path, **fields: str) -> list[str]:
     return fixed + [f"--config.{name}={value}" for name, value in given.items()]
 
 
-def two_processes(arguments: list[str]) -> list[str]:
-    """Runs train.py twice at a time, with four devices each; what they said."""
+def two_processes(arguments: list[str], expected: int = 0, terminate: Callable[[], bool] | None = None) -> list[str]:
+    """Runs train.py twice at a time, with four devices each; what they said.
+
+    Once `terminate` says so, the second one gets a SIGTERM.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -134,11 +140,16 @@ def two_processes(arguments: list[str]) -> list[str]:
         for i in range(2)
     ]
     try:
+        while terminate and running[1].poll() is None:
+            if terminate():
+                running[1].terminate()
+                break
+            time.sleep(0.05)
         said = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in running] == [expected] * 2, "\n".join(said)
     return said
 
 
@@ -151,7 +162,7 @@ def test_two_processes_do_what_one_does(sounds: Path, tmp_path: Path, capsys: py
     first, second = two_processes(command(sounds, tmp_path / "two", mesh__fsdp="4"))
     assert "top-1" in first and "top-1" not in second, "one process speaks"
 
-    one, two = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    one, two = (read_rows(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
     assert len(one) >= 20 and [row["step"] for row in two] == [row["step"] for row in one]
     for field in ("loss", "grad_norm", "learning_rate"):
         alone, shared = ([row[field] for row in rows if field in row] for rows in (one, two))
@@ -164,3 +175,18 @@ def test_two_processes_do_what_one_does(sounds: Path, tmp_path: Path, capsys: py
     assert "finished already" in capsys.readouterr().out
     again = json.loads((tmp_path / "two" / "result.json").read_text())
     assert again["clips"] == results[1]["clips"] and again["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+
+
+def test_one_process_that_is_asked_to_end_ends_both_with_one_checkpoint(sounds: Path, tmp_path: Path) -> None:
+    """And the same command goes on to the result of a run left alone."""
+    workdir = tmp_path / "stopped"
+    arguments = command(sounds, workdir, train__epochs="60")
+    rows = workdir / "metrics.jsonl"
+    said = two_processes(arguments, expected=75, terminate=lambda: rows.exists() and rows.read_text().count("\n") > 3)
+    steps = {re.search(r"stopped at step (\d+) of (\d+)", text).groups() for text in said}  # type: ignore[union-attr]
+    assert len(steps) == 1, "both at the same step"
+    step, last = map(int, steps.pop())
+    assert 3 < step < last and (workdir / "checkpoints" / str(step)).is_dir()
+    (first, _) = two_processes(arguments)
+    assert f"continues at step {step}" in first
+    assert [row["step"] for row in read_rows(rows)[0] if "split" not in row] == list(range(1, last + 1))

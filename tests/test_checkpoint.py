@@ -1,0 +1,351 @@
+"""Checkpoints: what was saved comes back or is refused, and no failure costs an older one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.sharding import make_mesh
+from datar_jax.step import TrainState
+
+# A failed read leaves orbax's coroutines behind.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+WHOLE = P()
+MESH = make_mesh(2)  # 4 x 2 devices
+
+
+def tiny(step: int, spec: P = WHOLE, width: int = 600, mesh: Any = MESH) -> TrainState:
+    """A state whose numbers follow from the step; one matrix may be divided over devices."""
+    rng = np.random.default_rng(step)
+
+    def put(x: Any, spec: P = WHOLE) -> jax.Array:
+        return jax.device_put(jnp.asarray(x), NamedSharding(mesh, spec))
+
+    kernel = rng.normal(size=(8, width)).astype(np.float32)
+    return TrainState(
+        step=put(np.int32(step)),
+        params={"head": {"kernel": put(kernel, spec), "bias": put(kernel[0].astype(jnp.bfloat16))}},
+        ema={},
+        opt_state=(put(kernel * 2, spec), put(np.int32(step))),
+        skipped=put(np.int32(0)),
+        statistics=put(np.float32([-40, 15])),
+    )
+
+
+class Said(list[str]):
+    """What a person was told."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def write(folder: Path, *steps: int, scores: dict[int, float] | None = None, said: Said | None = None) -> None:
+    checkpoints = Checkpoints(folder, said if said is not None else Said())
+    for step in steps:
+        checkpoints.save(tiny(step), {"next_batch": step}, {"train_seconds": 0.5}, (scores or {}).get(step))
+    checkpoints.finish()
+    checkpoints.close()
+
+
+def read(folder: Path, best: bool = False) -> tuple[int, Said]:
+    """Step of the checkpoint that is read, after comparing all that it holds."""
+    said = Said()
+    checkpoints = Checkpoints(folder, said)
+    state, data, meta = checkpoints.restore(tiny(0), best)
+    checkpoints.close()
+    step = int(state.step)
+    chex.assert_trees_all_equal(state, tiny(step))
+    assert data == {"next_batch": step} and meta == {"train_seconds": 0.5}
+    return step, said
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def payload(folder: Path) -> Path:
+    """The file that holds the numbers."""
+    return max(files(folder / "state"), key=lambda path: path.stat().st_size)
+
+
+def test_the_latest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2, 3, 4, 5, scores={1: 0.2, 2: 0.9, 3: 0.9, 4: 0.1})
+    assert left(tmp_path) == ["3", "4", "5"], "of equal scores the later is the best"
+    assert read(tmp_path) == (5, []) and read(tmp_path, best=True) == (3, [])
+
+
+def _truncate(step: Path) -> None:
+    payload(step).write_bytes(payload(step).read_bytes()[:10_000])
+
+
+def _flip(step: Path) -> None:
+    content = bytearray(payload(step).read_bytes())
+    content[len(content) // 2] ^= 1
+    payload(step).write_bytes(content)
+
+
+def _flip_digit(step: Path) -> None:
+    meta = step / "meta" / "metadata"
+    text = meta.read_text()
+    assert '"next_batch": 3' in text
+    meta.write_text(text.replace('"next_batch": 3', '"next_batch": 2'))
+
+
+def _other_model(step: Path) -> None:
+    shutil.rmtree(step)
+    checkpoints = Checkpoints(step.parent.parent / "other")
+    checkpoints.save(tiny(3, width=700), {}, {})
+    checkpoints.close()
+    (step.parent.parent / "other" / "3").rename(step)
+
+
+def _half_deleted(step: Path) -> None:
+    for path in files(step / "state")[::2]:
+        path.unlink()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (_truncate, ""),
+    "flipped": (_flip, ""),
+    "flipped digit": (_flip_digit, "meta/metadata is not what was written"),
+    "missing file": (lambda step: payload(step).unlink(), ""),
+    "half written": (_half_deleted, ""),
+    "no state": (lambda step: shutil.rmtree(step / "state"), ""),
+    "no meta": (lambda step: shutil.rmtree(step / "meta"), "not a whole checkpoint of this program"),
+    "cut meta": (lambda step: (step / "meta" / "metadata").write_bytes(b'{"data'), "meta/metadata cannot be read"),
+    "meta of zeros": (lambda step: (step / "meta" / "metadata").write_bytes(bytes(99)), "meta/metadata cannot be read"),
+    "meta of nothing": (lambda step: (step / "meta" / "metadata").write_bytes(b"[]"), "meta/metadata cannot be read"),
+    "empty": (lambda step: (shutil.rmtree(step), step.mkdir()), "not a whole checkpoint of this program"),
+    "holiday": (
+        lambda step: (shutil.rmtree(step), step.mkdir(), (step / "beach.jpg").write_bytes(b"sun")),
+        "not a whole checkpoint of this program",
+    ),
+    "another model": (_other_model, "of another model: params/head/bias is bfloat16[700] there, bfloat16[600] here"),
+    "another step": (lambda step: (shutil.rmtree(step), shutil.copytree(step.with_name("2"), step)), "it is of step 2"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "checkpoints"
+    write(folder, 2, 3)
+    damage, why = DAMAGE[kind]
+    damage(folder / "3")
+    step, said = read(folder)
+    assert step == 2
+    assert len(said) == 1 and "\n" not in said[0] and len(said[0]) < 400
+    assert f"{folder / '3'}: passed over and renamed to 3.damaged" in said[0] and why in said[0]
+    assert "taking step 2" in said[0]
+    write(folder, 3)
+    assert read(folder) == (3, []), "and the step is stored anew"
+    assert left(folder) == ["2", "3", "3.damaged"]
+
+
+def test_a_byte_flipped_anywhere_is_seen_or_changes_nothing(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    write(good, 1)
+    seen = 0
+    for file in files(good / "1"):
+        whole = file.read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 3)):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+            checkpoints = Checkpoints(good, Said())
+            try:
+                state, data, meta = checkpoints.restore(tiny(0))
+            except CheckpointError:
+                seen += 1
+            else:
+                chex.assert_trees_all_equal(state, tiny(1))
+                assert data == {"next_batch": 1} and meta == {"train_seconds": 0.5}
+            checkpoints.close()
+            file.write_bytes(whole)
+    assert seen > 20
+    assert read(good) == (1, [])
+
+
+def test_the_last_good_one_outlives_two_damaged_newer_ones(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    for step in (3, 4):  # as a copy that a faulty disk made
+        shutil.copytree(tmp_path / "2", tmp_path / str(step))
+    said = Said()
+    checkpoints = Checkpoints(tmp_path, said)
+    assert int(checkpoints.restore(tiny(0))[0].step) == 2 and len(said) == 2
+    checkpoints.save(tiny(3), {"next_batch": 3}, {"train_seconds": 0.5})
+    checkpoints.close()
+    assert left(tmp_path) == ["2", "3", "3.damaged", "4.damaged"]
+    assert read(tmp_path) == (3, [])
+
+
+def test_a_step_that_was_neither_read_nor_written_here_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    _truncate(tmp_path / "2")
+    write(tmp_path, 2)
+    assert read(tmp_path) == (2, [])
+    assert left(tmp_path) == ["1", "2", "2.damaged"]
+
+
+def test_when_none_can_be_read_all_stay_and_each_reason_is_told(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    for step in ("1", "2"):
+        (tmp_path / step / "meta" / "metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"step 2: it has no meta.*step 1: it has no meta.*delete that folder"):
+        read(tmp_path)
+    assert left(tmp_path) == ["1", "2"]
+
+
+def test_a_damaged_best_one_gives_way_to_the_next_best(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2, 3, scores={1: 0.9, 2: 0.5, 3: 0.4})
+    _flip(tmp_path / "1")
+    step, said = read(tmp_path, best=True)
+    assert step == 2 and len(said) == 1 and "renamed to 1.damaged" in said[0]
+
+
+def test_a_score_that_comes_later_joins_its_step(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2, scores={1: 0.5})
+    checkpoints = Checkpoints(tmp_path, Said())
+    state, *_ = checkpoints.restore(tiny(0))
+    assert checkpoints.has_score(1) and not checkpoints.has_score(2) and checkpoints.best_step() == 1
+    checkpoints.save(state, {"next_batch": 2}, {"train_seconds": 9.0}, 0.75)
+    checkpoints.finish()
+    assert checkpoints.best_step() == 2
+    checkpoints.close()
+    assert read(tmp_path, best=True) == (2, []), "and nothing else of it has changed"
+
+
+@pytest.mark.parametrize("written, wanted", [(P("model"), P()), (P(), P("data")), (P("data"), P(None, "model"))])
+def test_checksums_follow_a_state_to_another_mesh(tmp_path: Path, written: P, wanted: P) -> None:
+    checkpoints = Checkpoints(tmp_path, Said())
+    for step in (1, 2):
+        checkpoints.save(tiny(step, written), {}, {})
+    checkpoints.finish()
+    record = json.loads((tmp_path / "2" / "meta" / "metadata").read_text())
+    parts = {P(): 1, P("model"): 2, P("data"): 4}[written]
+    assert len(record["leaves"]["params/head/kernel"]["crc"]) == parts
+    like = tiny(0, wanted, mesh=make_mesh(2, jax.devices()[:4]) if wanted != P() else make_mesh(1, jax.devices()[:1]))
+    state = checkpoints.restore(like)[0]
+    assert state.params["head"]["kernel"].sharding == like.params["head"]["kernel"].sharding
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(tiny(2)))
+    _flip(tmp_path / "2")
+    assert int(checkpoints.restore(like)[0].step) == 1
+    checkpoints.close()
+
+
+# Disks
+
+
+def _full(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The next writes of a state fail, behind the back of the caller, as on a full disk."""
+    from orbax.checkpoint._src.handlers import base_pytree_checkpoint_handler as handler
+
+    write_metadata = handler.BasePyTreeCheckpointHandler._write_metadata_after_commits
+    lack = [None] * times
+
+    async def fail(self: Any, *args: Any, **kwargs: Any) -> None:
+        if lack:
+            lack.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        await write_metadata(self, *args, **kwargs)
+
+    monkeypatch.setattr(handler.BasePyTreeCheckpointHandler, "_write_metadata_after_commits", fail)
+
+
+def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1, 2, scores={1: 0.9})
+    said = Said()
+    checkpoints = Checkpoints(tmp_path, said)
+    checkpoints.restore(tiny(0))
+    _full(monkeypatch, 2)
+    checkpoints.save(tiny(3), {"next_batch": 3}, {"train_seconds": 0.5}, 0.99)
+    checkpoints.save(tiny(4), {"next_batch": 4}, {"train_seconds": 0.5})
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path / '3'}: could not be written (No space left on device)")
+    with pytest.raises(
+        CheckpointError, match=r"of step 4 could not be written \(No space left.*newest one is of step 2"
+    ):
+        checkpoints.finish()
+    assert checkpoints.best_step() == 1
+    checkpoints.save(tiny(5), {"next_batch": 5}, {"train_seconds": 0.5})
+    checkpoints.finish()
+    checkpoints.close()
+    assert left(tmp_path) == ["1", "2", "5"], "nothing half-written that takes room"
+    assert read(tmp_path) == (5, [])
+
+
+def test_a_write_that_fails_at_once_is_as_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1)
+    said = Said()
+    checkpoints = Checkpoints(tmp_path, said)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", fail)
+        checkpoints.save(tiny(2), {}, {})
+    assert len(said) == 1 and "No space left on device" in said[0]
+    with pytest.raises(CheckpointError, match="step 2"):
+        checkpoints.finish()
+    checkpoints.close()
+    assert read(tmp_path) == (1, [])
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+import logging; logging.disable(logging.CRITICAL)
+import jax.numpy as jnp, jax
+from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.step import TrainState
+def state(step):
+    noise = jax.random.normal(jax.random.key(step), (300, 100))
+    return TrainState(jnp.int32(step), {"kernel": noise}, {}, (), jnp.int32(0), jnp.ones(2))
+c = Checkpoints(Path(sys.argv[1]))
+c.save(state(1), {}, {}); c.finish()
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+c.save(state(2), {}, {})
+try: c.finish()
+except CheckpointError as error: print("REFUSED", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+c.save(state(3), {}, {}); c.finish()
+print("READ", int(c.restore(state(0))[0].step)); c.close()
+"""
+
+
+def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
+    """The kernel refuses to write, no patch."""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] > 60_000 or resource.getrlimit(resource.RLIMIT_FSIZE)[0] < 0
+    env = {**os.environ, "XLA_FLAGS": ""}
+    child = subprocess.run([sys.executable, "-c", CHILD, tmp_path], capture_output=True, text=True, env=env, check=True)
+    lines = child.stdout.splitlines()
+    assert lines[0].startswith(f"{tmp_path / '2'}: could not be written (") and "File too large" in lines[0]
+    assert lines[1].startswith("REFUSED") and "newest one is of step 1" in lines[1]
+    assert lines[2] == "READ 3" and left(tmp_path) == ["1", "3"]
+
+
+def test_no_place_for_checkpoints_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(CheckpointError, match="no place for checkpoints"):
+        Checkpoints(tmp_path / "checkpoints")
