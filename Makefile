@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-requirements-dev.txt
 DATA := runs/quickstart-data
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test lint format fuzz clean
 
 help:  ## print this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -30,6 +30,9 @@ lint: $(DEVELOPMENT)  ## check style, format and types
 format: $(DEVELOPMENT)  ## rewrite the code in the house format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+fuzz: $(RUNTIME)  ## send 2,000 spoiled sound files through the pipeline and check what becomes of them
+	$(RUN) benchmarks/fuzz.py
 
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

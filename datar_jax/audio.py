@@ -258,7 +258,7 @@ def _shortfall(path: str | Path, file: soundfile.SoundFile) -> str:
     plain samples tell by the size of their data chunk, Ogg by a last page that does not end.
     """
     if file.format == "RAW":  # libsndfile's guess by the ending: any text named .au or .vox would be noise
-        return "samples without a header; save them as wav"
+        return "no known format, or samples without a header; save them as wav"
     if file.format == "OGG":
         return "truncated: the last Ogg page is incomplete" if _ogg_page_cut(path) else ""
     found = re.search(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)

@@ -263,7 +263,7 @@ def test_hours_in_a_small_file_take_no_memory(tmp_path, told):
     tracemalloc.start()
     with pytest.raises(AudioError, match=r"longer than an hour.*list parts"):
         decode(path, 16_000)
-    assert decode(path, 16_000, 3_900.0, 3_999.0).size == 99 * 16_000  # a part may be used
+    assert decode(path, 16_000, 3_900.0, 4_000.0).size == 100 * 16_000  # a part may be used
     assert tracemalloc.get_traced_memory()[1] < 40e6
     tracemalloc.stop()
 
@@ -350,13 +350,12 @@ def broken(folder):
         "link.wav": "a link to nothing",
         "loop.wav": "cannot be read",
         "pipe.wav": "a pipe or device",
-        "null\0.wav": "no such file",
         "missing.wav": "no such file",
     }
 
 
 def test_each_kind_of_damage_is_named(tmp_path):
-    for name, reason in broken(tmp_path).items():
+    for name, reason in [*broken(tmp_path).items(), ("null\0.wav", "no such file")]:
         with pytest.raises(AudioError, match=reason) as caught:
             decode(tmp_path / name, 16_000)
         assert str(tmp_path) not in str(caught.value)

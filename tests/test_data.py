@@ -1,6 +1,7 @@
 """From a folder or list to batches: splits, the feature cache, crops and views, resumption, shards."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -93,6 +94,49 @@ def test_a_missing_or_empty_root_is_one_line_that_names_the_field(tmp_path, kind
         assert "\n" not in str(caught.value)
 
 
+def test_an_empty_folder_that_is_named_like_a_sound_is_reported(tmp_path):
+    folder_of(tmp_path, ("a", "b"), 1)
+    (tmp_path / "a" / "x.wav").mkdir()
+    (tmp_path / "b" / "y.wav").mkdir()
+    write(tmp_path / "b" / "y.wav" / "part.wav")  # a folder with a name of its own liking
+    dataset = read_dataset(DataConfig(root=str(tmp_path)))
+    assert [clip.name for clip in dataset.clips] == ["a/a0.wav", "a/x.wav", "b/b0.wav", "b/y.wav/part.wav"]
+    assert prepare(dataset, AUDIO, tmp_path / "cache").bad == (("a/x.wav", "a folder, not a file"),)
+
+
+def test_odd_names_are_used_and_printed_on_one_line(tmp_path):
+    names = ["cat/line\nbreak.wav", "cat/\x1b[31mred.wav", os.fsdecode(b"cat/\xff.wav"), os.fsdecode(b"\xfe/a.wav")]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / "plain.wav")
+        (tmp_path / "plain.wav").rename(tmp_path / name)
+    (tmp_path / os.fsdecode(b"\xfd")).mkdir()
+    dataset = read_dataset(DataConfig(root=str(tmp_path)))
+    assert dataset.labels == ("\\udcfe", "cat")
+    assert dataset.notes == ("sub-folders without a sound: \\udcfd",)
+    assert sorted(dataset.where(i) for i in range(4)) == [
+        "\\udcfe/a.wav",
+        "cat/\\udcff.wav",
+        "cat/\\x1b[31mred.wav",
+        "cat/line\\nbreak.wav",
+    ]
+    assert (prepare(dataset, AUDIO, tmp_path / "cache").frames == 10).all()
+
+
+def test_a_folder_that_cannot_be_read_is_no_silent_loss(tmp_path, monkeypatch):
+    folder_of(tmp_path, ("a", "b"), 1)
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(ConfigError, match=r"^data\.root: .*b' cannot be read \(Permission denied\)"):
+        read_dataset(DataConfig(root=str(tmp_path)))
+
+
 def test_a_folder_linked_into_itself_ends(tmp_path):
     folder_of(tmp_path, ("a", "b"), 1)
     (tmp_path / "a" / "again").symlink_to(tmp_path)
@@ -152,6 +196,17 @@ def test_a_table_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "manifest.csv").write_bytes(b"path,label\n\xff\xfe\x00.wav,x\n")
     with pytest.raises(ConfigError, match="UTF-8"):
         read_dataset(DataConfig(root=str(tmp_path), kind="csv"))
+
+
+def test_a_quote_that_is_left_open_is_named(tmp_path):
+    config = table_of(tmp_path, 'path,label\na.wav,x\n"b.wav,y\n' + "c.wav,z\n" * 20_000)
+    with pytest.raises(ConfigError, match=r"manifest\.csv, row 3 or below: .*is a quote left open\?$"):
+        read_dataset(config)
+
+
+def test_a_fold_of_five_thousand_digits_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"manifest\.csv, row 2, column fold='9+': give a whole number"):
+        read_dataset(table_of(tmp_path, f"path,label,fold\na.wav,x,{'9' * 5_000}\n"))
 
 
 def esc_folder(root, rows, header="filename,fold,target,category"):
@@ -365,6 +420,13 @@ def test_other_settings_or_a_changed_file_are_another_cache(sounds, tmp_path, mo
     assert changed.frames[3] == 30
 
 
+def test_a_null_character_in_a_list_is_a_file_that_is_not_there(tmp_path):
+    write(tmp_path / "a.wav")
+    dataset = read_dataset(table_of(tmp_path, "path,label\na.wav,x\nb\0.wav,y\n"))
+    features = prepare(dataset, AUDIO, tmp_path / "cache")
+    assert features.bad == ((f"b\\x00.wav (row 3 of {tmp_path / 'manifest.csv'})", "no such file"),)
+
+
 def damage_store(folder):
     store = next(folder.glob("*.frames"))
     content = bytearray(store.read_bytes())
@@ -377,11 +439,9 @@ def truncate_store(folder):
     store.write_bytes(store.read_bytes()[:-100])
 
 
-def lie_in_index(folder):
+def write_index(folder, **fields):
     path = next(folder.glob("*.json"))
-    index = json.loads(path.read_text())
-    index["frames"].pop()
-    path.write_text(json.dumps(index))
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.mark.parametrize(
@@ -389,24 +449,43 @@ def lie_in_index(folder):
     [
         damage_store,
         truncate_store,
-        lie_in_index,
+        lambda folder: write_index(folder, frames=[10] * 17),
         lambda folder: next(folder.glob("*.frames")).unlink(),
         lambda folder: next(folder.glob("*.json")).write_text("{"),
         lambda folder: next(folder.glob("*.json")).write_text("[]"),
+        lambda folder: next(folder.glob("*.json")).write_text("[" * 100_000),
+        lambda folder: write_index(folder, frames=[2**70] * 18),
+        lambda folder: write_index(folder, frames=[-5, *range(17)]),
+        lambda folder: write_index(folder, checksums=5),
+        lambda folder: write_index(folder, bad=[1, 2]),
     ],
-    ids=["flipped bit", "truncated", "other length", "no frames", "half an index", "other index"],
+    ids=[
+        "flipped bit",
+        "truncated",
+        "other length",
+        "no frames",
+        "half an index",
+        "other index",
+        "deep index",
+        "huge number",
+        "negative number",
+        "number of checksums",
+        "list of reasons",
+    ],
 )
-def test_a_damaged_cache_is_made_again(sounds, tmp_path, monkeypatch, damage):
+def test_a_damaged_cache_is_named_and_made_again(sounds, tmp_path, monkeypatch, damage):
     whole = [prepare(sounds, AUDIO, tmp_path / "cache").get(i).copy() for i in range(len(sounds))]
     damage(tmp_path / "cache")
-    calls = count_decodes(monkeypatch)
-    again = prepare(sounds, AUDIO, tmp_path / "cache")
+    calls, told = count_decodes(monkeypatch), []
+    again = prepare(sounds, AUDIO, tmp_path / "cache", None, told.append)
     assert len(calls) == 18
+    assert len(told) == 1 and "\n" not in told[0]
+    assert told[0].startswith(f"{tmp_path / 'cache'}: the feature cache is damaged (")
     for i, mel in enumerate(whole):
         np.testing.assert_array_equal(again.get(i), mel)
     calls.clear()
-    prepare(sounds, AUDIO, tmp_path / "cache")
-    assert not calls
+    prepare(sounds, AUDIO, tmp_path / "cache", None, told.append)
+    assert not calls and len(told) == 1
 
 
 def test_an_interruption_leaves_no_cache(sounds, tmp_path, monkeypatch):
@@ -449,23 +528,23 @@ def test_every_unusable_sound_is_listed_and_too_many_stop_the_run(tmp_path):
     config = table_of(tmp_path, "path,label\n" + rows)
     dataset = read_dataset(config)
     features = prepare(dataset, AUDIO, tmp_path / "cache")
-    assert len(features.bad) == len(reasons) == 12
-    assert (features.frames == 0).sum() == 12
-    text = report_bad(features, 0.5)
-    assert "12 of 30" in text
+    assert len(features.bad) == len(reasons) == 20
+    assert (features.frames == 0).sum() == 20
+    text = report_bad(features, 0.6)
+    assert "20 of 38" in text
     for name, reason in reasons.items():
         (line,) = [line for line in text.splitlines() if f"bad/{name} " in line]
         assert reason in line
         assert f"row {names.index(f'bad/{name}') + 2} of" in line
-    with pytest.raises(DataError, match=r"12 of 30 .*max_bad_fraction=0\.39") as caught:
-        report_bad(features, 0.39)
+    with pytest.raises(DataError, match=r"20 of 38 .*max_bad_fraction=0\.52") as caught:
+        report_bad(features, 0.52)
     assert "bad/silent.wav" in str(caught.value)
-    assert report_bad(prepare(dataset, AUDIO, tmp_path / "cache"), 0.4) == text  # from the cache as well
-    kept, dropped = usable(features, np.arange(30))
-    assert dropped == 12
+    assert report_bad(prepare(dataset, AUDIO, tmp_path / "cache"), 0.53) == text  # from the cache as well
+    kept, dropped = usable(features, np.arange(38))
+    assert dropped == 20
     assert [dataset.clips[i].name for i in kept] == [f"{c}/{c}{i}.wav" for c in ("bad", "good") for i in range(9)]
     with pytest.raises(DataError, match="usable"):
-        train_batches(features, dataset, np.arange(30), 10, 4, 0, DataConfig())
+        train_batches(features, dataset, np.arange(38), 10, 4, 0, DataConfig())
 
 
 def test_a_clean_data_set_has_nothing_to_report(sounds, tmp_path):
