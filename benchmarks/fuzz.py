@@ -40,9 +40,9 @@ from datar_jax.pipeline import eval_batches, train_batches  # noqa: E402
 USED, REFUSED, EITHER = "used", "refused", "either"
 
 # MB above what one good file and one batch need. A thread per core decodes blocks of 4 MB and holds one clip (here at
-# most two and a half minutes, 9 MB), a copy of it and a piece of its spectrum (27 MB). The rest is for all: eight batches
-# of 8 MB read ahead, and the cache file's pages, which the system takes back when it needs them (26 kB a second of
-# sound, 70 MB for 2,000 files). What a header claims, ten hours or 2**36 samples in 64 channels, is far above.
+# most two and a half minutes, 9 MB), a copy of it and a piece of its spectrum (27 MB). The rest is for all: eight
+# batches of 8 MB read ahead, and the cache file's pages, which the system takes back when it needs them (26 kB a second
+# of sound, 70 MB for 2,000 files). What a header claims, ten hours or 2**36 samples in 64 channels, is far above.
 MEMORY = 200 + 50 * (os.cpu_count() or 1)
 ADDRESSES = 4 << 30  # bytes that may be reserved on top: an allocation by what a header says fails at once
 SLOWEST = 5.0  # seconds for one file, on a busy core
