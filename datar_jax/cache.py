@@ -15,6 +15,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -192,17 +193,37 @@ def _key(dataset: Dataset, audio: AudioConfig) -> str:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when the block ends well."""
-    number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    """A file that appears under its name only when the block ends well.
+
+    The lock on the temporary file ends with its writer, however that ends: what has none was left by one that was
+    killed, and goes.
+    """
+    for stale in path.parent.glob(f".{path.name}.*.partial"):
+        with contextlib.suppress(OSError), stale.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+    number, name = _locked(path)
     try:
         with os.fdopen(number, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+            os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
         raise
+
+
+def _locked(path: Path) -> tuple[int, str]:
+    """A new temporary file beside `path` and the lock on it."""
+    while True:
+        number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        with contextlib.suppress(OSError):  # a file system without locks: there nothing is ever removed
+            fcntl.flock(number, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return number, name
+        os.close(number)  # another process took it for a stale one before it was locked
 
 
 def _compute(

@@ -307,9 +307,19 @@ class TrainConfig(Settings, frozen=True):
     evaluate_every: int = 0  # epochs between scores of the validation split, where there is one; 0: only at the end
     checkpoint_every: int = 10  # epochs
     log_every: int = 10  # steps
+    max_skipped: int = 50  # steps in a row without a finite gradient after which the run stops and says where it begins
 
     def check(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_every", "log_every"):
+        counts = (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "eval_batch_size",
+            "checkpoint_every",
+            "log_every",
+            "max_skipped",
+        )
+        for name in counts:
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give 1 or more")
         _require(self.evaluate_every >= 0, "train.evaluate_every", self.evaluate_every, "give 0 or more epochs")
         _require(0 <= self.seed < 2**31, "train.seed", self.seed, "give 0 or more, less than 2**31")

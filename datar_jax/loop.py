@@ -11,26 +11,28 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from datar_jax import metrics
 from datar_jax.cache import Features
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.datasets import Dataset
-from datar_jax.pipeline import TrainBatches, eval_batches, train_batches
+from datar_jax.diagnose import diagnose
+from datar_jax.pipeline import Batch, TrainBatches, eval_batches, train_batches
 from datar_jax.report import Report
 from datar_jax.sharding import batch_sharding
 from datar_jax.splits import Split
 from datar_jax.step import Task, TrainState, init_state, jit_eval_step, jit_train_step
 
 IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
-DIVERGED = 50  # steps in a row without a finite gradient after which a run stops
 
 
 class Stopped(Exception):
@@ -120,6 +122,16 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
     saved = step
 
+    def explain(at: int) -> str:
+        """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
+        batch = _place(batches.read(at - 1), sharding)
+        names = [material.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
+        why = diagnose(task, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
+        return (
+            f"no finite gradient for {config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
+            f"{why}; clips of that batch: {', '.join(names)}"
+        )
+
     def land(until: int) -> None:
         """Waits for steps until so many are under way, and tells what is due."""
         while len(flying) > until:
@@ -127,6 +139,8 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
             jax.block_until_ready(numbers)
             window.count += 1
             clock["clips_per_second"] = window.clips_per_second() or clock["clips_per_second"]
+            if int(numbers["skipped"]) >= config.train.max_skipped:
+                raise TrainingError(explain(at))
             _log(report, at, numbers, task, window)
 
     try:
@@ -159,9 +173,7 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
                 drawn = time.monotonic()
                 batch = next(batches)
                 window.waited += time.monotonic() - drawn
-                placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-                state, numbers = train(state, placed)
+                state, numbers = train(state, _place(batch, sharding))
                 step += 1
                 report.advance(step)
 
@@ -170,6 +182,11 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
     finally:
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
+
+
+def _place(batch: Batch, sharding: NamedSharding) -> Any:
+    """A global batch from what each process has read of it."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def _every(task: Task, clips: int, epochs: int) -> int:
@@ -203,9 +220,6 @@ class _Window:
 
 def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, window: _Window) -> None:
     """The row of a step, if one is due; the last step always has one."""
-    skipped = int(numbers["skipped"])
-    if skipped >= DIVERGED:
-        raise TrainingError(f"no finite gradient for {skipped} steps (step {step}); lower optim.learning_rate")
     if step % task.config.train.log_every and step < task.steps:
         return
     # A row of JSON holds finite numbers only.

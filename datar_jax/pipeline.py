@@ -31,8 +31,15 @@ _Labels = tuple[int, list[list[int]]]  # number of classes, and the classes of e
 class TrainBatches(Iterator[Batch]):
     """Endless training batches with an exact state; `train_batches` builds it."""
 
-    def __init__(self, batches: grain.MapDataset[Batch], config: DataConfig, identity: dict[str, Any]) -> None:
-        self._batches, self._threads, self._workers = batches, config.threads, config.workers
+    def __init__(
+        self,
+        batches: grain.MapDataset[Batch],
+        clips: Callable[[int], np.ndarray],
+        config: DataConfig,
+        identity: dict[str, Any],
+    ) -> None:
+        self._batches, self._clips = batches, clips
+        self._threads, self._workers = config.threads, config.workers
         self._identity = identity
         self._next = 0
         self._reader: Any = None
@@ -43,6 +50,14 @@ class TrainBatches(Iterator[Batch]):
         batch: Batch = next(self._reader)
         self._next += 1
         return batch
+
+    def read(self, number: int) -> Batch:
+        """This process's part of a batch by its number; batch n is that of step n + 1. The iteration is left alone."""
+        return self._batches[number]
+
+    def clips(self, number: int) -> np.ndarray:
+        """Which clips the whole batch of that number holds: indices into the data set, int64 (batch size,)."""
+        return self._clips(number)
 
     def get_state(self) -> dict[str, Any]:
         """What to store: plain values, the same on every process."""
@@ -114,7 +129,11 @@ def train_batches(
     batch = functools.partial(_train_batch, order, gather, batch_size, shard, shards)
     data = hashlib.blake2b(np.stack([indices, lengths]).astype("<i8").tobytes(), digest_size=8).hexdigest()
     identity = {"seed": seed, "batch_size": batch_size, "window_frames": window_frames, "data": data}
-    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), config, identity)
+
+    def clips(number: int) -> np.ndarray:
+        return indices[order(number * batch_size, (number + 1) * batch_size)[:, 0]]
+
+    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), clips, config, identity)
 
 
 def eval_batches(

@@ -35,8 +35,8 @@ from datar_jax.step import Task
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (
-    *("data.root", "data.cache", "data.workers", "data.threads", "train.checkpoint_every", "train.log_every"),
-    *("mesh.data", "mesh.fsdp"),
+    *("data.root", "data.cache", "data.workers", "data.threads"),
+    *("train.checkpoint_every", "train.log_every", "train.max_skipped", "mesh.data", "mesh.fsdp"),
 )
 
 

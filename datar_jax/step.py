@@ -94,14 +94,10 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `learning_rate` (of a step that is not skipped), `skipped`.
     """
-    config = task.config
-    key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-    augment_key, drop_key = jax.random.split(key)
-    with jax.named_scope("augment"):
-        batch = augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics)
-    loss, grads = _loss_and_gradient(task, state.params, batch, drop_key)
+    batch, drop_key = draw(task, state, batch)
+    loss, grads = loss_and_gradient(task, state.params, batch, drop_key)
 
-    optim = config.optim
+    optim = task.config.optim
     with jax.named_scope("optimiser"):
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -117,7 +113,16 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     return after, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": after.skipped}
 
 
-def _loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+def draw(task: Task, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
+    """The normalised, augmented batch of a step, and the key of what its model drops."""
+    config = task.config
+    key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+    augment_key, drop_key = jax.random.split(key)
+    with jax.named_scope("augment"):
+        return augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics), drop_key
+
+
+def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
     """Mean loss over the batch and its gradient, in `accumulate` micro-batches."""
     config = task.config
 

@@ -1,5 +1,6 @@
 """From a folder or list to batches: splits, the feature cache, crops and views, resumption, shards."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -504,6 +505,22 @@ def test_an_interruption_leaves_no_cache(sounds, tmp_path, monkeypatch):
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".frames", ".json"]
 
 
+def test_what_a_killed_writer_left_goes_and_a_living_one_keeps_its_file(sounds, tmp_path):
+    (tmp_path / "cache").mkdir()
+    prepare(sounds, AUDIO, tmp_path / "cache")
+    store = next((tmp_path / "cache").glob("*.frames"))
+    store.unlink()
+    dead, living = (store.with_name(f".{store.name}.{name}.partial") for name in ("dead", "living"))
+    dead.write_bytes(b"half")
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        prepare(sounds, AUDIO, tmp_path / "cache")
+        assert living.exists() and not dead.exists()
+    store.unlink()
+    prepare(sounds, AUDIO, tmp_path / "cache")
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".frames", ".json"]
+
+
 def test_a_cache_that_cannot_be_written_says_so(sounds, tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(DataError, match=r"cache: cannot write .* data\.cache"):
@@ -737,6 +754,19 @@ def test_views_cover_the_clip_with_as_few_windows_as_can(frames, window):
     assert covered[:frames].all()
     steps = np.diff(starts)
     assert not len(steps) or steps.max() - steps.min() <= 1
+
+
+def test_the_clips_of_a_batch_follow_from_its_number(tmp_path):
+    chosen = np.array([1, 3, 5, 6, 7, 9, 10])
+    whole = stream(tmp_path, indices=chosen)
+    half = stream(tmp_path, indices=chosen, shard=1, shards=2)
+    for number, batch in enumerate(take(stream(tmp_path, indices=chosen), 9)):
+        clips = whole.clips(number)
+        np.testing.assert_array_equal(batch["mel"][:, 0, 0], clips)
+        np.testing.assert_array_equal(half.clips(number), clips, "every process knows all of them")
+        assert_equal_batches([whole.read(number)], [batch])
+        np.testing.assert_array_equal(half.read(number)["mel"], batch["mel"][2:])
+    assert whole.get_state()["next_batch"] == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])

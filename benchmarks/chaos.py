@@ -1,0 +1,334 @@
+"""Kills a training run again and again, and compares what it comes to with a run that was left alone.
+
+`python benchmarks/chaos.py [--kills=30] [--seed=0] [--keep=DIR]`: a few minutes on two cores. Prints where the kills
+fell and what was compared; ends with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from datar_jax.report import read_rows  # noqa: E402
+from datar_jax.synthesis import KINDS, write_dataset  # noqa: E402
+
+TIMINGS = {"clips_per_second", "data_wait", "train_seconds"}
+GRACE = 10.0  # seconds between SIGTERM and the end; schedulers give 30
+# One device adds up a batch in one order, four in another: sums differ in the last of 24 bits (6e-8), and Adam divides
+# by the root of their mean square, so that a gradient near zero may move a weight by a whole step either way. What is
+# compared is therefore not the single weight but the length of the difference of all.
+TOLERANCE = 1e-2  # of the length of the weights; of losses too
+BATCH, EPOCHS, EVALUATE_EVERY, LAST = 8, 48, 2, 240
+FIELDS = {
+    "audio.sample_rate": 8000, "audio.mels": 32, "audio.hop_ms": 25, "audio.window_ms": 50,
+    "augment.freq_width": 4, "augment.mixup": 0.3,
+    "model.dims": "8,16", "model.spec": "S,D", "model.heads": "1,2", "model.windows": "[[4,4],[2,2]]",
+    "model.groups": "1,1", "model.strides": "2,1", "model.kernels": "3,3", "model.stem": "patch", "model.mlp": "plain",
+    "model.local_perception": "false", "model.drop_path": 0.2, "model.dropout": 0.1,
+    "optim.ema": 0.98, "train.batch_size": BATCH, "train.eval_batch_size": 4, "train.epochs": EPOCHS,
+    "train.evaluate_every": EVALUATE_EVERY, "train.checkpoint_every": 1, "train.log_every": 1,
+}  # fmt: skip
+EVALUATE_STEPS = EVALUATE_EVERY * LAST // EPOCHS
+
+
+class Broken(Exception):
+    """A law that does not hold."""
+
+
+class Run:
+    """One work directory and the process that trains in it."""
+
+    def __init__(self, folder: Path, sounds: Path) -> None:
+        self.folder, self._sounds = folder, sounds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = folder.with_suffix(".log")
+
+    def start(self, devices: int = 1) -> None:
+        fields = {"data.root": self._sounds, **FIELDS}
+        command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs/csv.py'}", f"--workdir={self.folder}"]
+        command += [f"--config.{name}={value}" for name, value in fields.items()]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": str(2 * devices)}
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        self.before = self.rows()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def running(self) -> bool:
+        assert self._process
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        assert self._process
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def terminate(self) -> float:
+        """Seconds until it ends after SIGTERM."""
+        assert self._process
+        asked = time.monotonic()
+        self._process.terminate()
+        self.end(os.EX_TEMPFAIL)
+        return time.monotonic() - asked
+
+    def end(self, expected: int = 0) -> None:
+        assert self._process
+        status = self._process.wait()
+        if status != expected:
+            raise Broken(f"{self.folder.name}: ended with {status}, not {expected}:\n{self.log()[-3000:]}")
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def rows(self) -> int:
+        path = self.folder / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def new_rows(self) -> int:
+        """Rows since this start; one that begins anew first takes some out."""
+        rows = self.rows()
+        self.before = min(self.before, rows)
+        return rows - self.before
+
+    def last_row(self) -> dict[str, Any]:
+        rows = read_rows(self.folder / "metrics.jsonl")[0]
+        return rows[-1] if rows else {"step": 0}
+
+    def writing(self) -> bool:
+        return any((self.folder / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+
+    def decoding(self) -> bool:
+        return any((self.folder / "cache").glob(".*.partial"))
+
+    def trained(self) -> bool:
+        return (self.folder / "checkpoints" / str(LAST)).exists()
+
+    def where(self) -> str:
+        """What a run that was just killed was doing, from what it left."""
+        last = self.last_row()
+        if self.decoding():
+            return "decoding sounds"
+        if self.writing():
+            return "writing a checkpoint"
+        if not self.new_rows() and last.get("split") != "test":
+            return "start-up"
+        if last.get("split") == "test":
+            return "writing results"
+        if self.trained():
+            return "scoring the test clips"
+        if "split" not in last and last["step"] % EVALUATE_STEPS == 0:
+            return "scoring the validation clips"
+        return "between two steps"
+
+
+def triggers(run: Run, rng: random.Random) -> dict[str, Callable[[], bool]]:
+    """Moments to wait for in a run that was just started."""
+    begun, rows = time.monotonic(), rng.randint(1, 7)
+    delay = rng.uniform(0.2, 5.0)
+    return {
+        "start-up": lambda: time.monotonic() - begun > delay,
+        "decode": run.decoding,
+        "step": lambda: run.new_rows() >= rows,
+        "checkpoint": lambda: run.new_rows() > 0 and run.writing(),
+        "validation": lambda: run.new_rows() > 0 and run.last_row()["step"] % EVALUATE_STEPS == 0,
+        "test": lambda: run.trained() and not run.writing(),
+        "result": lambda: run.last_row().get("split") == "test" and run.new_rows() > 0,
+    }
+
+
+def wait_for(run: Run, trigger: Callable[[], bool]) -> bool:
+    """Whether the moment came before the end of the run."""
+    while not trigger():
+        if not run.running():
+            return False
+        time.sleep(0.002)
+    return run.running()
+
+
+def plan(kills: int, rng: random.Random) -> list[str]:
+    """Which moments, in an order in which they can come."""
+    late = max(2, kills // 6)
+    middle = ["checkpoint", "step", "validation", "start-up"] * kills
+    middle = middle[: kills - late - 1]
+    rng.shuffle(middle)
+    return ["decode", *middle, *(["test", "result"] * late)[:late]]
+
+
+def torment(run: Run, kills: int, rng: random.Random) -> tuple[Counter[str], list[str]]:
+    """Kills and restarts, then lets it end."""
+    fallen: Counter[str] = Counter()
+    orders = plan(kills, rng)
+    terms = {len(orders) // 4: "start-up", len(orders) // 2: "step", 3 * len(orders) // 4: "validation"}
+    told = []
+    for number, moment in enumerate(orders):
+        run.start()
+        if not wait_for(run, triggers(run, rng)[moment]):
+            run.end()
+            fallen["(ended before the moment came)"] += 1
+        else:
+            time.sleep(rng.choice((0, 0, rng.uniform(0, 0.05))))
+            run.kill()
+            fallen[run.where()] += 1
+        if number in terms:
+            run.start()
+            if wait_for(run, triggers(run, rng)[terms[number]]):
+                seconds = run.terminate()
+                told.append(f"{terms[number]}: status 75 after {seconds:.1f} s, rows to step {run.last_row()['step']}")
+                if seconds > GRACE:
+                    raise Broken(f"SIGTERM in {terms[number]}: took {seconds:.1f} s")
+    run.start()
+    run.end()
+    return fallen, told
+
+
+def states(run: Run) -> dict[int, dict[str, Any]]:
+    """Every checkpoint's numbers by path, read without the program that wrote them."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    read: dict[int, dict[str, Any]] = {}
+    for folder in (run.folder / "checkpoints").iterdir():
+        if not folder.name.isdigit():
+            raise Broken(f"{folder}: left behind")
+        with ocp.StandardCheckpointer() as reader:
+            tree = dict(reader.metadata(folder / "state").item_metadata.tree)
+            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=alone), tree)
+            leaves = jax.tree_util.tree_leaves_with_path(reader.restore(folder / "state", shapes))
+        read[int(folder.name)] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return read
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    rows, damaged = read_rows(run.folder / "metrics.jsonl")
+    if damaged:
+        raise Broken(f"{run.folder}: lines {damaged} of metrics.jsonl are no rows")
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    result = json.loads((run.folder / "result.json").read_text())
+    return {name: value for name, value in result.items() if name not in TIMINGS}
+
+
+def compare_bits(alone: Run, killed: Run) -> list[str]:
+    """What was found equal, bit for bit."""
+    one, other = states(alone), states(killed)
+    if sorted(one) != sorted(other) or max(one) != LAST:
+        raise Broken(f"checkpoints of steps {sorted(one)} and {sorted(other)}")
+    for step, leaves in one.items():
+        if leaves.keys() != other[step].keys():
+            raise Broken(f"step {step}: other leaves")
+        for name, leaf in leaves.items():
+            if leaf.tobytes() != other[step][name].tobytes():
+                raise Broken(f"step {step}: {name} differs")
+    mine, theirs = rows_of(alone), rows_of(killed)
+    for a, b in zip(mine, theirs):
+        if a != b:
+            raise Broken(f"metrics.jsonl: {a} and {b}")
+    if len(mine) != len(theirs):
+        raise Broken(f"metrics.jsonl: {len(mine)} and {len(theirs)} rows")
+    if result_of(alone) != result_of(killed):
+        raise Broken(f"result.json: {result_of(alone)} and {result_of(killed)}")
+    if left := [path for path in killed.folder.rglob("*") if "partial" in path.name or "tmp" in path.name]:
+        raise Broken(f"left behind: {left}")
+    leaves = one[LAST]
+    return [
+        f"checkpoints {sorted(one)}: {len(leaves)} leaves each, {sum(leaf.size for leaf in leaves.values()):,} numbers",
+        f"metrics.jsonl: {len(mine)} rows",
+        f"result.json: {len(result_of(alone))} numbers",
+    ]
+
+
+def compare_closely(alone: Run, moved: Run, since: int) -> list[str]:
+    """What was found equal up to rounding."""
+    import numpy as np
+
+    one, other = states(alone)[LAST], states(moved)[LAST]
+    told = []
+    for part in ("params", "ema", "opt_state"):
+        a, b = (
+            np.concatenate([s[n].ravel().astype(np.float64) for n in sorted(s) if f"['{part}']" in n])
+            for s in (one, other)
+        )
+        told.append((part, float(np.linalg.norm(a - b) / np.linalg.norm(a))))
+    losses = [[row["loss"] for row in rows_of(run) if "split" not in row] for run in (alone, moved)]
+    if len(losses[0]) != len(losses[1]):
+        raise Broken("metrics.jsonl: not as many rows")
+    if losses[0][:since] != losses[1][:since]:
+        raise Broken("metrics.jsonl: rows from before the change differ")
+    told.append(("loss, largest", max(abs(a - b) / abs(a) for a, b in zip(*losses))))
+    for name, difference in told:
+        if not difference < TOLERANCE:
+            raise Broken(f"{name}: relative difference {difference:.1e}, more than {TOLERANCE:g}")
+    return [f"{name}: relative difference {difference:.1e}" for name, difference in told]
+
+
+def write_sounds(root: Path) -> None:
+    """Sixty half-second clips: 40 to train on, 10 to validate, 10 to test."""
+    write_dataset(root, clips_per_class=6, seconds=0.5, seed=0)
+    sides = ("train", "train", "train", "train", "validation", "test")
+    lines = [f"{kind}/{kind}_{i:03d}.wav,{kind},{side}" for kind in KINDS for i, side in enumerate(sides)]
+    (root / "manifest.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="where to work, and to leave everything; must not exist")
+    given = parser.parse_args()
+    rng = random.Random(given.seed)
+    place = given.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
+    place.mkdir(parents=True, exist_ok=given.keep is None)
+    began = time.monotonic()
+    try:
+        write_sounds(place / "sounds")
+        alone, killed, moved = (Run(place / name, place / "sounds") for name in ("alone", "killed", "moved"))
+        alone.start()
+        alone.end()
+        print(f"left alone: {LAST} steps, {time.monotonic() - began:.0f} s", flush=True)
+
+        fallen, told = torment(killed, given.kills, rng)
+        for where, count in sorted(fallen.items()):
+            print(f"  {count:3d} kills: {where}")
+        for line in told:
+            print(f"      SIGTERM in {line}")
+        for line in compare_bits(alone, killed):
+            print(f"  equal, bit for bit: {line}", flush=True)
+
+        moved.start()
+        wait_for(moved, lambda: moved.last_row()["step"] >= LAST // 2)
+        moved.terminate()
+        since = moved.last_row()["step"]
+        moved.start(devices=4)
+        moved.end()
+        print(f"one device to step {since}, four from there on:")
+        for line in compare_closely(alone, moved, since):
+            print(f"  {line} (at most {TOLERANCE:g})")
+    except Broken as broken:
+        print(f"BROKEN: {broken}\neverything lies in {place}", file=sys.stderr)
+        return 1
+    if given.keep is None:
+        shutil.rmtree(place)
+    print(f"all laws held; {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
