@@ -104,20 +104,8 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster]:
     parser.add_argument("--processes", type=int, help="how many there are")
     parser.add_argument("--process", type=int, help="which this one is, from 0")
     known, rest = parser.parse_known_args(arguments)
-    overrides = {}
-    queue = list(rest)
-    while queue:
-        option = queue.pop(0)
-        name, given, value = option.partition("=")
-        if not name.startswith("--config."):
-            raise ConfigError(f"{option}: not an option; usage: {USAGE}")
-        if not given:
-            if not queue or queue[0].startswith("--"):
-                raise ConfigError(f"{option}: has no value; write {option}=VALUE")
-            value = queue.pop(0)
-        overrides[name.removeprefix("--config.")] = value
     cluster = Cluster(known.coordinator, known.processes, known.process)
-    return settings.load(known.config, overrides), known.workdir, cluster
+    return settings.load(known.config, settings.read_overrides(rest, USAGE)), known.workdir, cluster
 
 
 def _fail(error: Exception | str) -> int:

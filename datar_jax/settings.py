@@ -38,6 +38,27 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     return from_dict(tree)
 
 
+def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
+    """Dotted fields and the texts typed for them, from `--config.path.to.field=value` or `... value`.
+
+    Raises:
+      ConfigError: another option, or one without a value.
+    """
+    found = {}
+    queue = list(arguments)
+    while queue:
+        option = queue.pop(0)
+        name, given, value = option.partition("=")
+        if not name.startswith("--config."):
+            raise ConfigError(f"{option}: not an option; usage: {usage}")
+        if not given:
+            if not queue or queue[0].startswith("--"):
+                raise ConfigError(f"{option}: has no value; write {option}=VALUE")
+            value = queue.pop(0)
+        found[name.removeprefix("--config.")] = value
+    return found
+
+
 def from_dict(tree: dict[str, Any]) -> Config:
     """Builds a checked configuration from plain values (a resolved `config.json`).
 

@@ -1,0 +1,102 @@
+"""What needs no data: `python -m datar_jax plan` compiles the train step for a TPU slice that is not there."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+
+from datar_jax import settings
+from datar_jax.chips import topology
+from datar_jax.config import ConfigError
+
+USAGE = (
+    "python -m datar_jax plan --config=configs/NAME.py [--config.path.to.field=value ...] --topology=v5e:16x16 "
+    "[--batch=16] [--seconds=10] [--classes=527] [--largest] [--scaling=1x1,2x2,4x4,8x8,16x16] [--json]"
+)
+LIBTPU = "libtpu==0.0.42.1"  # as in requirements-bench.txt
+# libtpu compiles without a TPU and says nothing; read when jax and libtpu are loaded.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a sub-command; the exit status is 0, 1 where the program does not fit, 2 for what the caller has to mend."""
+    try:
+        if arguments[:1] != ["plan"]:
+            raise ConfigError(f"{' '.join(arguments[:1]) or 'nothing'}: not a command; usage: {USAGE}")
+        return plan(arguments[1:])
+    except ConfigError as error:
+        print(f"datar_jax: error: {error}", file=sys.stderr)
+        return 2
+
+
+def plan(arguments: list[str]) -> int:
+    """Compiles and prints one page, or with `--scaling` one page and a table.
+
+    Raises:
+      ConfigError: an option, a setting or a slice that cannot be, or libtpu is not there.
+    """
+    parser = argparse.ArgumentParser(prog="python -m datar_jax plan", usage=USAGE, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
+    parser.add_argument("--topology", required=True, help="generation and shape of a slice, such as v5e:16x16")
+    parser.add_argument("--batch", type=_whole, default=16, help="clips on each chip (16)")
+    parser.add_argument("--seconds", type=_length, default=10.0, help="of a clip (10)")
+    parser.add_argument("--classes", type=_whole, default=527, help="width of the head (527, AudioSet's)")
+    parser.add_argument("--largest", action="store_true", help="a second compile for the largest batch that fits")
+    parser.add_argument("--scaling", default="", help="slices of a weak-scaling table; one more compile for each")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
+    known, rest = parser.parse_known_args(arguments)
+    config = settings.load(known.config, settings.read_overrides(rest, USAGE))
+    place = topology(known.topology)
+    others = [topology(each, place.chip.name) for each in known.scaling.split(",") if each]
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(f"libtpu is not installed, and it is what compiles for a TPU: pip install {LIBTPU}")
+
+    os.environ |= ENVIRONMENT
+    import msgspec
+
+    from datar_jax.plan import make_plan, page, scaling
+
+    plans = {}
+    for each in dict.fromkeys([place, *others]):
+        print(f"compiling for {each.name}: minutes", file=sys.stderr, flush=True)
+        largest = known.largest and each == place
+        plans[each] = make_plan(config, each, known.batch, known.seconds, known.classes, largest)
+    table = [plans[each] for each in others]
+    if known.json:
+        tree = {**msgspec.to_builtins(plans[place]), "scaling": [msgspec.to_builtins(row) for row in table]}
+        print(msgspec.json.encode(tree).decode())
+    else:
+        print(page(plans[place]))
+        if table:
+            print(f"\n{scaling(table)}")
+    return 0 if plans[place].fits else 1
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return value
+
+
+def _length(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text}: give seconds, more than 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""TPU chips and how they are wired: published rates, slices that can be had, links between chips. Knows no jax.
+
+Rates: Google Cloud TPU documentation, cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (system architecture). The link
+rates are what one chip can send: the tables once gave it in Gbps (v4 2400, v5e 1600, v5p 4800, v6e 3200) and now give
+"bidirectional bandwidth per chip", twice as much. For v6e an older table said 3584 Gbps; 3200 agrees with the 102.4
+TB/s of a pod of 256. Usable memory is what the compiler allows a program on one chip.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import NamedTuple
+
+from datar_jax.config import ConfigError
+
+
+class Chip(NamedTuple):
+    """One generation."""
+
+    name: str
+    flops: float  # bfloat16 operations a second, dense
+    memory_rate: float  # bytes a second between chip and HBM
+    memory: float  # GiB of HBM that a program may use
+    link_rate: float  # bytes a second that a chip can send over all its links together
+    slices: tuple[str, ...]  # shapes that can be had as one slice
+    config: str | None = None  # of its two cores, where they can be used as one device
+
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 1228e9, 30.75, 300e9, CUBES, "megacore"),
+        Chip("v5e", 197e12, 819e9, 15.75, 200e9, FLAT),
+        Chip("v5p", 459e12, 2765e9, 95.74, 600e9, (*CUBES, "16x16x24")),
+        Chip("v6e", 918e12, 1640e9, 31.25, 400e9, FLAT),
+    )
+}
+
+
+class Topology(NamedTuple):
+    """A slice of one generation."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As it is typed, such as v5e:16x16."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    @property
+    def link_rate(self) -> float:
+        """Bytes a second that the chip with the fewest neighbours can send.
+
+        Along each axis a chip has two links. A corner uses both where the axis is closed to a ring: axes of 16 on the
+        flat generations, every axis of a slice of whole 4x4x4 cubes on the others.
+        """
+        if len(self.shape) == 2:
+            closed = [size == 16 for size in self.shape]
+        else:
+            closed = [all(size % 4 == 0 for size in self.shape)] * len(self.shape)
+        used = sum(0 if size == 1 else 1 + ring for size, ring in zip(self.shape, closed))
+        return self.chip.link_rate * used / (2 * len(self.shape))
+
+
+def topology(text: str, chip: str = "") -> Topology:
+    """The slice that a text such as `v5e:16x16` names; `16x16` alone is one of `chip`.
+
+    Raises:
+      ConfigError: no such generation, or no such slice of it; the message lists those there are.
+    """
+    name, given, shape = text.partition(":")
+    if not given:
+        name, shape = chip, text
+    if name not in CHIPS:
+        known = "; ".join(f"{known}: {', '.join(each.slices)}" for known, each in CHIPS.items())
+        raise ConfigError(f"--topology={text}: give GENERATION:SHAPE, one of {known}")
+    slices = CHIPS[name].slices
+    if shape not in slices:
+        near = difflib.get_close_matches(shape, slices, n=1)
+        advice = f"did you mean {name}:{near[0]}? There are" if near else "give one of"
+        raise ConfigError(f"--topology={text}: {name} has no such slice; {advice} {', '.join(slices)}")
+    return Topology(CHIPS[name], tuple(map(int, shape.split("x"))))

@@ -1,0 +1,371 @@
+"""What a compiled program moves in one run, read from its text: bytes of memory, and what travels between devices.
+
+XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs. Of the branches of a
+condition the one that moves most counts. Memory is an upper bound: every instruction outside of a fusion reads its
+operands and writes its result once, with the padding of tiles; what a fusion only slices or updates in place counts as
+much as the slice; what the compiler keeps on the chip (memory spaces other than 0) counts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from functools import cache
+from typing import NamedTuple
+
+KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+SLICES = ("dynamic-slice", "slice", "gather")
+FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "add-dependency"),
+    *("partition-id", "replica-id", "while", "conditional", "call", "domain"),
+)
+
+
+class Collective(NamedTuple):
+    """One exchange between devices."""
+
+    kind: str
+    devices: int  # that take part in it together
+    bytes: int  # of the whole value: what is reduced, or what is there after a gather; without padding
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends around a ring."""
+        if self.devices == 1:
+            return 0.0
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        share = (self.devices - 1) / self.devices
+        return self.bytes * share * (2 if self.kind == "all-reduce" else 1)
+
+
+class Work(NamedTuple):
+    """What one run of a computation moves."""
+
+    memory: int  # bytes read and written, an upper bound
+    collectives: Counter[Collective]
+    unread: int = 0  # loops whose number of turns could not be read; their bodies count once
+
+
+class Instruction(NamedTuple):
+    """One line."""
+
+    name: str
+    shape: str
+    opcode: str
+    inside: str  # between its parentheses
+    rest: str  # attributes
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it is applied to."""
+        return re.findall(r"%([\w.\-]+)", self.inside)
+
+    def called(self, *attributes: str) -> list[str]:
+        """Names of the computations under these attributes."""
+        names = re.findall(rf"\b(?:{'|'.join(attributes)})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.rest)
+        return [part.strip().lstrip("%") for pair in names for part in (pair[0] or pair[1]).split(",")]
+
+
+class Computation:
+    """Instructions by name, and who uses them."""
+
+    def __init__(self, lines: list[Instruction], root: str) -> None:
+        self.instructions = {line.name: line for line in lines}
+        self.root = self.instructions[root]
+        parameters = {int(line.inside): line for line in lines if line.opcode == "parameter"}
+        self.parameters = [parameters[i].name for i in sorted(parameters)]
+        self.users: dict[str, list[Instruction]] = defaultdict(list)
+        for line in lines:
+            for operand in dict.fromkeys(line.operands):
+                self.users[operand].append(line)
+
+
+class Program(NamedTuple):
+    """A module."""
+
+    computations: dict[str, Computation]
+    entry: str
+    devices: int
+
+
+def parse(text: str) -> Program:
+    """Reads `compiled.as_text()`.
+
+    Raises:
+      ValueError: not the text of a compiled program.
+    """
+    computations: dict[str, Computation] = {}
+    lines: list[Instruction] = []
+    entry, root, name = "", "", ""
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name, lines = head[2], []
+            entry = name if head[1] else entry
+        elif line == "}" and name:
+            computations[name], name = Computation(lines, root), ""
+        elif name and (found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(", line)):
+            end = _closing(line, found.end())
+            lines.append(Instruction(found[2], found[3], found[4], line[found.end() : end], line[end + 1 :]))
+            root = found[2] if found[1] else root
+    if not entry:
+        raise ValueError("no ENTRY computation: not the text of a compiled program")
+    counts = [int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])]
+    return Program(computations, entry, math.prod(counts))
+
+
+def _closing(line: str, at: int) -> int:
+    """Where the parenthesis closes that opened before `at`."""
+    depth = 1
+    for match in re.compile(r"[()]").finditer(line, at):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.start()
+    raise ValueError(f"a parenthesis does not close: {line[:120]}")
+
+
+class Buffer(NamedTuple):
+    """An array of a shape's text."""
+
+    bits: int  # of one number
+    dims: tuple[int, ...]
+    layout: str
+
+    @property
+    def bytes(self) -> int:
+        """Of its numbers."""
+        return math.ceil(self.bits * math.prod(self.dims) / 8)
+
+    @property
+    def stored(self) -> int:
+        """Bytes with the padding of its tiles."""
+        tile = re.search(r":[^T]*T\(([\d,]+)\)", self.layout)
+        if tile is None:
+            return self.bytes
+        order = [int(axis) for axis in self.layout.partition(":")[0].split(",") if axis]  # the fastest first
+        sizes = [self.dims[axis] for axis in order]
+        steps = [int(step) for step in tile[1].split(",")][::-1]
+        sizes += [1] * (len(steps) - len(sizes))
+        padded = [math.ceil(size / step) * step for size, step in zip(sizes, steps)] + sizes[len(steps) :]
+        return math.ceil(self.bits * math.prod(padded) / 8)
+
+    @property
+    def moved(self) -> int:
+        """Bytes that go to or from memory: none of what is kept on the chip."""
+        space = re.search(r"S\((\d+)\)", self.layout)
+        return 0 if space and space[1] != "0" else self.stored
+
+
+def buffers(shape: str) -> list[Buffer]:
+    """The arrays of a shape, a tuple's one after another."""
+    found = re.findall(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?", shape)
+    return [Buffer(_bits(kind), tuple(int(n) for n in dims.split(",") if n), layout) for kind, dims, layout in found]
+
+
+def _bits(kind: str) -> int:
+    if kind in ("token", "opaque"):
+        return 0
+    if kind == "pred":
+        return 8
+    width = re.match(r"[a-z]+(\d+)", kind)  # f32, bf16, s8, u4, f8e4m3fn, c64
+    if width is None:
+        raise ValueError(f"{kind}: a number format that is not known here")
+    return int(width[1])
+
+
+def work(text: str) -> Work:
+    """What one run of a compiled program (`compiled.as_text()`) moves on each device."""
+    program = parse(text)
+
+    @cache
+    def visit(name: str) -> Work:
+        here = program.computations[name]
+        memory, collectives, unread = 0, Counter[Collective](), 0
+        for line in here.instructions.values():
+            if line.opcode == "while":
+                turns = trip_count(program, here, line)
+                parts = [visit(part) for part in line.called("condition", "body")]
+                times, unread = turns if turns is not None else 1, unread + (turns is None)
+            elif line.opcode == "conditional":
+                names = line.called("branch_computations", "true_computation", "false_computation")
+                parts, times = [max(map(visit, names), key=lambda part: part.memory)], 1
+            elif line.opcode in ("call", "async-start"):
+                parts, times = [visit(part) for part in line.called("to_apply", "calls", "called_computation")], 1
+            else:
+                parts, times = [], 1
+                memory += traffic(program, here, line)
+                collectives += Counter(exchanges(program, line))
+            for part in parts:
+                memory += times * part.memory
+                collectives += Counter({each: times * count for each, count in part.collectives.items()})
+                unread += part.unread
+        return Work(memory, collectives, unread)
+
+    return visit(program.entry)
+
+
+def trip_count(program: Program, here: Computation, loop: Instruction) -> int | None:
+    """Turns of a `while`: what the compiler wrote down, or what its condition compares; None where neither tells.
+
+    A counter is taken to grow by one a turn, as those of `jax.lax.scan` and `fori_loop` do.
+    """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = program.computations[loop.called("condition")[0]]
+    compare = _through(program, [(condition, condition.root)])
+    if compare[-1][1].opcode != "compare":
+        return None
+    sides = [_through(program, [*compare[:-1], (compare[-1][0], _operand(compare[-1], i))]) for i in (0, 1)]
+    direction = re.findall(r"direction=(\w+)", compare[-1][1].rest)[0]
+    if sides[0][-1][1].opcode == "constant":
+        sides, direction = sides[::-1], {"GT": "LT", "GE": "LE"}.get(direction, "")
+    counter, limit = sides[0][-1][1], sides[1][-1][1]
+    if limit.opcode != "constant" or counter.opcode != "get-tuple-element" or direction not in ("LT", "LE", "NE"):
+        return None
+    index = int(re.findall(r"index=(\d+)", counter.rest)[0])
+    start = _through(program, [(here, here.instructions[loop.operands[0]])])[-1]
+    if start[1].opcode != "tuple":
+        return None
+    first = _through(program, [(start[0], _operand(start, index))])[-1][1]
+    if first.opcode != "constant":
+        return None
+    return max(0, int(limit.inside) - int(first.inside) + (direction == "LE"))
+
+
+Place = tuple[Computation, Instruction]
+
+
+def _operand(place: Place, i: int) -> Instruction:
+    return place[0].instructions[place[1].operands[i]]
+
+
+def _through(program: Program, path: list[Place]) -> list[Place]:
+    """Follows a value to where it comes from: through copies, into fusions, and out of them by their parameters."""
+    while True:
+        here, line = path[-1]
+        if line.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
+            path = [*path[:-1], (here, _operand(path[-1], 0))]
+        elif line.opcode == "fusion":
+            inner = program.computations[line.called("calls")[0]]
+            path = [*path, (inner, inner.root)]
+        elif line.opcode == "parameter" and len(path) > 1:
+            path = [*path[:-2], (path[-2][0], _operand(path[-2], int(line.inside)))]
+        else:
+            return path
+
+
+def exchanges(program: Program, line: Instruction) -> list[Collective]:
+    """Collectives that an instruction is, or that are fused into it."""
+    kind = line.opcode.removesuffix("-start")
+    if kind in KINDS:
+        return [Collective(kind, _group(line, program.devices), _payload(line, kind))]
+    if line.opcode != "fusion":
+        return []
+    inner = program.computations[line.called("calls")[0]]
+    found = [(each, one) for each in inner.instructions.values() for one in exchanges(program, each)]
+    # Reduced and sliced in one: each device gets only its part of the sum.
+    return [
+        one._replace(kind="reduce-scatter")
+        if one.kind == "all-reduce" and [user.opcode for user in inner.users[each.name]] == ["dynamic-slice"]
+        else one
+        for each, one in found
+    ]
+
+
+def _payload(line: Instruction, kind: str) -> int:
+    """Bytes of the whole value. A started gather or permutation carries its operands before its result."""
+    parts = buffers(line.shape)
+    if line.opcode.endswith("-start") and kind in ("all-gather", "collective-permute", "reduce-scatter", "all-to-all"):
+        count = len(line.operands)
+        parts = parts[count : 2 * count]
+    size = sum(part.bytes for part in parts)
+    return size * _group(line, 1) if kind == "reduce-scatter" else size
+
+
+def _group(line: Instruction, devices: int) -> int:
+    """Devices that take part together, in each of the ways they are written."""
+    if line.opcode.startswith("collective-permute"):
+        return max(2, devices)
+    groups = re.search(r"replica_groups=(.*)", line.rest)
+    text = groups[1] if groups else ""
+    if mesh := re.match(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    if tiled := re.match(r"\[(\d+),(\d+)\]<=", text):
+        return int(tiled[2])
+    if listed := re.match(r"\{\{([\d,]+)\}", text):
+        return len(listed[1].split(","))
+    return devices
+
+
+def traffic(program: Program, here: Computation, line: Instruction) -> int:
+    """Bytes between chip and memory of one instruction, at most."""
+    if line.opcode in FREE or line.opcode.endswith("-done") or "AllocateBuffer" in line.rest[:60]:
+        return 0
+    results = buffers(line.shape)
+    if line.opcode.endswith("-start") and line.opcode.removesuffix("-start") != "all-reduce":
+        count = len(line.operands)
+        results = results[:1] if line.opcode == "copy-start" else results[count : 2 * count]
+    result = sum(each.moved for each in results)
+    operands = [here.instructions[name] for name in line.operands]
+    read = [sum(each.moved for each in buffers(operand.shape)) for operand in operands]
+    if line.opcode == "fusion":
+        inner = program.computations[line.called("calls")[0]]
+        parts = [_read(program, inner, name) for name in inner.parameters]
+        shares = [whole if part is None else min(whole, part) for whole, part in zip(read, parts)]
+        return sum(shares) + _written(program, inner, results)
+    if line.opcode.removesuffix("-start") in SLICES:
+        return min(read[0], sum(each.stored for each in results)) + result
+    if line.opcode == "dynamic-update-slice":
+        return read[1] + min(result, sum(each.stored for each in buffers(operands[1].shape)))
+    return sum(read) + result
+
+
+def _read(program: Program, inner: Computation, name: str) -> int | None:
+    """Bytes that a fusion reads of a value; None for all of it."""
+    if name == inner.root.name:
+        return None
+    total = 0
+    for user in inner.users[name]:
+        part: int | None = None
+        if user.opcode in SLICES and user.operands.index(name) == 0:
+            part = sum(each.stored for each in buffers(user.shape))
+        elif user.opcode == "dynamic-update-slice" and user.operands.index(name) == 0 and user in _results(inner):
+            part = 0
+        elif user.opcode == "bitcast":
+            part = _read(program, inner, user.name)
+        elif user.opcode == "fusion":
+            nested = program.computations[user.called("calls")[0]]
+            parts = [_read(program, nested, nested.parameters[i]) for i, x in enumerate(user.operands) if x == name]
+            part = None if None in parts else sum(each or 0 for each in parts)
+        if part is None:
+            return None
+        total += part
+    return total
+
+
+def _results(inner: Computation) -> list[Instruction]:
+    """What a computation returns, before a change of shape."""
+    outs = [inner.root]
+    if inner.root.opcode == "tuple":
+        outs = [inner.instructions[name] for name in inner.root.operands]
+    return [inner.instructions[out.operands[0]] if out.opcode == "bitcast" else out for out in outs]
+
+
+def _written(program: Program, inner: Computation, results: list[Buffer]) -> int:
+    """Bytes that a fusion writes: of an update in place only what is new."""
+    total = 0
+    for out, buffer in zip(_results(inner), results):
+        size = buffer.moved
+        if out.opcode == "dynamic-update-slice":
+            update = inner.instructions[out.operands[1]]
+            size = min(size, sum(each.stored for each in buffers(update.shape)))
+        elif out.opcode == "fusion":
+            size = min(size, _written(program, program.computations[out.called("calls")[0]], [buffer]))
+        total += size
+    return total

@@ -1,0 +1,413 @@
+"""What training would take on a TPU slice that is not there: the train step compiled for it, and a roofline over it.
+
+Memory and collectives are what the compiler says; times are published rates over counted work, not measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from datar_jax import hlo
+from datar_jax.chips import Chip, Topology
+from datar_jax.config import Config, ConfigError, check_windows
+from datar_jax.macs import macs_per_clip
+from datar_jax.model import count_parameters
+from datar_jax.sharding import batch_sharding, make_mesh, state_shardings
+from datar_jax.step import Task, abstract_state, jit_train_step
+
+# Clips of one epoch: the count in the header of AudioSet's unbalanced train list, and VGGSound's list of 199,176 less
+# the 15,446 of its test list.
+EPOCHS = {"AudioSet": 2_041_789, "VGGSound": 183_730}
+PIXEL = 4  # bytes: a batch goes to the chips in float32
+GIB = 2**30
+
+
+class Roofline(msgspec.Struct, frozen=True):
+    """Seconds of one step, term by term."""
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def step(self) -> float:
+        """Arithmetic and memory together, links after them."""
+        return max(self.compute, self.memory) + self.links
+
+    @property
+    def bound(self) -> str:
+        """The term that takes longest."""
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """What the compiler says of the step, per chip."""
+
+    arguments: int  # bytes
+    temporaries: int
+    peak: int
+    xla_seconds: float  # XLA's own estimate
+    xla_operations: float  # bodies of loops counted once
+    work: hlo.Work
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of numbers. Bytes and seconds are of one chip and one step; None where the program does not fit."""
+
+    topology: str
+    chips: int
+    hosts: int
+    batch: int  # clips on a chip
+    global_batch: int
+    data: int
+    fsdp: int
+    seconds: float  # of a clip
+    mels: int
+    frames: int
+    classes: int
+    dtype: str
+    remat: bool
+    parameters: int
+    macs_per_clip: int
+    operations: int  # of the model: 6 times the multiply-accumulates of its clips
+    compile_seconds: float
+    usable_bytes: int
+    needed_bytes: int  # at the peak, or what the compiler asked for in vain
+    fits: bool
+    argument_bytes: int | None = None
+    temporary_bytes: int | None = None
+    largest_batch: int | None = None
+    largest_compiles: int = 1  # that the line through `largest_batch` rests on
+    xla_seconds: float | None = None
+    xla_operations: float | None = None
+    memory_bytes: int | None = None
+    collectives: list[dict[str, Any]] = []
+    sent_bytes: float | None = None
+    unread_loops: int | None = None
+    compute_seconds: float | None = None
+    memory_seconds: float | None = None
+    link_seconds: float | None = None
+    step_seconds: float | None = None
+    bound: str | None = None
+    utilisation: float | None = None  # model operations over peak
+    clips_per_second: float | None = None  # of the whole slice
+    epoch_hours: dict[str, float] = {}
+    host_clips_per_second: float | None = None
+    host_megabytes_per_second: float | None = None
+    assumptions: list[str] = []
+
+
+def roofline(chip: Chip, link_rate: float, operations: float, memory_bytes: float, sent_bytes: float) -> Roofline:
+    """Work of one chip over its rates; a slice of one chip has no links and sends nothing."""
+    links = sent_bytes / link_rate if sent_bytes else 0.0
+    return Roofline(operations / chip.flops, memory_bytes / chip.memory_rate, links)
+
+
+def largest_batch(usable: float, first: tuple[int, float], second: tuple[int, float]) -> int:
+    """Where the line through two (clips on a chip, bytes) reaches `usable` bytes, rounded down; at least 0."""
+    (few, less), (many, more) = sorted((first, second))
+    slope = (more - less) / (many - few)
+    return max(0, int(few + (usable - less) / slope)) if slope > 0 else many
+
+
+def make_plan(config: Config, place: Topology, batch: int, seconds: float, classes: int, largest: bool = False) -> Plan:
+    """Compiles the train step for a slice and counts.
+
+    Args:
+      config: model, audio, mesh and optimiser; its batch size is not used.
+      place: the slice.
+      batch: clips on each chip.
+      seconds: of a clip.
+      classes: width of the head.
+      largest: compile a second time, with twice the batch, for the largest batch that fits.
+
+    Raises:
+      ConfigError: settings that do not fit each other or the slice.
+    """
+    usable = int(place.chip.memory * GIB)
+    devices = _devices(place)
+    mesh = make_mesh(config.mesh, devices)
+    task = _task(config, place, batch, seconds, classes)
+    macs = macs_per_clip(task.config.model, classes, config.audio.mels, task.frames)
+    hosts = len({device.process_index for device in devices})
+    state = abstract_state(task)
+    state_bytes = _bytes_on_chip(state, mesh)
+    start = time.perf_counter()
+    found = _compiled(task, mesh)
+    plan = Plan(
+        topology=place.name,
+        chips=place.chips,
+        hosts=hosts,
+        batch=batch,
+        global_batch=batch * place.chips,
+        data=mesh.shape["data"],
+        fsdp=mesh.shape["fsdp"],
+        seconds=seconds,
+        mels=config.audio.mels,
+        frames=task.frames,
+        classes=classes,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        parameters=count_parameters(state.params),
+        macs_per_clip=macs,
+        operations=6 * macs * batch,
+        compile_seconds=time.perf_counter() - start,
+        usable_bytes=usable,
+        needed_bytes=found if isinstance(found, int) else found.peak,
+        fits=not isinstance(found, int),
+    )
+    if isinstance(found, int):
+        return plan
+    other = (0, float(state_bytes))
+    if largest:
+        twice = _compiled(_task(config, place, 2 * batch, seconds, classes), mesh)
+        other = (2 * batch, float(twice if isinstance(twice, int) else twice.peak))
+    return _timed(plan, place, found, largest_batch(usable, (batch, found.peak), other), 2 if largest else 1)
+
+
+def _timed(plan: Plan, place: Topology, found: Compiled, largest: int, compiles: int) -> Plan:
+    """The plan with what follows from the compiled program."""
+    sent = sum(each.sent * count for each, count in found.work.collectives.items())
+    executed = plan.operations * 8 / 6 if plan.remat else plan.operations
+    times = roofline(place.chip, place.link_rate, executed, found.work.memory, sent)
+    rate = plan.global_batch / times.step
+    groups = sorted({(each.kind, each.devices) for each in found.work.collectives})
+    of_group = {
+        group: [(each, n) for each, n in found.work.collectives.items() if (each.kind, each.devices) == group]
+        for group in groups
+    }
+    return msgspec.structs.replace(
+        plan,
+        argument_bytes=found.arguments,
+        temporary_bytes=found.temporaries,
+        largest_batch=largest,
+        largest_compiles=compiles,
+        xla_seconds=found.xla_seconds,
+        xla_operations=found.xla_operations,
+        memory_bytes=found.work.memory,
+        collectives=[
+            {
+                "kind": kind,
+                "devices": devices,
+                "count": sum(n for _, n in of_group[kind, devices]),
+                "bytes": sum(each.bytes * n for each, n in of_group[kind, devices]),
+                "sent_bytes": sum(each.sent * n for each, n in of_group[kind, devices]),
+            }
+            for kind, devices in groups
+        ],
+        sent_bytes=sent,
+        unread_loops=found.work.unread,
+        compute_seconds=times.compute,
+        memory_seconds=times.memory,
+        link_seconds=times.links,
+        step_seconds=times.step,
+        bound=times.bound,
+        utilisation=plan.operations / place.chip.flops / times.step,
+        clips_per_second=rate,
+        epoch_hours={name: clips / rate / 3600 for name, clips in EPOCHS.items()},
+        host_clips_per_second=rate / plan.hosts,
+        host_megabytes_per_second=rate / plan.hosts * plan.mels * plan.frames * PIXEL / 1e6,
+        assumptions=_assumptions(plan, place, compiles),
+    )
+
+
+def _assumptions(plan: Plan, place: Topology, compiles: int) -> list[str]:
+    chip = place.chip
+    work = (
+        "8 operations a multiply-accumulate, as the forward pass runs twice"
+        if plan.remat
+        else "6 operations a multiply-accumulate"
+    )
+    peak = "one bfloat16 pass a product, also of float32 numbers" if plan.dtype == "float32" else "bfloat16"
+    line = {
+        1: "from one compile: all but the state grows with the batch (gradients too, so it is low); --largest compiles "
+        "twice the batch as well",
+        2: "a line through two compiles, at this batch and at twice as many",
+    }
+    shared = f"{place.link_rate / 1e9:g} of {chip.link_rate / 1e9:g} GB/s: the links of the chip with fewest neighbours"
+    return [
+        f"compute: matrix products alone, {work}; peak {chip.flops / 1e12:g} TFLOP/s, {peak}; nothing element-wise",
+        f"memory: {chip.memory_rate / 1e9:g} GB/s; operands and results outside fusions travel once: an upper bound",
+        f"links: rings, all-reduce 2(n-1)/n of its bytes, others (n-1)/n; {shared}; no latency",
+        "step: the longer of compute and memory, then links: none overlapped is the pessimistic bound",
+        f"largest batch: {line[compiles]}",
+        "input: hosts keep up; spectrograms in float32, half as much from a float16 cache",
+    ]
+
+
+def _devices(place: Topology) -> list[Any]:
+    """The chips of a slice, described by libtpu."""
+    options: dict[str, Any] = {"chip_config_name": place.chip.config} if place.chip.config else {}
+    if place.chips == 1:  # hosts have 2x2 chips unless told otherwise
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=place.name, **options).devices)
+
+
+def _task(config: Config, place: Topology, batch: int, seconds: float, classes: int) -> Task:
+    if batch % config.train.accumulate:
+        raise ConfigError(
+            f"--batch={batch}: train.accumulate={config.train.accumulate} does not divide it; give a multiple of that"
+        )
+    frames = config.audio.frames(seconds)
+    check_windows(config, frames, f"--seconds={seconds:g}")
+    train = msgspec.structs.replace(config.train, batch_size=batch * place.chips)
+    model = msgspec.structs.replace(config.model, classes=classes)
+    return Task(msgspec.structs.replace(config, train=train, model=model), classes, frames, steps=1000)
+
+
+def _bytes_on_chip(tree: Any, mesh: Mesh) -> int:
+    """Of arrays that lie as `state_shardings` says; without the padding of tiles."""
+    leaves, places = jax.tree.leaves(tree), jax.tree.leaves(state_shardings(tree, mesh))
+    return sum(math.prod(each.shard_shape(x.shape)) * x.dtype.itemsize for x, each in zip(leaves, places))
+
+
+def _compiled(task: Task, mesh: Mesh) -> Compiled | int:
+    """The program's numbers, or the bytes it would have needed."""
+    state = abstract_state(task)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_shardings(state, mesh),
+    )
+    batch, mels = task.config.train.batch_size, task.config.audio.mels
+    data = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, shape, dtype in (
+            ("mel", (batch, mels, task.frames), jnp.float32),
+            ("frames", (batch,), jnp.int32),
+            ("target", (batch, task.classes), jnp.float32),
+        )
+    }
+    try:
+        with jax.set_mesh(mesh):
+            program: Any = jit_train_step(task, mesh)
+            program = program.lower(state, data).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return needed(str(error))
+    memory, cost = program.memory_analysis(), program.cost_analysis()
+    return Compiled(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.peak_memory_in_bytes,
+        cost.get("optimal_seconds", float("nan")),
+        cost.get("flops", float("nan")),
+        hlo.work(program.as_text()),
+    )
+
+
+def needed(refusal: str) -> int:
+    """Bytes that a program would have used, from the compiler's refusal of it.
+
+    Raises:
+      ValueError: the refusal names no size.
+    """
+    found = re.search(r"(?:Used|required for HLO temporaries) \(?([\d.]+)([KMG])", refusal)
+    if found is None:
+        raise ValueError(f"a refusal without a size: {refusal[:300]}")
+    return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]])
+
+
+def page(plan: Plan) -> str:
+    """The plan to read."""
+    head = [
+        ("slice", f"{plan.topology}: {plan.chips} chips, {plan.hosts} hosts; mesh {plan.data} data x {plan.fsdp} fsdp"),
+        ("batch", f"{plan.batch} clips on a chip, {plan.global_batch:,} in all"),
+        ("clip", f"{plan.seconds:g} s: {plan.mels} mels x {plan.frames} frames, {plan.classes} classes"),
+        (
+            "model",
+            f"{plan.parameters / 1e6:.2f} M parameters, {plan.macs_per_clip / 1e9:.3g} G multiply-accumulates a clip, "
+            f"{plan.dtype}{', recomputed' if plan.remat else ''}",
+        ),
+    ]
+    needs = f"{_gib(plan.needed_bytes)} of {_gib(plan.usable_bytes)} GiB"
+    if not plan.fits:
+        advice = "give a smaller --batch" + ("" if plan.remat else ", or --config.model.remat=true")
+        return _lines([*head, ("memory", f"needs {needs}: does not fit; {advice}")])
+    assert plan.argument_bytes is not None and plan.temporary_bytes is not None and plan.step_seconds is not None
+    assert plan.xla_seconds is not None and plan.xla_operations is not None and plan.memory_bytes is not None
+    assert plan.compute_seconds is not None and plan.memory_seconds is not None and plan.link_seconds is not None
+    assert plan.utilisation is not None and plan.clips_per_second is not None and plan.sent_bytes is not None
+    memory = f"arguments {_gib(plan.argument_bytes)}, temporaries {_gib(plan.temporary_bytes)}, peak {needs}: fits"
+    rows = [*head, ("memory", memory), ("", f"largest batch that fits: about {plan.largest_batch} clips on a chip")]
+    rows += [
+        ("per step", f"{plan.operations / 1e12:.4g} T operations of the model on a chip"),
+        ("", f"{plan.memory_bytes / 1e9:.3g} GB to and from memory, {_mb(plan.sent_bytes)} MB sent to other chips"),
+    ]
+    for each in plan.collectives:
+        count, kind = each["count"], each["kind"]
+        rows.append(("", f"{count} {kind} among {each['devices']} chips: {_mb(each['bytes'])} MB"))
+    if plan.unread_loops:
+        rows.append(("", f"{plan.unread_loops} loops whose turns could not be read count once"))
+    rows += [
+        (
+            "time",
+            f"{_ms(plan.step_seconds)} ms a step: compute {_ms(plan.compute_seconds)}, memory "
+            f"{_ms(plan.memory_seconds)}, links {_ms(plan.link_seconds)}; bound by {plan.bound}",
+        ),
+        ("", f"model-FLOP utilisation {100 * plan.utilisation:.1f} %"),
+        (
+            "",
+            f"XLA's own: {_ms(plan.xla_seconds)} ms, {plan.xla_operations / 1e12:.4g} T operations "
+            "(a loop's body counted once; can be negative)",
+        ),
+        ("rate", f"{plan.clips_per_second:,.0f} clips/s on the whole slice"),
+    ]
+    rows += [
+        ("", f"{name}: {_hours(plan.epoch_hours[name])} an epoch of {clips:,} clips") for name, clips in EPOCHS.items()
+    ]
+    each_host = f"{plan.chips // plan.hosts} chips a host"
+    feed = f"{plan.host_clips_per_second:,.0f} clips/s, {plan.host_megabytes_per_second:,.0f} MB/s of spectrograms"
+    rows += [
+        ("input", f"each host ({each_host}): {feed}"),
+        ("compiled", f"in {plan.compile_seconds:.0f} s; nothing ran"),
+    ]
+    rows += [("assumed" if i == 0 else "", text) for i, text in enumerate(plan.assumptions)]
+    return _lines(rows)
+
+
+def scaling(plans: list[Plan]) -> str:
+    """Weak scaling: the same batch on every chip; efficiency is clips a second and chip against the first that fits."""
+    table = ["| slice | chips | step, ms | clips/s | efficiency | bound |", "|---|---|---|---|---|---|"]
+    first = next((plan.clips_per_second / plan.chips for plan in plans if plan.clips_per_second), 0.0)
+    for plan in plans:
+        if plan.step_seconds is None or plan.clips_per_second is None:
+            needs = f"{_gib(plan.needed_bytes)} of {_gib(plan.usable_bytes)} GiB"
+            table.append(f"| {plan.topology} | {plan.chips} | does not fit: needs {needs} | | | |")
+            continue
+        efficiency = plan.clips_per_second / plan.chips / first
+        table.append(
+            f"| {plan.topology} | {plan.chips} | {_ms(plan.step_seconds)} | {plan.clips_per_second:,.0f} | "
+            f"{100 * efficiency:.1f} % | {plan.bound} |"
+        )
+    return "\n".join(table)
+
+
+def _lines(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:.3g}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.2f} min"
