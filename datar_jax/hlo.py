@@ -185,6 +185,7 @@ def work(text: str) -> Work:
     def visit(name: str) -> Work:
         here = program.computations[name]
         memory, collectives, unread = 0, Counter[Collective](), 0
+        fused: set[str] = set()  # a collective that runs beside products is started, carried and ended in fusions
         for line in here.instructions.values():
             if line.opcode == "while":
                 turns = trip_count(program, here, line)
@@ -198,7 +199,12 @@ def work(text: str) -> Work:
             else:
                 parts, times = [], 1
                 memory += traffic(program, here, line)
-                collectives += Counter(exchanges(program, line))
+                for channel, each in exchanges(program, line):
+                    if line.opcode == "fusion" and channel:
+                        if channel in fused:
+                            continue
+                        fused.add(channel)
+                    collectives[each] += 1
             for part in parts:
                 memory += times * part.memory
                 collectives += Counter({each: times * count for each, count in part.collectives.items()})
@@ -258,22 +264,24 @@ def _through(program: Program, path: list[Place]) -> list[Place]:
             return path
 
 
-def exchanges(program: Program, line: Instruction) -> list[Collective]:
-    """Collectives that an instruction is, or that are fused into it."""
+def exchanges(program: Program, line: Instruction) -> list[tuple[str, Collective]]:
+    """Channels and collectives that an instruction is, or that are fused into it."""
     kind = line.opcode.removesuffix("-start")
     if kind in KINDS:
-        return [Collective(kind, _group(line, program.devices), _payload(line, kind))]
+        channel = re.search(r"channel_id=(\d+)", line.rest)
+        each = Collective(kind, _group(line, program.devices), _payload(line, kind))
+        return [(channel[1] if channel else "", each)]
     if line.opcode != "fusion":
         return []
     inner = program.computations[line.called("calls")[0]]
-    found = [(each, one) for each in inner.instructions.values() for one in exchanges(program, each)]
-    # Reduced and sliced in one: each device gets only its part of the sum.
-    return [
-        one._replace(kind="reduce-scatter")
-        if one.kind == "all-reduce" and [user.opcode for user in inner.users[each.name]] == ["dynamic-slice"]
-        else one
-        for each, one in found
-    ]
+    found = []
+    for part in inner.instructions.values():
+        sliced = [user.opcode for user in inner.users[part.name]] == ["dynamic-slice"]
+        for name, one in exchanges(program, part):
+            # Reduced and sliced in one: each device gets only its part of the sum.
+            scattered = sliced and one.kind == "all-reduce"
+            found.append((name, one._replace(kind="reduce-scatter") if scattered else one))
+    return found
 
 
 def _payload(line: Instruction, kind: str) -> int:

@@ -236,7 +236,8 @@ def _assumptions(plan: Plan, place: Topology, compiles: int) -> list[str]:
     shared = f"{place.link_rate / 1e9:g} of {chip.link_rate / 1e9:g} GB/s: the links of the chip with fewest neighbours"
     return [
         f"compute: matrix products alone, {work}; peak {chip.flops / 1e12:g} TFLOP/s, {peak}; nothing element-wise",
-        f"memory: {chip.memory_rate / 1e9:g} GB/s; operands and results outside fusions travel once: an upper bound",
+        f"memory: {chip.memory_rate / 1e9:g} GB/s; operands and results outside fusions travel once, whole: from above",
+        "  but what a product reads again in tiles counts once, and what XLA keeps on the chip not at all",
         f"links: rings, all-reduce 2(n-1)/n of its bytes, others (n-1)/n; {shared}; no latency",
         "step: the longer of compute and memory, then links: none overlapped is the pessimistic bound",
         f"largest batch: {line[compiles]}",

@@ -234,6 +234,20 @@ def test_a_sum_that_is_sliced_at_once_is_scattered() -> None:
     assert hlo.work(FUSED.replace("LINE", line)).collectives == Counter({Collective("reduce-scatter", 4, 25600): 1})
 
 
+def test_what_runs_beside_products_counts_once() -> None:
+    """It stands in several fusions under one channel; under another channel it is another one."""
+    line = (
+        "%begun = f32[16,100]{1,0} fusion(%map), kind=kCustom, calls=%scatter\n"
+        "  ROOT %ended = f32[16,100]{1,0} fusion(%map), kind=kCustom, calls=%scatter"
+    )
+    kind = Collective("reduce-scatter", 4, 25600)
+    assert hlo.work(FUSED.replace("LINE", line)).collectives == Counter({kind: 1})
+    start, end = FUSED.index("%scatter"), FUSED.index("ENTRY")
+    other = FUSED[start:end].replace("%scatter", "%scatter.1").replace("channel_id=1", "channel_id=2")
+    text = FUSED[:end] + other + FUSED[end:].replace("LINE", line.replace("%scatter\n", "%scatter.1\n"))
+    assert hlo.work(text).collectives == Counter({kind: 2})
+
+
 @pytest.mark.parametrize(
     "line, found",
     [
@@ -403,10 +417,26 @@ def test_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
 def made(chips: int, step: float | None) -> plan.Plan:
     """A plan by hand."""
     first = plan.Plan(
-        **dict(topology=f"v5e:{chips}", chips=chips, hosts=chips // 4, batch=2, global_batch=2 * chips, data=chips),
-        **dict(fsdp=1, seconds=10.0, mels=64, frames=500, classes=527, dtype="bfloat16", remat=False),
-        **dict(parameters=1_500_000, macs_per_clip=10**9, operations=12 * 10**9, compile_seconds=1.0),
-        **dict(usable_bytes=2**34, needed_bytes=2**33 if step else 2**35, fits=step is not None),
+        topology=f"v5e:{chips}",
+        chips=chips,
+        hosts=chips // 4,
+        batch=2,
+        global_batch=2 * chips,
+        data=chips,
+        fsdp=1,
+        seconds=10.0,
+        mels=64,
+        frames=500,
+        classes=527,
+        dtype="bfloat16",
+        remat=False,
+        parameters=1_500_000,
+        macs_per_clip=10**9,
+        operations=12 * 10**9,
+        compile_seconds=1.0,
+        usable_bytes=2**34,
+        needed_bytes=2**33 if step else 2**35,
+        fits=step is not None,
     )
     if step is None:
         return first
@@ -423,12 +453,10 @@ def test_what_follows_from_the_time_of_a_step() -> None:
     assert found.epoch_hours == pytest.approx({"AudioSet": 2_041_789 / 3200 / 3600, "VGGSound": 183_730 / 3200 / 3600})
     assert found.host_clips_per_second == pytest.approx(800)
     assert found.host_megabytes_per_second == pytest.approx(800 * 64 * 500 * 4 / 1e6)
-    again = plan._timed(msgspec.structs.replace(found, remat=True), topology("v5e:4x4"), COMPUTE, 5, 1)
+    nothing = plan.Compiled(0, 0, 0, 0.0, 0.0, hlo.Work(0, Counter()))
+    again = plan._timed(msgspec.structs.replace(found, remat=True), topology("v5e:4x4"), nothing, 5, 1)
     assert again.compute_seconds == pytest.approx(8 * 2e9 / 197e12), "the forward pass twice"
     assert again.utilisation == pytest.approx(6 / 8), "but of the model's own operations"
-
-
-COMPUTE = plan.Compiled(0, 0, 0, 0.0, 0.0, hlo.Work(0, Counter()))
 
 
 def test_pages() -> None:
