@@ -7,6 +7,8 @@ import importlib.util
 import os
 import sys
 
+import msgspec
+
 from datar_jax import settings
 from datar_jax.chips import topology
 from datar_jax.config import ConfigError
@@ -64,8 +66,6 @@ def plan(arguments: list[str]) -> int:
         raise ConfigError(f"libtpu is not installed, and it is what compiles for a TPU: pip install {LIBTPU}")
 
     os.environ |= ENVIRONMENT
-    import msgspec
-
     from datar_jax.plan import make_plan, page, scaling
 
     plans = {}

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax import __main__ as command
 from datar_jax import config as c
-from datar_jax import hlo, plan
+from datar_jax import hlo, plan, settings
 from datar_jax.chips import CHIPS, topology
 from datar_jax.hlo import Collective
 from datar_jax.macs import macs_per_clip
@@ -114,6 +114,30 @@ def test_the_turns_of_a_loop(limit: int, sides: str, direction: str, turns: int 
     found = hlo.work(loops(limit, sides, direction))
     assert found.unread == (turns is None)
     assert found.collectives[Collective("all-reduce", 4, 400)] == (1 if turns is None else turns)
+
+
+def test_an_inner_loop_that_cannot_be_read() -> None:
+    found = hlo.work(loops().replace('backend_config={"known_trip_count":{"n":"3"}}', ""))
+    assert found.unread == 1
+    assert found.collectives[Collective("all-gather", 2, 1600)] == 5
+
+
+def test_a_comparison_inside_a_fusion_and_a_loop_inside_a_call() -> None:
+    """As a CPU's compiler writes them."""
+    compare = "ROOT %less = pred[] compare(%k, %limit), direction=LT"
+    fused = "ROOT %less = pred[] fusion(%k, %limit), kind=kLoop, calls=%compared"
+    compared = (
+        "%compared (u: s32[], t: s32[]) -> pred[] {\n  %u = s32[] parameter(0)\n  %t = s32[] parameter(1)\n"
+        "  ROOT %under = pred[] compare(%u, %t), direction=LT\n}\n\n"
+    )
+    text = loops()
+    assert compare in text
+    assert hlo.work(text.replace(compare, fused).replace("%condition (", compared + "%condition (")) == hlo.work(text)
+    outer = (
+        "\nENTRY %outside (o: f32[100]) -> f32[100] {\n  %o = f32[100]{0} parameter(0)\n"
+        "  ROOT %called = f32[100]{0} call(%o), to_apply=%main\n}\n"
+    )
+    assert hlo.work(text.replace("ENTRY ", "") + outer) == hlo.work(text)
 
 
 @pytest.mark.parametrize(
@@ -511,9 +535,7 @@ def test_compiled_for_four_chips(tmp_path: Path) -> None:
         )
     )
     assert (found["chips"], found["hosts"], found["global_batch"], found["data"], found["fsdp"]) == (4, 1, 8, 2, 2)
-    sys.path.insert(0, str(tmp_path))
-    model = importlib.import_module("tiny").get_config().model
-    macs = macs_per_clip(model, 4, 32, 32)
+    macs = macs_per_clip(settings.load(tmp_path / "tiny.py").model, 4, 32, 32)
     assert (found["macs_per_clip"], found["operations"]) == (macs, 12 * macs)
     assert found["fits"] and found["unread_loops"] == 0
     kinds = {(each["kind"], each["devices"]) for each in found["collectives"]}
