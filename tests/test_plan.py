@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from datar_jax.chips import CHIPS, topology
 from datar_jax.hlo import Collective
 from datar_jax.macs import macs_per_clip
 from datar_jax.sharding import make_mesh
+from datar_jax.step import abstract_state
 
 ROOT = Path(__file__).parent.parent
 needs_libtpu = pytest.mark.skipif(
@@ -522,6 +524,39 @@ def python(*arguments: str) -> str:
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four chips of 15.75 GiB; the compiler's answers are given, for 4 clips on a chip and for 8."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    config, place, answers = settings.load(tmp_path / "tiny.py"), topology("v5e:2x2"), {}
+    monkeypatch.setattr(plan, "macs_per_clip", lambda *_: 1)
+    monkeypatch.setattr(plan, "abstract_state", cache(abstract_state))
+    monkeypatch.setattr(plan, "_devices", lambda place: jax.devices()[: place.chips])
+    monkeypatch.setattr(plan, "_compiled", lambda task, mesh: answers[task.config.train.batch_size // mesh.size])
+
+    def using(gib: float) -> plan.Compiled:
+        return plan.Compiled(0, 0, int(gib * 2**30), 0.0, 0.0, hlo.Work(1, Counter()))
+
+    answers |= {4: using(2), 8: using(3)}
+    found = plan.make_plan(config, place, 4, 0.32, 4, largest=True)
+    assert (found.largest_batch, found.largest_compiles) == (4 + 55, 2)
+    found = plan.make_plan(config, place, 4, 0.32, 4)
+    assert found.largest_batch == 31, "from nothing but the state, which is small, at no clips"
+    answers[8] = 24 * 2**30
+    found = plan.make_plan(config, place, 4, 0.32, 4, largest=True)
+    assert found.largest_batch == 6, "the line goes on where the compiler refused"
+    answers[4] = 20 * 2**30
+    found = plan.make_plan(config, place, 4, 0.32, 4, largest=True)
+    assert (found.fits, found.needed_bytes, found.step_seconds) == (False, 20 * 2**30, None)
+
+
+def test_the_state_on_a_chip() -> None:
+    """Half of what is divided over two chips, all of what is not."""
+    state = {"head": {"kernel": jnp.zeros((6, 4)), "bias": jnp.zeros(4)}, "step": jnp.int32(0)}
+    for fsdp, count in ((1, 24 + 4 + 1), (2, 12 + 4 + 1)):
+        mesh = make_mesh(c.MeshConfig(fsdp=fsdp))
+        assert plan._bytes_on_chip(state, mesh) == 4 * count
 
 
 @needs_libtpu
