@@ -1,9 +1,10 @@
 """What a compiled program moves in one run, read from its text: bytes of memory, and what travels between devices.
 
 XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs. Of the branches of a
-condition the one that moves most counts. Memory is an upper bound: every instruction outside of a fusion reads its
-operands and writes its result once, with the padding of tiles; what a fusion only slices or updates in place counts as
-much as the slice; what the compiler keeps on the chip (memory spaces other than 0) counts nothing.
+condition the one that moves most counts. Memory is counted from above: every instruction outside of a fusion reads its
+operands and writes its result once, with the padding of tiles. What a fusion only slices or updates in place counts as
+much as the slice, and what the compiler keeps on the chip (memory spaces other than 0) nothing. Not seen: a product
+that reads an operand again, tile by tile.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Collective(NamedTuple):
 class Work(NamedTuple):
     """What one run of a computation moves."""
 
-    memory: int  # bytes read and written, an upper bound
+    memory: int  # bytes read and written
     collectives: Counter[Collective]
     unread: int = 0  # loops whose number of turns could not be read; their bodies count once
 
