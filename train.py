@@ -29,7 +29,7 @@ MEND, RESTART, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
 def main(arguments: list[str]) -> int:
     """Runs the main job; returns the exit status, as above."""
     try:
-        config, workdir, cluster = parse(arguments)
+        config, workdir, cluster, profile = parse(arguments)
     except ConfigError as error:
         return _fail(error)
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:
             start(cluster)
-            run(config, workdir)
+            run(config, workdir, profile)
         except (ConfigError, DataError, CheckpointError, TrainingError) as error:
             return _fail(error)
         except OSError as error:
@@ -91,7 +91,7 @@ def _keep_compiled(folder: Path) -> None:
                 program.unlink(missing_ok=True)
 
 
-def parse(arguments: list[str]) -> tuple[Config, Path, Cluster]:
+def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
     """Reads the command line.
 
     Raises:
@@ -103,9 +103,10 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster]:
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster tells")
     parser.add_argument("--processes", type=int, help="how many there are")
     parser.add_argument("--process", type=int, help="which this one is, from 0")
+    parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in the work directory")
     known, rest = parser.parse_known_args(arguments)
     cluster = Cluster(known.coordinator, known.processes, known.process)
-    return settings.load(known.config, settings.read_overrides(rest, USAGE)), known.workdir, cluster
+    return settings.load(known.config, settings.read_overrides(rest, USAGE)), known.workdir, cluster, known.profile
 
 
 def _fail(error: Exception | str) -> int:

@@ -40,6 +40,24 @@ CHIPS = {
 }
 
 
+# Bfloat16 operations a second, dense, by what jax calls the device. GPUs: NVIDIA's data sheets, SXM where there are both.
+PEAKS = {
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Of a device by the name that jax gives it; nothing where that is not known."""
+    return next((peak for name, peak in PEAKS.items() if device_kind.startswith(name)), None)
+
+
 class Topology(NamedTuple):
     """A slice of one generation."""
 

@@ -307,6 +307,7 @@ class TrainConfig(Settings, frozen=True):
     evaluate_every: int = 0  # epochs between scores of the validation split, where there is one; 0: only at the end
     checkpoint_every: int = 10  # epochs
     log_every: int = 10  # steps
+    stall_seconds: float = 60.0  # after so long without a batch or a step, the run says what it waits for
     max_skipped: int = 50  # steps in a row without a finite gradient after which the run stops and says where it begins
 
     def check(self) -> None:
@@ -319,6 +320,7 @@ class TrainConfig(Settings, frozen=True):
             "log_every",
             "max_skipped",
         )
+        _require(self.stall_seconds > 0, "train.stall_seconds", self.stall_seconds, "give more than 0")
         for name in counts:
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give 1 or more")
         _require(self.evaluate_every >= 0, "train.evaluate_every", self.evaluate_every, "give 0 or more epochs")

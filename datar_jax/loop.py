@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,14 +25,18 @@ from jax.sharding import Mesh, NamedSharding
 from datar_jax import metrics
 from datar_jax.cache import Features
 from datar_jax.checkpoint import Checkpoints
+from datar_jax.chips import peak_flops
 from datar_jax.datasets import Dataset
 from datar_jax.diagnose import diagnose
+from datar_jax.macs import macs_per_clip
 from datar_jax.pipeline import Batch, TrainBatches, eval_batches, train_batches
 from datar_jax.report import Report
 from datar_jax.sharding import batch_sharding
 from datar_jax.splits import Split
 from datar_jax.step import Task, TrainState, init_state, jit_eval_step, jit_train_step
+from datar_jax.watch import Trace, Watch
 
+FIRST = 30  # times longer may a first step last: it holds compilation
 IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
 
 
@@ -90,8 +95,15 @@ class Trained:
     clips_per_second: float
 
 
-def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, report: Report) -> Trained:
-    """Trains to the last step, from the newest checkpoint if there is one.
+def fit(
+    task: Task,
+    mesh: Mesh,
+    material: Material,
+    checkpoints: Checkpoints,
+    report: Report,
+    profile: Path | None = None,
+) -> Trained:
+    """Trains to the last step, from the newest checkpoint if there is one; `profile`: where a trace of steps shall go.
 
     What is written does not depend on where a run was stopped: rows of steps stand in the file before the checkpoint
     that follows them does, and no step is told only because a run was stopped there.
@@ -108,7 +120,8 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
     if checkpoints.latest_step() is not None:
         state, position, clock = checkpoints.restore(state)
         batches.set_state(position)
-    step, began = int(state.step), time.monotonic() - clock["train_seconds"]
+    first = step = int(state.step)
+    began = time.monotonic() - clock["train_seconds"]
     report.begin(step, task.steps, checkpoints.has_score(step))
     if step:
         report.say("finished already; evaluating" if step >= task.steps else f"continues at step {step}")
@@ -118,7 +131,8 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
     evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every)
     checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every)
     validate = len(material.split.validation) > 0
-    window = _Window(config.train.batch_size)
+    window = _Window(task, mesh)
+    trace = Trace(profile, report.say)
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
     saved = step
 
@@ -144,15 +158,19 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
             _log(report, at, numbers, task, window)
 
     try:
-        with _signals() as asked:
+        with _signals() as asked, Watch(config.train.stall_seconds, report.say) as watch:
             while True:
                 if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
                     asked.append(signal.SIGTERM)  # of whichever process; all of them come here at the same step
                 last = step >= task.steps
                 score = None
                 due = validate and step > 0 and (last or step % evaluate_steps == 0)
-                if last or asked or due or step % checkpoint_steps == 0:
+                if last or asked or due or step % checkpoint_steps == 0 or trace.before(step - first):
+                    watch.stage("the devices", FIRST if step - first < 2 else 1)
                     land(0)
+                if trace.before(step - first):
+                    trace.turn(step - first)
+                watch.stage("")  # scores and checkpoints may take their time
                 if due and not checkpoints.has_score(step):
                     with suppress(_Interrupted):  # then it is scored when the run continues
                         score = _validate(task, mesh, material, state, report, asked)
@@ -171,8 +189,10 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
                     break
 
                 drawn = time.monotonic()
+                watch.stage(f"a batch, from {batches.source()}")
                 batch = next(batches)
                 window.waited += time.monotonic() - drawn
+                watch.stage("the devices", FIRST if step - first < 2 else 1)
                 state, numbers = train(state, _place(batch, sharding))
                 step += 1
                 report.advance(step)
@@ -180,6 +200,7 @@ def fit(task: Task, mesh: Mesh, material: Material, checkpoints: Checkpoints, re
                 flying.append((step, numbers))
                 land(IN_FLIGHT)
     finally:
+        trace.close()
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
 
@@ -198,7 +219,8 @@ def _every(task: Task, clips: int, epochs: int) -> int:
 class _Window:
     """Throughput from the end of the first step (which holds compilation) on, and waiting since the last row."""
 
-    batch_size: int
+    task: Task
+    mesh: Mesh
     count: int = 0
     waited: float = 0.0
     started: float = 0.0
@@ -208,7 +230,7 @@ class _Window:
         if self.count == 1:
             self.started = time.monotonic()
         seconds = time.monotonic() - self.started
-        return (self.count - 1) * self.batch_size / seconds if self.count > 1 else 0.0
+        return (self.count - 1) * self.task.config.train.batch_size / seconds if self.count > 1 else 0.0
 
     def data_wait(self) -> float:
         """Share of the time since the last row that went by waiting for a batch."""
@@ -217,6 +239,25 @@ class _Window:
         self.waited, self.logged = 0.0, now
         return min(share, 1.0)
 
+    def row(self) -> dict[str, float]:
+        """What a row of a step says of speed; what this machine does not tell is left out.
+
+        `model_flop_utilisation` counts six operations per multiply-accumulate of the forward pass, none recomputed.
+        """
+        task, rate = self.task, self.clips_per_second()
+        row = {
+            "clips_per_second": rate,
+            "steps_per_second": rate / task.config.train.batch_size,
+            "data_wait": self.data_wait(),
+        }
+        statistics = [device.memory_stats() or {} for device in self.mesh.local_devices]
+        if used := [each["peak_bytes_in_use"] for each in statistics if "peak_bytes_in_use" in each]:
+            row["device_memory_gib"] = max(used) / 2**30
+        if peak := peak_flops(self.mesh.local_devices[0].device_kind):
+            macs = macs_per_clip(task.config.model, task.classes, task.config.audio.mels, task.frames)
+            row["model_flop_utilisation"] = 6 * macs * rate / (peak * self.mesh.size)
+        return row
+
 
 def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, window: _Window) -> None:
     """The row of a step, if one is due; the last step always has one."""
@@ -224,8 +265,7 @@ def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, w
         return
     # A row of JSON holds finite numbers only.
     row = {name: value for name in numbers if np.isfinite(value := float(numbers[name]))}
-    rate = window.clips_per_second()
-    report.row({"step": step, **row, "clips_per_second": rate, "data_wait": window.data_wait()})
+    report.row({"step": step, **row, **window.row()})
 
 
 def _validate(

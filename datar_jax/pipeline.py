@@ -35,10 +35,11 @@ class TrainBatches(Iterator[Batch]):
         self,
         batches: grain.MapDataset[Batch],
         clips: Callable[[int], np.ndarray],
+        path: str,
         config: DataConfig,
         identity: dict[str, Any],
     ) -> None:
-        self._batches, self._clips = batches, clips
+        self._batches, self._clips, self._path = batches, clips, path
         self._threads, self._workers = config.threads, config.workers
         self._identity = identity
         self._next = 0
@@ -58,6 +59,11 @@ class TrainBatches(Iterator[Batch]):
     def clips(self, number: int) -> np.ndarray:
         """Which clips the whole batch of that number holds: indices into the data set, int64 (batch size,)."""
         return self._clips(number)
+
+    def source(self) -> str:
+        """Where batches come from, for a person who waits for one."""
+        workers = f"{self._workers} reading processes" if self._workers else "this process"
+        return f"{self._threads} threads of {workers} that read {self._path}"
 
     def get_state(self) -> dict[str, Any]:
         """What to store: plain values, the same on every process."""
@@ -133,7 +139,7 @@ def train_batches(
     def clips(number: int) -> np.ndarray:
         return indices[order(number * batch_size, (number + 1) * batch_size)[:, 0]]
 
-    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), clips, config, identity)
+    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), clips, features.path, config, identity)
 
 
 def eval_batches(

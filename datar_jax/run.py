@@ -36,7 +36,14 @@ from datar_jax.step import Task
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (
     *("data.root", "data.cache", "data.workers", "data.threads"),
-    *("train.checkpoint_every", "train.log_every", "train.max_skipped", "mesh.data", "mesh.fsdp"),
+    *(
+        "train.checkpoint_every",
+        "train.log_every",
+        "train.max_skipped",
+        "train.stall_seconds",
+        "mesh.data",
+        "mesh.fsdp",
+    ),
 )
 
 
@@ -49,8 +56,8 @@ class Scores:
     result: Row
 
 
-def run(config: Config, workdir: Path) -> Row:
-    """Trains what is not trained yet, evaluates, and leaves everything in `workdir`.
+def run(config: Config, workdir: Path, profile: bool = False) -> Row:
+    """Trains what is not trained yet, evaluates, and leaves everything in `workdir`; `profile`: a trace of steps too.
 
     Returns:
       The numbers of `result.json`.
@@ -82,7 +89,9 @@ def run(config: Config, workdir: Path) -> Row:
     done = []
     for fold in folds:
         folder = workdir / f"fold_{fold}" if crossed else workdir
-        done.append(_run_split(config, mesh, dataset, features, splits[fold], frames, folder, console, crossed, fold))
+        done.append(
+            _run_split(config, mesh, dataset, features, splits[fold], frames, folder, console, crossed, fold, profile)
+        )
     result = _summarise([each.result for each in done], folds) if crossed else done[0].result
     if crossed:
         rows = [
@@ -201,6 +210,7 @@ def _run_split(
     console: Console,
     crossed: bool,
     fold: int,
+    profile: bool,
 ) -> Scores:
     """Trains and scores one split."""
     train = config.train
@@ -215,7 +225,7 @@ def _run_split(
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
         name = f"fold {fold}: " if crossed else ""
         report.say(f"{name}{sides}; {steps} steps of {train.batch_size} clips")
-        trained = fit(task, mesh, material, checkpoints, report)
+        trained = fit(task, mesh, material, checkpoints, report, folder / "profile" if profile else None)
         state = trained.state
         if len(each.validation):
             state = checkpoints.restore(state, best=True)[0]

@@ -252,7 +252,7 @@ def test_a_work_directory_belongs_to_one_configuration(
 ) -> None:
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
-    config, workdir, _ = train.parse(arguments)
+    config, workdir, *_ = train.parse(arguments)
     from datar_jax.datasets import read_dataset
     from datar_jax.run import _claim, _resolve
 
