@@ -40,7 +40,7 @@ CHIPS = {
 }
 
 
-# Bfloat16 operations a second, dense, by what jax calls the device. GPUs: NVIDIA's data sheets, SXM where there are both.
+# Bfloat16 operations a second, dense, by what jax calls the device. GPUs: NVIDIA's data sheets (SXM).
 PEAKS = {
     "TPU v4": CHIPS["v4"].flops,
     "TPU v5 lite": CHIPS["v5e"].flops,

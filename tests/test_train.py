@@ -272,3 +272,13 @@ def test_no_checkpoint_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="delete that folder"):
         checkpoints.restore({"x": jax.numpy.zeros(2)})  # type: ignore[arg-type]
     checkpoints.close()
+
+
+def test_a_profile_is_left_where_it_was_asked_for(sounds: Path, tmp_path: Path) -> None:
+    arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"), train__epochs="5")
+    assert train.main([*arguments, "--profile"]) == 0
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "split" not in row]
+    assert steps[-1]["clips_per_second"] == pytest.approx(8 * steps[-1]["steps_per_second"]) and steps[-1]["step"] > 10
+    assert all(0 <= row["data_wait"] <= 1 for row in steps)
