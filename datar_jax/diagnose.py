@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +32,32 @@ def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: lis
     Returns:
       A clause in English: where values that are not finite begin, and what to do.
     """
-    order: list[str] = []  # of the layers, as their outputs are ready: those inside of others first
+    forward, order = _forward(task, mesh)
+    found = jax.device_get(forward(state, batch))
+    lower = "lower optim.learning_rate"
+    if bad := [name for name, fine in zip(names, found["clips"]) if not fine]:
+        return f"the input is not finite in {', '.join(bad)}; repair or remove that, and delete the feature cache"
+    if not found["drawn"]:
+        return "the input is finite, but not after augmentation; mend the settings under augment"
+    first = next((name or "the loss" for name in order if not found["layers"][name]), "")
+    broken = [name for name, fine in found["params"].items() if not fine]
+    weights = f" (weights that are not finite: {_some(broken)})" if broken else ""
+    if first:
+        return f"values that are not finite begin in the layer {first}{weights}; {lower}"
+    grads = jax.device_get(_backward(task, mesh)(state, batch))
+    if bad := [name for name, fine in grads.items() if not fine]:
+        return f"the forward pass is finite, the gradient is not, in {_some(bad)}; {lower}"
+    return f"run again, with the weights of now, it is finite{weights}; {lower}"
+
+
+@cache
+def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict[str, Any]], list[str]]:
+    """What is finite before the gradient, and the layers in the order in which their outputs are ready.
+
+    That order, which a tree that goes through jit would lose, is known as soon as the function was called. Layers
+    inside of others come before them.
+    """
+    order: list[str] = []
 
     def note(module: nn.Module, method: str) -> bool:
         if method != "__call__":
@@ -55,25 +82,18 @@ def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: lis
             "params": _by_name(state.params),
         }
 
+    return jax.jit(forward, out_shardings=replicated(mesh)), order
+
+
+@cache
+def _backward(task: Task, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Array]]:
+    """Which parameters have a finite gradient."""
+
     def backward(state: TrainState, batch: Batch) -> dict[str, Array]:
         drawn, key = draw(task, state, batch)
         return _by_name(loss_and_gradient(task, state.params, drawn, key)[1])
 
-    found = jax.device_get(jax.jit(forward, out_shardings=replicated(mesh))(state, batch))
-    lower = "lower optim.learning_rate"
-    if bad := [name for name, fine in zip(names, found["clips"]) if not fine]:
-        return f"the input is not finite in {', '.join(bad)}; repair or remove that, and delete the feature cache"
-    if not found["drawn"]:
-        return "the input is finite, but not after augmentation; mend the settings under augment"
-    first = next((name or "the loss" for name in order if not found["layers"][name]), "")
-    broken = [name for name, fine in found["params"].items() if not fine]
-    weights = f" (weights that are not finite: {_some(broken)})" if broken else ""
-    if first:
-        return f"values that are not finite begin in the layer {first}{weights}; {lower}"
-    grads = jax.device_get(jax.jit(backward, out_shardings=replicated(mesh))(state, batch))
-    if bad := [name for name, fine in grads.items() if not fine]:
-        return f"the forward pass is finite, the gradient is not, in {_some(bad)}; {lower}"
-    return f"run again, with the weights of now, it is finite{weights}; {lower}"
+    return jax.jit(backward, out_shardings=replicated(mesh))
 
 
 def _finite(tree: Any) -> Array:
