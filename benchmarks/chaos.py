@@ -146,7 +146,7 @@ def triggers(run: Run, rng: random.Random) -> dict[str, Callable[[], bool]]:
         "checkpoint": lambda: run.new_rows() > 0 and run.writing(),
         "validation": lambda: run.new_rows() > 0 and run.last_row()["step"] % EVALUATE_STEPS == 0,
         "test": lambda: run.trained() and not run.writing(),
-        "result": lambda: run.last_row().get("split") == "test" and run.new_rows() > 0,
+        "result": lambda: run.new_rows() > 0 and run.last_row().get("split") == "test",
     }
 
 
@@ -197,10 +197,13 @@ def torment(run: Run, kills: int, rng: random.Random) -> tuple[Counter[str], lis
 
 def states(run: Run) -> dict[int, dict[str, Any]]:
     """Every checkpoint's numbers by path, read without the program that wrote them."""
+    import logging
+
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").setLevel(logging.ERROR)
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     read: dict[int, dict[str, Any]] = {}
     for folder in (run.folder / "checkpoints").iterdir():

@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 
 from datar_jax.step import TrainState
 
+DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
+
 _Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
 
@@ -36,14 +38,13 @@ class _Bad(Exception):
 
 @dataclass
 class _Keep:
-    """Orbax's preservation policy: the latest two, and the best one."""
+    """`_kept` as a preservation policy of orbax."""
 
     scores: dict[int, float]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        steps = sorted(each.step for each in checkpoints)
-        kept = {*steps[-2:], *_best_first(self.scores, steps)[:1]}
+        kept = _kept(self.scores, [each.step for each in checkpoints])
         return [each.step in kept for each in checkpoints]
 
 
@@ -70,6 +71,7 @@ class Checkpoints:
             preservation_policy=_Keep(self._scores),
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
+            todelete_subdir=DELETED,
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{folder}: no place for checkpoints ({_why(error)}); give another --workdir"
             ) from None
+        self._sweep()
         for step in self._manager.all_steps():
             try:
                 score = self._read_meta(step)["score"]
@@ -153,8 +156,12 @@ class Checkpoints:
                 bad[step] = _why(error)
                 continue
             self._trusted.add(step)
+            if not best:
+                bad |= self._strangers()
             for each, why in bad.items():
                 self._set_aside(each, f"{why}; taking step {step}")
+            if not best:
+                self._prune()
             return state, meta["data"], meta["run"]
         reasons = "; ".join(f"step {step}: {why}" for step, why in bad.items()) or "there is none"
         raise CheckpointError(
@@ -184,17 +191,16 @@ class Checkpoints:
 
     def _settle(self) -> None:
         """Waits for the write under way."""
-        if self._pending is None:
-            self._sweep()  # again: some of its threads may have gone on writing
-            return
-        step = self._pending
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # OSError from Python's files, ValueError from tensorstore's
-            self._give_up(step, error)
-            return
-        self._pending, self._failed = None, None
-        self._trusted.add(step)
+        if self._pending is not None:
+            step = self._pending
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:  # OSError from Python's files, ValueError from tensorstore's
+                self._give_up(step, error)
+            else:
+                self._pending, self._failed = None, None
+                self._trusted.add(step)
+        self._sweep()  # also after an earlier failure, whose threads may have gone on writing
 
     def _give_up(self, step: int, error: Exception) -> None:
         """A write failed: what is left of it goes, since it may be what fills the disk."""
@@ -205,10 +211,18 @@ class Checkpoints:
         self._manager.reload()  # orbax has struck out what it meant to delete
         self._say(f"{self._folder / str(step)}: could not be written ({why}); trying again at the next checkpoint")
 
+    def _prune(self) -> None:
+        """Deletes what a run that was killed would have deleted next. Only after the newest one was read."""
+        steps = self._manager.all_steps()
+        for step in set(steps) - _kept(self._scores, steps):
+            self._manager.delete(step)
+        self._sweep()
+
     def _sweep(self) -> None:
-        """Removes what failed writes have left. Orbax does so too, but at the next start."""
-        if self._failed and jax.process_index() == 0:
-            for part in self._folder.glob("*.orbax-checkpoint-tmp*"):
+        """Removes old checkpoints, and what failed writes have left, which orbax does only at the next start."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+            for part in self._folder.glob("*.orbax-checkpoint-tmp*") if self._failed else ():
                 shutil.rmtree(part, ignore_errors=True)
 
     def _add_score(self, step: int, score: float) -> None:
@@ -261,18 +275,33 @@ class Checkpoints:
             raise _Bad(f"meta/metadata cannot be read: {_why(error)}") from None
         if not whole or not {"step", "data", "run", "score", "leaves"} <= set(record):
             raise _Bad("meta/metadata is not what was written")
+        if record["step"] != step:
+            raise _Bad(f"it is of step {record['step']}")
         return record
+
+    def _strangers(self) -> dict[int, str]:
+        """Folders named like a checkpoint that are none of this program: they must not be deleted as old ones."""
+        found = {}
+        for step in self._manager.all_steps():
+            try:
+                self._read_meta(step)
+            except _Bad as bad:
+                found[step] = str(bad)
+        return found
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         meta = self._read_meta(step)
-        if meta["step"] != step:
-            raise _Bad(f"it is of step {meta['step']}")
         _compare(meta["leaves"], like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args).state
         _verify(meta["leaves"], state)
         return state, meta
+
+
+def _kept(scores: dict[int, float], steps: Sequence[int]) -> set[int]:
+    """The latest two, and the best one."""
+    return {*sorted(steps)[-2:], *_best_first(scores, steps)[:1]}
 
 
 def _best_first(scores: dict[int, float], steps: Sequence[int]) -> list[int]:
