@@ -322,7 +322,10 @@ def needed(refusal: str) -> int:
 def page(plan: Plan) -> str:
     """The plan to read."""
     head = [
-        ("slice", f"{plan.topology}: {plan.chips} chips, {plan.hosts} hosts; mesh {plan.data} data x {plan.fsdp} fsdp"),
+        (
+            "slice",
+            f"{plan.topology}: {plan.chips} chips on {plan.hosts} hosts, mesh {plan.data} data x {plan.fsdp} fsdp",
+        ),
         ("batch", f"{plan.batch} clips on a chip, {plan.global_batch:,} in all"),
         ("clip", f"{plan.seconds:g} s: {plan.mels} mels x {plan.frames} frames, {plan.classes} classes"),
         (
@@ -365,7 +368,7 @@ def page(plan: Plan) -> str:
         ("rate", f"{plan.clips_per_second:,.0f} clips/s on the whole slice"),
     ]
     rows += [
-        ("", f"{name}: {_hours(plan.epoch_hours[name])} an epoch of {clips:,} clips") for name, clips in EPOCHS.items()
+        ("", f"{name}: {_span(plan.epoch_hours[name])} an epoch of {clips:,} clips") for name, clips in EPOCHS.items()
     ]
     each_host = f"{plan.chips // plan.hosts} chips a host"
     feed = f"{plan.host_clips_per_second:,.0f} clips/s, {plan.host_megabytes_per_second:,.0f} MB/s of spectrograms"
@@ -410,5 +413,6 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.2f} min"
+def _span(hours: float) -> str:
+    size, unit = next((x for x in ((1.0, "h"), (1 / 60, "min")) if hours >= x[0]), (1 / 3600, "s"))
+    return f"{hours / size:.3g} {unit}"

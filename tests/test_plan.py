@@ -497,6 +497,7 @@ def test_pages() -> None:
         "16 data x 1",
     ):
         assert part in shown
+    assert "AudioSet: 10.6 min an epoch" in shown and "VGGSound: 57.4 s an epoch" in shown
     refused = plan.page(made(16, None))
     assert "needs 32.00 of 16.00 GiB: does not fit; give a smaller --batch" in refused
     assert "clips/s" not in refused
