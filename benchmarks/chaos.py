@@ -137,14 +137,14 @@ class Run:
 
 def triggers(run: Run, rng: random.Random) -> dict[str, Callable[[], bool]]:
     """Moments to wait for in a run that was just started."""
-    begun, rows = time.monotonic(), rng.randint(1, 7)
-    delay = rng.uniform(0.2, 5.0)
+    begun, delay = time.monotonic(), rng.uniform(0.2, 5.0)
+    rows = rng.randint(1, 14)  # checkpoints are 5 steps apart: most starts get on, some do not
     return {
         "start-up": lambda: time.monotonic() - begun > delay,
         "decode": run.decoding,
         "step": lambda: run.new_rows() >= rows,
-        "checkpoint": lambda: run.new_rows() > 0 and run.writing(),
-        "validation": lambda: run.new_rows() > 0 and run.last_row()["step"] % EVALUATE_STEPS == 0,
+        "checkpoint": lambda: run.new_rows() >= rows and run.writing(),
+        "validation": lambda: run.new_rows() >= rows and run.last_row()["step"] % EVALUATE_STEPS == 0,
         "test": lambda: run.trained() and not run.writing(),
         "result": lambda: run.new_rows() > 0 and run.last_row().get("split") == "test",
     }
