@@ -165,7 +165,7 @@ def fit(
                 last = step >= task.steps
                 score = None
                 due = validate and step > 0 and (last or step % evaluate_steps == 0)
-                if last or asked or due or step % checkpoint_steps == 0 or trace.before(step - first):
+                if last or due or step % checkpoint_steps == 0 or trace.before(step - first):
                     watch.stage("the devices", FIRST if step - first < 2 else 1)
                     land(0)
                 if trace.before(step - first):
@@ -174,15 +174,18 @@ def fit(
                 if due and not checkpoints.has_score(step):
                     with suppress(_Interrupted):  # then it is scored when the run continues
                         score = _validate(task, mesh, material, state, report, asked)
-                if score is not None or (step > saved and (last or asked or step % checkpoint_steps == 0)):
+                stop = bool(asked)  # read once: a signal that comes from here on waits for the next step
+                if stop:
+                    land(0)
+                if score is not None or (step > saved and (last or stop or step % checkpoint_steps == 0)):
                     if step > saved:
                         clock["train_seconds"] = time.monotonic() - began
                     report.sync()
                     checkpoints.save(state, batches.get_state(), clock, score)
                     saved = step
-                if last or asked:
+                if last or stop:
                     checkpoints.finish()
-                if asked:
+                if stop:
                     text = f"stopped at step {step} of {task.steps}; the same command continues there"
                     raise Stopped(text, asked[0])
                 if last:
