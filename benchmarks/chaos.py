@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from datar_jax.report import read_rows  # noqa: E402
 from datar_jax.synthesis import KINDS, write_dataset  # noqa: E402
 
-TIMINGS = {"clips_per_second", "data_wait", "train_seconds"}
+TIMINGS = {"clips_per_second", "steps_per_second", "data_wait", "train_seconds"}
 GRACE = 10.0  # seconds between SIGTERM and the end; schedulers give 30
 # One device adds up a batch in one order, four in another: sums differ in the last of 24 bits (6e-8), and Adam divides
 # by the root of their mean square, so that a gradient near zero may move a weight by a whole step either way. What is
