@@ -38,8 +38,9 @@ def _count(jaxpr: core.Jaxpr) -> int:
         name, inner = equation.primitive.name, list(_inner(equation.params))
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = _shape(equation.invars[0])
-            total += math.prod(_shape(equation.outvars[0])) * math.prod(left[i] for i in contracted)
+            left, right = (_shape(operand) for operand in equation.invars)
+            if math.prod(right) > math.prod(left[i] for i in contracted):  # else a sum as a product, as in a LayerNorm
+                total += math.prod(_shape(equation.outvars[0])) * math.prod(left[i] for i in contracted)
         elif name == "conv_general_dilated":
             kernel = _shape(equation.invars[1])
             output_channels = equation.params["dimension_numbers"].rhs_spec[0]

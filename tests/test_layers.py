@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jax.scipy.stats import norm
 
 from datar_jax.layers import EPSILON, LayerNorm, dense, gelu, layer_norm
+from datar_jax.macs import macs
 
 
 def rows(seed: int, shape: tuple[int, ...], level: float, spread: float) -> tuple[np.ndarray, ...]:
@@ -69,6 +70,12 @@ def test_a_layer_norm_of_bfloat16_has_float32_statistics(dtype: Any) -> None:
     np.testing.assert_allclose(
         np.asarray(value, np.float64), exact, atol=1e-4, rtol=0 if dtype == jnp.float32 else 2**-8
     )
+
+
+def test_the_sums_of_a_layer_norm_are_not_counted_as_products() -> None:
+    x = jnp.zeros((2, 3, 4))
+    assert macs(layer_norm, x, x[0, 0], x[0, 0]) == 0
+    assert macs(lambda x: x @ jnp.ones((4, 2)), x) == 2 * 3 * 4 * 2
 
 
 def test_gelu_and_its_slope_are_exact() -> None:
