@@ -150,14 +150,17 @@ class Checkpoints:
         order = _best_first(self._scores, newest_first) if best else []
         bad: dict[int, str] = {}
         for step in [*order, *(step for step in newest_first if step not in order)]:
+            why = ""
             try:
                 state, meta = self._read(step, like)
             except Exception as error:  # orbax raises six kinds for a damaged folder, bare Exception among them
-                bad[step] = _why(error)
+                why = _why(error)
+            if _any_process(bool(why)):
+                bad[step] = why or "another process cannot read it"
                 continue
             self._trusted.add(step)
             if not best:
-                bad |= self._strangers()
+                bad = self._strangers() | bad
             for each, why in bad.items():
                 self._set_aside(each, f"{why}; taking step {step}")
             if not best:
@@ -248,10 +251,10 @@ class Checkpoints:
         path = self._folder / str(step)
         names = (f"{step}.damaged{i or ''}" for i in range(1000))
         aside = next(self._folder / name for name in names if not (self._folder / name).exists())
+        _any_process(False)  # all have looked
         if jax.process_index() == 0:
             path.rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        _any_process(False)  # and see it gone
         self._manager.reload()
         self._scores.pop(step, None)
         self._trusted.discard(step)
@@ -314,6 +317,11 @@ def _sealed(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "crc": zlib.crc32(json.dumps(record, sort_keys=True).encode())}
 
 
+def _any_process(flag: bool) -> bool:
+    """Whether it holds on any process; waits for all of them."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
 def _why(error: Exception) -> str:
     """The part of an error that a person wants to read."""
     if isinstance(error, OSError) and error.strerror:
@@ -368,18 +376,12 @@ def _compare(leaves: dict[str, Any], like: TrainState) -> None:
 
 def _verify(leaves: dict[str, Any], state: TrainState) -> None:
     """Compares checksums, on any mesh. Of several processes, each looks at the parts that lie whole with it."""
-    wrong = ""
     for name, leaf in _leaves(state):
         for text, crc in leaves[name]["crc"].items():
             span = tuple(tuple(map(int, pair.split(":"))) for pair in text.split(",") if pair)
             part = _part(leaf, span)  # type: ignore[arg-type]
             if part is not None and _crc(part) != crc:
-                wrong = name
-    bad = np.array(bool(wrong))
-    if jax.process_count() > 1:
-        bad = np.asarray(multihost_utils.process_allgather(bad))
-    if bad.any():
-        raise _Bad(f"{wrong or 'a part on another process'} does not hold the numbers that were written")
+                raise _Bad(f"{name} does not hold the numbers that were written")
 
 
 def _part(leaf: jax.Array, span: _Span) -> np.ndarray | None:

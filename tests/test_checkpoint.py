@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -374,3 +375,62 @@ def test_no_place_for_checkpoints_is_an_error_of_one_line(tmp_path: Path) -> Non
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(CheckpointError, match="no place for checkpoints"):
         Checkpoints(tmp_path / "checkpoints")
+
+
+PROCESS = """
+import logging, sys
+from pathlib import Path
+logging.disable(logging.CRITICAL)
+import jax, numpy as np
+rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.distributed.initialize(f"localhost:{port}", 2, rank, initialization_timeout=60)
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec as P
+from datar_jax.checkpoint import Checkpoints
+from datar_jax.sharding import make_mesh
+from datar_jax.step import TrainState
+mesh = make_mesh(2)
+def put(x, spec=P()):
+    return jax.make_array_from_callback(np.shape(x), NamedSharding(mesh, spec), lambda i: np.asarray(x)[i])
+def state(step):
+    kernel = np.random.default_rng(step).normal(size=(8, 600)).astype(np.float32)
+    params = {"kernel": put(kernel, P(None, "model"))}
+    return TrainState(put(np.int32(step)), params, {}, (), put(np.int32(0)), put(np.float32([1, 2])))
+said = []
+checkpoints = Checkpoints(folder, said.append)
+for step in (1, 2):
+    checkpoints.save(state(step), {}, {})
+checkpoints.finish()
+if rank == 0:  # damages what the other has written
+    path = max((folder / "2" / "state" / "ocdbt.process_1" / "d").iterdir(), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+multihost_utils.sync_global_devices("damaged")
+found = checkpoints.restore(state(0))[0]
+part, same = (x.params["kernel"].addressable_shards[0].data for x in (found, state(1)))
+assert int(found.step) == 1 and np.array_equal(part, same) and len(said) == 1 and "to 2.damaged (" in said[0], said
+checkpoints.close()
+print("BOTH AGREE")
+"""
+
+
+def test_two_processes_agree_on_what_is_damaged(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", PROCESS]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(port), tmp_path], env=env, stdout=-1, stderr=-2, text=True)
+        for rank in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all("BOTH AGREE" in each for each in told), told
+    assert left(tmp_path) == ["1", "2.damaged"]
+    record = json.loads((tmp_path / "1" / "meta" / "metadata").read_text())
+    assert list(record["leaves"]["params/kernel"]["crc"]) == ["0:8,0:300", "0:8,300:600"]
