@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         return _fail(error)
 
-    with _terminable():
+    with _terminable(), _hushed():
         # A typing mistake is answered above, before these take their seconds to load.
         from datar_jax.cache import DataError
         from datar_jax.checkpoint import CheckpointError
@@ -74,13 +74,30 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _keep_compiled(folder: Path) -> None:
-    """Lets the next call start without compiling anew; JAX_COMPILATION_CACHE_DIR names another place."""
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Orbax and tensorstore tell at length, from many threads, what they also raise and we say in a line."""
     import logging
 
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def unraisable(told: sys.UnraisableHookArgs) -> None:
+        if not any(part in str(told.exc_value) for part in ("Event loop is closed", "TensorStore")):
+            show(told)
+
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Lets the next call start without compiling anew; JAX_COMPILATION_CACHE_DIR names another place."""
     import jax
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax talks to its developers there; we say what it raises
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
         # jax would neither read nor replace a program whose writing was cut off.

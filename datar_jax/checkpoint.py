@@ -12,6 +12,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the write under way; a failure is said."""
         self._settle()
-        self._manager.close()
+        with suppress(Exception):  # orbax raises once more what was said
+            self._manager.close()
 
     # Writing
 
@@ -322,8 +324,10 @@ def _any_process(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     """The part of an error that a person wants to read."""
+    while error.__cause__:
+        error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).splitlines() or [type(error).__name__])[0]
