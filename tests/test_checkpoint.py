@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.config import MeshConfig
 from datar_jax.sharding import make_mesh
 from datar_jax.step import TrainState
 
@@ -31,7 +32,7 @@ from datar_jax.step import TrainState
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 WHOLE = P()
-MESH = make_mesh(2)  # 4 x 2 devices
+MESH = make_mesh(MeshConfig(fsdp=2))  # 4 x 2 devices
 
 
 def tiny(step: int, spec: P = WHOLE, width: int = 600, mesh: Any = MESH) -> TrainState:
@@ -261,16 +262,17 @@ def test_a_score_that_comes_later_joins_its_step(tmp_path: Path) -> None:
     assert read(tmp_path, best=True) == (2, []), "and nothing else of it has changed"
 
 
-@pytest.mark.parametrize("written, wanted", [(P("model"), P()), (P(), P("data")), (P("data"), P(None, "model"))])
+@pytest.mark.parametrize("written, wanted", [(P("fsdp"), P()), (P(), P("data")), (P("data"), P(None, "fsdp"))])
 def test_checksums_follow_a_state_to_another_mesh(tmp_path: Path, written: P, wanted: P) -> None:
     checkpoints = Checkpoints(tmp_path, Said())
     for step in (1, 2):
         checkpoints.save(tiny(step, written), {}, {})
     checkpoints.finish()
     record = json.loads((tmp_path / "2" / "meta" / "metadata").read_text())
-    parts = {P(): 1, P("model"): 2, P("data"): 4}[written]
+    parts = {P(): 1, P("fsdp"): 2, P("data"): 4}[written]
     assert len(record["leaves"]["params/head/kernel"]["crc"]) == parts
-    like = tiny(0, wanted, mesh=make_mesh(2, jax.devices()[:4]) if wanted != P() else make_mesh(1, jax.devices()[:1]))
+    devices, fsdp = (4, 2) if wanted != P() else (1, 1)
+    like = tiny(0, wanted, mesh=make_mesh(MeshConfig(fsdp=fsdp), jax.devices()[:devices]))
     state = checkpoints.restore(like)[0]
     assert state.params["head"]["kernel"].sharding == like.params["head"]["kernel"].sharding
     chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(tiny(2)))
@@ -388,14 +390,15 @@ jax.distributed.initialize(f"localhost:{port}", 2, rank, initialization_timeout=
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 from datar_jax.checkpoint import Checkpoints
+from datar_jax.config import MeshConfig
 from datar_jax.sharding import make_mesh
 from datar_jax.step import TrainState
-mesh = make_mesh(2)
+mesh = make_mesh(MeshConfig(fsdp=2))
 def put(x, spec=P()):
     return jax.make_array_from_callback(np.shape(x), NamedSharding(mesh, spec), lambda i: np.asarray(x)[i])
 def state(step):
     kernel = np.random.default_rng(step).normal(size=(8, 600)).astype(np.float32)
-    params = {"kernel": put(kernel, P(None, "model"))}
+    params = {"kernel": put(kernel, P(None, "fsdp"))}
     return TrainState(put(np.int32(step)), params, {}, (), put(np.int32(0)), put(np.float32([1, 2])))
 said = []
 checkpoints = Checkpoints(folder, said.append)

@@ -98,7 +98,7 @@ class Clips(Material):
         def clips(number: int) -> np.ndarray:
             return np.roll(np.arange(B), number)
 
-        return TrainBatches(grain.MapDataset.range(100).map(read), clips, DataConfig(), {"of": "a test"})
+        return TrainBatches(grain.MapDataset.range(100).map(read), clips, "memory", DataConfig(), {"of": "a test"})
 
 
 def test_a_run_stops_at_the_limit_and_tells_step_and_clips(tmp_path: Path) -> None:
