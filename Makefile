@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-requirements-dev.txt
 DATA := runs/quickstart-data
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format fuzz clean
+.PHONY: help quickstart test chaos fuzz lint format clean
 
 help:  ## print this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -21,6 +21,9 @@ quickstart: $(RUNTIME)  ## make a small data set of synthetic sounds, train on i
 
 test: lint  ## lint, check types and run every test
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+chaos: $(RUNTIME)  ## kill a training run thirty times and compare it with one left alone
+	$(RUN) benchmarks/chaos.py
 
 lint: $(DEVELOPMENT)  ## check style, format and types
 	$(VENV)/bin/ruff check .

@@ -102,9 +102,11 @@ def _keep_compiled(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
         # jax would neither read nor replace a program whose writing was cut off.
         for program in folder.glob("*-cache"):
+            content = program.read_bytes()
             try:
-                zlib.decompress(program.read_bytes())
-            except (OSError, zlib.error):
+                if content[:1] in (b"", b"\x78"):  # of zlib; newer Pythons have another compression
+                    zlib.decompress(content)
+            except zlib.error:
                 program.unlink(missing_ok=True)
 
 

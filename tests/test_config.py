@@ -110,7 +110,15 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.OptimConfig, {"label_smoothing": 1.0}, "optim.label_smoothing=1.0", "below 1"),
     *(
         (c.TrainConfig, {name: 0}, f"train.{name}=0", "1 or more")
-        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "checkpoint_every", "log_every")
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "eval_batch_size",
+            "checkpoint_every",
+            "log_every",
+            "max_skipped",
+        )
     ),
     (c.MeshConfig, {"fsdp": 0}, "mesh.fsdp=0", "1 or more"),
     (c.MeshConfig, {"data": 0}, "mesh.data=0", "-1 for all"),

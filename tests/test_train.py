@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,27 @@ def test_a_stopped_run_continues_as_if_it_had_not_been_stopped(
         }
 
 
-def test_several_labels_with_a_validation_split_keep_the_best(sounds: Path, tmp_path: Path) -> None:
+def test_several_labels_with_a_validation_split_keep_the_best(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = command(
         "csv", tmp_path / "run", data__root=str(sounds), data__labels="multi", train__evaluate_every="1"
     )
+    validate = loop._validate
+
+    def terminated(*rest: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*rest)
+
+    monkeypatch.setattr(loop, "_validate", terminated)
+    assert train.main(arguments) == 75, "the state is saved, the score is made up for"
+    assert "stopped at step 2" in capsys.readouterr().err
+    monkeypatch.setattr(loop, "_validate", validate)
     assert train.main(arguments) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    scored = {row["step"]: row["top1"] for row in rows if row.get("split") == "validation"}
+    rows = rows_of(tmp_path / "run")
+    scores = [row for row in rows if row.get("split") == "validation"]
+    scored = {row["step"]: row["top1"] for row in scores}
+    assert len(scored) == len(scores) and min(scored) == 2
     assert len(scored) >= 2
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert scored[checkpoints.best_step()] == max(scored.values())
@@ -265,6 +280,17 @@ def test_a_work_directory_belongs_to_one_configuration(
 def test_an_option_that_is_not_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*command("folder", tmp_path), "--epochs=3"]) == 2
     assert "--epochs=3: not an option" in capsys.readouterr().err
+
+
+def test_a_compiled_program_that_was_cut_off_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    contents = {"whole": zlib.compress(b"program" * 99), "cut": zlib.compress(b"program" * 99)[:-4], "empty": b""}
+    for name, content in contents.items():
+        (tmp_path / f"{name}-cache").write_bytes(content)
+    before = jax.config.jax_compilation_cache_dir
+    train._keep_compiled(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", before)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole-cache"]
 
 
 def test_no_checkpoint_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""What a run writes about itself survives a cut-off line, a restart and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from datar_jax.report import Report, read_rows
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(Report, "say", lambda self, line: lines.append(line))
+    return lines
+
+
+def report(folder: Path, step: int = 0, scored: bool = False) -> Report:
+    made = Report(folder, Console(quiet=True))
+    made.begin(step, 100, scored)
+    return made
+
+
+def train(step: int) -> dict[str, Any]:
+    return {"step": step, "loss": 1 / step}
+
+
+def validation(step: int) -> dict[str, Any]:
+    return {"step": step, "split": "validation", "top1": 0.5}
+
+
+def test_a_run_goes_on_with_the_rows_that_led_to_its_state(tmp_path: Path, said: list[str]) -> None:
+    rows = [train(1), train(2), validation(2), train(3), train(4), validation(4), {"step": 4, "split": "test"}]
+    for step, scored, kept in ((4, True, rows[:6]), (4, False, rows[:5]), (3, False, rows[:4]), (0, False, [])):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        one = report(tmp_path, step, scored)
+        assert one.rows() == kept
+        one.row(train(5))
+        one.end()
+        assert read_rows(tmp_path / "metrics.jsonl") == ([*kept, train(5)], [])
+        said.clear()
+
+
+def test_a_line_cut_off_at_the_end_is_dropped_and_a_damaged_one_is_told(tmp_path: Path, said: list[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\x00\xff\x00\n{"step": 2}\n[3]\n{"step": 3}\n{"step": 4, "lo')
+    report(tmp_path, 9).end()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert said == [f"{path}: left out what is no row, in line 2, 4"]
+    report(tmp_path, 9).end()
+    assert len(said) == 1
+
+
+class Crowded:
+    """A file on a disk with little room."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_rows_wait_for_room(tmp_path: Path, said: list[str]) -> None:
+    one = report(tmp_path)
+    crowded = Crowded(one._file, 30)
+    one._file = crowded  # type: ignore[assignment]
+    for step in range(1, 5):
+        one.row(train(step))
+    told = [line for line in said if "metrics.jsonl" in line]
+    assert len(told) == 1 and told[0].endswith("cannot be written (No space left on device); rows wait for room")
+    assert read_rows(tmp_path / "metrics.jsonl") == ([train(1)], []), "whole rows only"
+    assert one.rows() == [train(step) for step in range(1, 5)]
+    crowded.room = 10_000
+    one.row(train(5))
+    one.end()
+    assert read_rows(tmp_path / "metrics.jsonl") == ([train(step) for step in range(1, 6)], [])
+
+
+def test_a_full_disk_ends_the_events_and_not_the_run(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = report(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EventsWriter, "write_event", full)
+    for step in range(1, 99):
+        one.row(train(step))
+    one.sync()
+    one.end()
+    assert [line for line in said if "tensorboard" in line] == [
+        f"{tmp_path / 'tensorboard'}: cannot be written (No space left on device); metrics.jsonl has all from here on"
+    ]
+    assert len(read_rows(tmp_path / "metrics.jsonl")[0]) == 98
+
+
+def test_events_of_a_later_start_take_back_those_of_an_earlier_one(tmp_path: Path, said: list[str]) -> None:
+    one = report(tmp_path, 3)
+    one.row(train(4))
+    one.end()
+    content = next((tmp_path / "tensorboard").iterdir()).read_bytes()
+    events, at = [], 0
+    while at < len(content):
+        (length,) = struct.unpack_from("Q", content, at)
+        events.append(Event.FromString(content[at + 12 : at + 12 + length]))
+        at += 16 + length
+    assert events[1].session_log.status == SessionLog.START and events[1].step == 4
+    assert events[2].step == 4 and events[2].summary.value[0].tag == "train/loss"
