@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from datar_jax.checksums import compare, describe, verify
 from datar_jax.step import TrainState
 
 DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
-
-_Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
 
 class CheckpointError(RuntimeError):
@@ -107,7 +106,7 @@ class Checkpoints:
             return
         if step in self._manager.all_steps():
             self._set_aside(step, "not of this run, which now stores that step itself")
-        record = {"step": step, "data": data, "run": meta, "score": score, "leaves": _describe(state)}
+        record = {"step": step, "data": data, "run": meta, "score": score, "leaves": describe(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(record)))
         if score is not None:
             self._scores[step] = score
@@ -296,11 +295,11 @@ class Checkpoints:
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         meta = self._read_meta(step)
-        _compare(meta["leaves"], like)
+        compare(meta["leaves"], like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args).state
-        _verify(meta["leaves"], state)
+        verify(meta["leaves"], state)
         return state, meta
 
 
@@ -332,76 +331,3 @@ def _why(error: BaseException) -> str:
         return error.strerror
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]
-
-
-# Checksums: of every distinct part of every leaf, by whichever process holds it
-
-
-def _leaves(state: TrainState) -> Iterator[tuple[str, jax.Array]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
-def _describe(state: TrainState) -> dict[str, Any]:
-    """Shape, dtype and checksums of every leaf; the same on every process."""
-    parts, mine = [], []
-    for name, leaf in _leaves(state):
-        held = {
-            _span(shard.index, leaf.shape): shard.data for shard in leaf.addressable_shards if shard.replica_id == 0
-        }
-        for span in sorted(
-            {_span(index, leaf.shape) for index in leaf.sharding.devices_indices_map(leaf.shape).values()}
-        ):
-            parts.append((name, leaf, span))
-            mine.append(_crc(np.asarray(held[span])) if span in held else 0)
-    # Each part is held once as the first copy: elsewhere stands 0.
-    sums = np.array(mine, np.uint32)
-    if jax.process_count() > 1:
-        sums = np.asarray(multihost_utils.process_allgather(sums)).max(0)
-    described: dict[str, Any] = {}
-    for (name, leaf, span), crc in zip(parts, sums):
-        entry = described.setdefault(name, {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc": {}})
-        entry["crc"][",".join(f"{a}:{b}" for a, b in span)] = int(crc)
-    return described
-
-
-def _compare(leaves: dict[str, Any], like: TrainState) -> None:
-    """Refuses a checkpoint of another model."""
-    wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(like)}
-    for name in [*wanted, *leaves]:
-        if name not in leaves or name not in wanted:
-            raise _Bad(f"of another model: {name} is only in {'this' if name in wanted else 'that'} one")
-        there = (leaves[name]["shape"], leaves[name]["dtype"])
-        if there != wanted[name]:
-            raise _Bad(
-                f"of another model: {name} is {there[1]}{there[0]} there, {wanted[name][1]}{wanted[name][0]} here"
-            )
-
-
-def _verify(leaves: dict[str, Any], state: TrainState) -> None:
-    """Compares checksums, on any mesh. Of several processes, each looks at the parts that lie whole with it."""
-    for name, leaf in _leaves(state):
-        for text, crc in leaves[name]["crc"].items():
-            span = tuple(tuple(map(int, pair.split(":"))) for pair in text.split(",") if pair)
-            part = _part(leaf, span)  # type: ignore[arg-type]
-            if part is not None and _crc(part) != crc:
-                raise _Bad(f"{name} does not hold the numbers that were written")
-
-
-def _part(leaf: jax.Array, span: _Span) -> np.ndarray | None:
-    """A part of a leaf, if this process can see it whole."""
-    for shard in leaf.addressable_shards:
-        home = _span(shard.index, leaf.shape)
-        if all(h[0] <= s[0] and s[1] <= h[1] for h, s in zip(home, span)):
-            return np.asarray(shard.data)[tuple(slice(s[0] - h[0], s[1] - h[0]) for h, s in zip(home, span))]
-    if leaf.is_fully_addressable:
-        return np.asarray(leaf)[tuple(slice(*s) for s in span)]
-    return None
-
-
-def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> _Span:
-    return tuple(part.indices(size)[:2] for part, size in zip(index, shape))
-
-
-def _crc(part: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
