@@ -37,8 +37,9 @@ def main(arguments: list[str]) -> int:
         # A typing mistake is answered above, before these take their seconds to load.
         from datar_jax.cache import DataError
         from datar_jax.checkpoint import CheckpointError
-        from datar_jax.loop import Stopped, TrainingError
+        from datar_jax.loop import Stopped
         from datar_jax.run import run
+        from datar_jax.scoring import TrainingError
 
         _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:

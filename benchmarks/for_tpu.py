@@ -20,38 +20,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 if importlib.util.find_spec("libtpu") is None:
     sys.exit("libtpu is not installed: pip install -r requirements-bench.txt")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from datar_jax.chips import ENVIRONMENT, topology  # noqa: E402
+
+os.environ |= ENVIRONMENT
+
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import msgspec  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 
 from benchmarks.settings import SETTINGS, Setting, header, row  # noqa: E402
 from datar_jax.bias import position_bias  # noqa: E402
-from datar_jax.config import MODELS, AudioConfig, Config, DataConfig, MeshConfig, TrainConfig  # noqa: E402
-from datar_jax.model import count_parameters  # noqa: E402
+from datar_jax.config import MODELS, Config, DataConfig, MeshConfig  # noqa: E402
+from datar_jax.plan import devices, make_plan  # noqa: E402
 from datar_jax.rowwise import attend_rowwise  # noqa: E402
-from datar_jax.sharding import batch_sharding, make_mesh, replicated, state_shardings  # noqa: E402
-from datar_jax.step import Task, abstract_state, jit_train_step  # noqa: E402
+from datar_jax.sharding import make_mesh, replicated  # noqa: E402
 
 BATCH = 64
-CHIP = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1))
-MESH = make_mesh(MeshConfig(), list(CHIP.devices))
+CHIP = topology("v5e:1x1")
+MESH = make_mesh(MeshConfig(), devices(CHIP))
 
 
 def main() -> None:
@@ -162,29 +153,11 @@ def steps(name: str, seconds: float, batches: list[int]) -> None:
     for batch in batches:
         for remat in (False, True):
             model = msgspec.structs.replace(MODELS[name](), dtype="bfloat16", remat=remat)
-            config = Config(model=model, data=DataConfig(labels="multi"), train=TrainConfig(batch_size=batch))
-            task = Task(config, 527, AudioConfig().frames(seconds), 1000)
-            state = jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                abstract_state(task),
-                state_shardings(abstract_state(task), MESH),
-            )
-            shapes = {"mel": (batch, config.audio.mels, task.frames), "frames": (batch,), "target": (batch, 527)}
-            data = {
-                key: jax.ShapeDtypeStruct(
-                    shape, jnp.int32 if key == "frames" else jnp.float32, sharding=batch_sharding(MESH)
-                )
-                for key, shape in shapes.items()
-            }
-            program, why, taken = compiled(jit_train_step(task, MESH), state, data)
-            parameters = f"{count_parameters(state.params) / 1e6:.1f} M"
-            if program is None:
-                print(row(batch, remat, parameters, "", why, "", "no", f"{taken:.0f}"), flush=True)
-                continue
-            memory = program.memory_analysis()
-            sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes)
-            cells = [f"{size / 2**30:.2f}" for size in sizes]
-            print(row(batch, remat, parameters, *cells, "yes", f"{taken:.0f}"), flush=True)
+            plan = make_plan(Config(model=model, data=DataConfig(labels="multi")), CHIP, batch, seconds, 527)
+            sizes = (plan.argument_bytes, plan.temporary_bytes, plan.needed_bytes)
+            cells = ["" if size is None else f"{size / 2**30:.2f}" for size in sizes]
+            fits = "yes" if plan.fits else "no"
+            print(row(batch, remat, f"{plan.parameters / 1e6:.1f} M", *cells, fits, f"{plan.compile_seconds:.0f}"))
     print()
 
 

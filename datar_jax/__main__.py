@@ -10,26 +10,13 @@ import sys
 import msgspec
 
 from datar_jax import settings
-from datar_jax.chips import topology
+from datar_jax.chips import ENVIRONMENT, LIBTPU, topology
 from datar_jax.config import ConfigError
 
 USAGE = (
     "python -m datar_jax plan --config=configs/NAME.py [--config.path.to.field=value ...] --topology=v5e:16x16 "
     "[--batch=16] [--seconds=10] [--classes=527] [--largest] [--scaling=1x1,2x2,4x4,8x8,16x16] [--json]"
 )
-LIBTPU = "libtpu==0.0.42.1"  # as in requirements-bench.txt
-# libtpu compiles without a TPU and says nothing; read when jax and libtpu are loaded.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def main(arguments: list[str]) -> int:

@@ -14,6 +14,20 @@ from typing import NamedTuple
 
 from datar_jax.config import ConfigError
 
+LIBTPU = "libtpu==0.0.42.1"  # as in requirements-bench.txt
+# libtpu compiles without a TPU and says nothing; read when jax and libtpu are loaded.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
 
 class Chip(NamedTuple):
     """One generation."""

@@ -17,7 +17,8 @@ def unfused(function: Callable[..., Any], *args: Any) -> Any:
     a LayerNorm, 34 ms instead of 3). A branch is a border that it respects as long as it cannot tell which way it goes;
     an `optimization_barrier` alone is gone by then.
 
-    The derivative keeps nothing but `args` and is unfused itself: what a branch would hand on is a copy.
+    The derivative (reverse mode only) keeps nothing but `args` and is unfused itself: what a branch would hand on is a
+    copy.
     """
 
     @jax.custom_vjp

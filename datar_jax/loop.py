@@ -23,18 +23,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from datar_jax import metrics
-from datar_jax.cache import Features
 from datar_jax.checkpoint import Checkpoints
-from datar_jax.chips import peak_flops
-from datar_jax.datasets import Dataset
 from datar_jax.diagnose import diagnose
-from datar_jax.macs import macs_per_clip
-from datar_jax.pipeline import Batch, TrainBatches, eval_batches, train_batches
+from datar_jax.pipeline import Batch, TrainBatches
 from datar_jax.report import Report
+from datar_jax.scoring import Interrupted, Material, TrainingError, score_clips
 from datar_jax.sharding import batch_sharding
-from datar_jax.splits import Split
-from datar_jax.step import Task, TrainState, init_state, jit_eval_step, jit_train_step
-from datar_jax.watch import Trace, Watch
+from datar_jax.step import Task, TrainState, init_state, jit_train_step
+from datar_jax.watch import Speed, Trace, Watch
 
 FIRST = 30  # times longer may a first step last: it holds compilation
 IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
@@ -50,40 +46,6 @@ class Stopped(Exception):
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
         self.signal = number
-
-
-class _Interrupted(Exception):
-    """A signal came while clips were scored."""
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; its text says what to do."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What one split is trained and scored on."""
-
-    features: Features
-    dataset: Dataset
-    split: Split
-    mean: float  # of the training spectrograms, decibels
-    std: float
-
-    def train_batches(self, task: Task) -> TrainBatches:
-        """Endless batches of this process."""
-        train = task.config.train
-        return train_batches(
-            self.features,
-            self.dataset,
-            self.split.train,
-            task.frames,
-            train.batch_size,
-            train.seed,
-            task.config.data,
-            jax.process_index(),
-            jax.process_count(),
-        )
 
 
 @dataclass(frozen=True)
@@ -131,31 +93,21 @@ def fit(
     evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every)
     checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every)
     validate = len(material.split.validation) > 0
-    window = _Window(task, mesh)
+    speed = Speed(task, mesh)
     trace = Trace(profile, report.say)
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
     saved = step
-
-    def explain(at: int) -> str:
-        """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
-        batch = _place(batches.read(at - 1), sharding)
-        names = [material.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
-        why = diagnose(task, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
-        return (
-            f"no finite gradient for {config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
-            f"{why}; clips of that batch: {', '.join(names)}"
-        )
 
     def land(until: int) -> None:
         """Waits for steps until so many are under way, and tells what is due."""
         while len(flying) > until:
             at, numbers = flying.popleft()
             jax.block_until_ready(numbers)
-            window.count += 1
-            clock["clips_per_second"] = window.clips_per_second() or clock["clips_per_second"]
+            speed.count += 1
+            clock["clips_per_second"] = speed.clips_per_second() or clock["clips_per_second"]
             if int(numbers["skipped"]) >= config.train.max_skipped:
-                raise TrainingError(explain(at))
-            _log(report, at, numbers, task, window)
+                raise TrainingError(_why_not_finite(task, mesh, material, batches, state, at))
+            _log(report, at, numbers, task, speed)
 
     try:
         with _signals() as asked, Watch(config.train.stall_seconds, report.say) as watch:
@@ -172,7 +124,7 @@ def fit(
                     trace.turn(step - first)
                 watch.stage("")  # scores and checkpoints may take their time
                 if due and not checkpoints.has_score(step):
-                    with suppress(_Interrupted):  # then it is scored when the run continues
+                    with suppress(Interrupted):  # then it is scored when the run continues
                         score = _validate(task, mesh, material, state, report, asked)
                 stop = bool(asked)  # read once: a signal that comes from here on waits for the next step
                 if stop:
@@ -194,7 +146,7 @@ def fit(
                 drawn = time.monotonic()
                 watch.stage(f"a batch, from {batches.source()}")
                 batch = next(batches)
-                window.waited += time.monotonic() - drawn
+                speed.waited += time.monotonic() - drawn
                 watch.stage("the devices", FIRST if step - first < 2 else 1)
                 state, numbers = train(state, _place(batch, sharding))
                 step += 1
@@ -208,6 +160,19 @@ def fit(
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
 
 
+def _why_not_finite(
+    task: Task, mesh: Mesh, material: Material, batches: TrainBatches, state: TrainState, at: int
+) -> str:
+    """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
+    batch = _place(batches.read(at - 1), batch_sharding(mesh))
+    names = [material.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
+    why = diagnose(task, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
+    return (
+        f"no finite gradient for {task.config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
+        f"{why}; clips of that batch: {', '.join(names)}"
+    )
+
+
 def _place(batch: Batch, sharding: NamedSharding) -> Any:
     """A global batch from what each process has read of it."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
@@ -218,57 +183,13 @@ def _every(task: Task, clips: int, epochs: int) -> int:
     return max(1, round(epochs * clips / task.config.train.batch_size)) if epochs else task.steps
 
 
-@dataclass
-class _Window:
-    """Throughput from the end of the first step (which holds compilation) on, and waiting since the last row."""
-
-    task: Task
-    mesh: Mesh
-    count: int = 0
-    waited: float = 0.0
-    started: float = 0.0
-    logged: float = 0.0
-
-    def clips_per_second(self) -> float:
-        if self.count == 1:
-            self.started = time.monotonic()
-        seconds = time.monotonic() - self.started
-        return (self.count - 1) * self.task.config.train.batch_size / seconds if self.count > 1 else 0.0
-
-    def data_wait(self) -> float:
-        """Share of the time since the last row that went by waiting for a batch."""
-        now = time.monotonic()
-        share = self.waited / max(now - self.logged, 1e-9) if self.logged else 0.0
-        self.waited, self.logged = 0.0, now
-        return min(share, 1.0)
-
-    def row(self) -> dict[str, float]:
-        """What a row of a step says of speed; what this machine does not tell is left out.
-
-        `model_flop_utilisation` counts six operations per multiply-accumulate of the forward pass, none recomputed.
-        """
-        task, rate = self.task, self.clips_per_second()
-        row = {
-            "clips_per_second": rate,
-            "steps_per_second": rate / task.config.train.batch_size,
-            "data_wait": self.data_wait(),
-        }
-        statistics = [device.memory_stats() or {} for device in self.mesh.local_devices]
-        if used := [each["peak_bytes_in_use"] for each in statistics if "peak_bytes_in_use" in each]:
-            row["device_memory_gib"] = max(used) / 2**30
-        if peak := peak_flops(self.mesh.local_devices[0].device_kind):
-            macs = macs_per_clip(task.config.model, task.classes, task.config.audio.mels, task.frames)
-            row["model_flop_utilisation"] = 6 * macs * rate / (peak * self.mesh.size)
-        return row
-
-
-def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, window: _Window) -> None:
+def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, speed: Speed) -> None:
     """The row of a step, if one is due; the last step always has one."""
     if step % task.config.train.log_every and step < task.steps:
         return
     # A row of JSON holds finite numbers only.
     row = {name: value for name in numbers if np.isfinite(value := float(numbers[name]))}
-    report.row({"step": step, **row, **window.row()})
+    report.row({"step": step, **row, **speed.row()})
 
 
 def _validate(
@@ -278,54 +199,6 @@ def _validate(
     numbers = metrics.evaluate(score, target, task.config.data.labels)
     report.row({"step": int(state.step), "split": "validation", **numbers})
     return numbers["top1"]
-
-
-def score_clips(
-    task: Task, mesh: Mesh, material: Material, state: TrainState, indices: np.ndarray, asked: Sequence[int] = ()
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and targets of clips, `(N, S)` each, in the order of `indices`; views of a clip are averaged.
-
-    The averaged weights are used where there are any. It breaks off with `_Interrupted` as soon as a signal is in
-    `asked`.
-    """
-    params = state.ema or state.params
-    run = jit_eval_step(task, mesh)
-    sharding = batch_sharding(mesh)
-    row = {int(clip): i for i, clip in enumerate(indices)}
-    total = np.zeros((len(indices), task.classes))
-    target = np.zeros_like(total)
-    views = np.zeros((len(indices), 1))
-    size = task.config.train.eval_batch_size
-    loaded = eval_batches(
-        material.features,
-        material.dataset,
-        indices,
-        task.frames,
-        size,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    for batch in loaded:
-        if asked:
-            raise _Interrupted
-        mel, frames = (jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("mel", "frames"))
-        score = np.asarray(run(params, state.statistics, mel, frames), np.float64)
-        clips, mask, labels = (_all_processes(batch[name]) for name in ("clip", "mask", "target"))
-        for i in np.flatnonzero(mask):
-            at = row[int(clips[i])]
-            total[at] += score[i]
-            target[at] = labels[i]
-            views[at] += 1
-    if not np.isfinite(total).all():
-        raise TrainingError("the model's scores are not finite; lower optim.learning_rate and train anew")
-    return total / views, target
-
-
-def _all_processes(local: np.ndarray) -> np.ndarray:
-    """Rows of every process, in the order of the global batch."""
-    if jax.process_count() == 1:
-        return local
-    return np.asarray(multihost_utils.process_allgather(local, tiled=True))
 
 
 @contextmanager

@@ -134,11 +134,11 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
       ConfigError: settings that do not fit each other or the slice.
     """
     usable = int(place.chip.memory * GIB)
-    devices = _devices(place)
-    mesh = make_mesh(config.mesh, devices)
+    chips = devices(place)
+    mesh = make_mesh(config.mesh, chips)
     task = _task(config, place, batch, seconds, classes)
     macs = macs_per_clip(task.config.model, classes, config.audio.mels, task.frames)
-    hosts = len({device.process_index for device in devices})
+    hosts = len({chip.process_index for chip in chips})
     state = abstract_state(task)
     state_bytes = _bytes_on_chip(state, mesh)
     start = time.perf_counter()
@@ -245,7 +245,7 @@ def _assumptions(plan: Plan, place: Topology, compiles: int) -> list[str]:
     ]
 
 
-def _devices(place: Topology) -> list[Any]:
+def devices(place: Topology) -> list[Any]:
     """The chips of a slice, described by libtpu."""
     options: dict[str, Any] = {"chip_config_name": place.chip.config} if place.chip.config else {}
     if place.chips == 1:  # hosts have 2x2 chips unless told otherwise

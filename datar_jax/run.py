@@ -24,11 +24,12 @@ from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
 from datar_jax.distributed import wait_for_all
-from datar_jax.loop import Material, fit, score_clips
+from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
 from datar_jax.model import count_parameters
 from datar_jax.plot import confusion_png, curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
+from datar_jax.scoring import Material, score_clips
 from datar_jax.sharding import make_mesh
 from datar_jax.splits import Split, check_classes, split
 from datar_jax.step import Task

@@ -20,9 +20,10 @@ from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import DataConfig
 from datar_jax.datasets import Clip, Dataset
 from datar_jax.diagnose import diagnose
-from datar_jax.loop import Material, TrainingError, fit
+from datar_jax.loop import fit
 from datar_jax.pipeline import TrainBatches
 from datar_jax.report import Report
+from datar_jax.scoring import Material, TrainingError
 from datar_jax.splits import Split
 from datar_jax.step import Task
 

@@ -533,7 +533,7 @@ def test_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, place, answers = settings.load(tmp_path / "tiny.py"), topology("v5e:2x2"), {}
     monkeypatch.setattr(plan, "macs_per_clip", lambda *_: 1)
     monkeypatch.setattr(plan, "abstract_state", cache(abstract_state))
-    monkeypatch.setattr(plan, "_devices", lambda place: jax.devices()[: place.chips])
+    monkeypatch.setattr(plan, "devices", lambda place: jax.devices()[: place.chips])
     monkeypatch.setattr(plan, "_compiled", lambda task, mesh: answers[task.config.train.batch_size // mesh.size])
 
     def using(gib: float) -> plan.Compiled:
@@ -585,10 +585,10 @@ def test_compiled_for_four_chips(tmp_path: Path) -> None:
 @needs_libtpu
 def test_every_slice_can_be_described() -> None:
     lines = (
-        "import os; from datar_jax.__main__ import ENVIRONMENT; os.environ |= ENVIRONMENT",
-        "from datar_jax.chips import CHIPS, topology; from datar_jax.plan import _devices",
+        "import os; from datar_jax.chips import ENVIRONMENT; os.environ |= ENVIRONMENT",
+        "from datar_jax.chips import CHIPS, topology; from datar_jax.plan import devices",
         "places = [topology(f'{chip.name}:{shape}') for chip in CHIPS.values() for shape in chip.slices]",
-        "wrong = [place.name for place in places if len(_devices(place)) != place.chips]",
+        "wrong = [place.name for place in places if len(devices(place)) != place.chips]",
         "print(len(places), wrong)",
     )
     assert python("-c", "\n".join(lines)).split(maxsplit=1) == [str(sum(len(x.slices) for x in CHIPS.values())), "[]\n"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import soundfile
 import train
 from datar_jax import loop
 from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.pipeline import TrainBatches
 from datar_jax.synthesis import render
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -308,3 +311,21 @@ def test_a_profile_is_left_where_it_was_asked_for(sounds: Path, tmp_path: Path) 
     steps = [row for row in rows if "split" not in row]
     assert steps[-1]["clips_per_second"] == pytest.approx(8 * steps[-1]["steps_per_second"]) and steps[-1]["step"] > 10
     assert all(0 <= row["data_wait"] <= 1 for row in steps)
+
+
+def test_a_pipeline_that_stalls_is_heard(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, number = TrainBatches.__next__, itertools.count()
+
+    def slow(batches: TrainBatches) -> Any:
+        if next(number) == 5:
+            time.sleep(1)
+        return draw(batches)
+
+    monkeypatch.setattr(TrainBatches, "__next__", slow)
+    fields = {"data__root": str(sounds / "by_class"), "train__stall_seconds": "0.3"}
+    assert train.main(command("folder", tmp_path / "run", **fields)) == 0
+    waits = [line for line in capsys.readouterr().out.splitlines() if "no progress" in line and "a batch" in line]
+    assert len(waits) == 2, "after one time and after twice that"
+    assert "from 2 threads of this process that read" in waits[0] and ".frames" in waits[0]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
-from datar_jax.watch import Watch
+from datar_jax.watch import Trace, Watch
 
 
 def test_a_stage_that_lasts_is_named_and_named_again_at_twice_the_time() -> None:
@@ -44,3 +45,11 @@ def test_a_first_step_may_take_longer() -> None:
         quick.stage("a batch")
         assert spoken.wait(30)
     assert "patient" not in said
+
+
+def test_a_run_too_short_for_a_profile_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    Trace(tmp_path, said.append).close()
+    assert said == ["no profile: fewer than 6 steps were left to do"]
+    Trace(None, said.append).close()
+    assert len(said) == 1 and not list(tmp_path.iterdir())

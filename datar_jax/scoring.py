@@ -1,0 +1,100 @@
+"""What a split is trained and scored on, and its scores: every view of every clip once, over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from datar_jax.cache import Features
+from datar_jax.datasets import Dataset
+from datar_jax.pipeline import TrainBatches, eval_batches, train_batches
+from datar_jax.sharding import batch_sharding
+from datar_jax.splits import Split
+from datar_jax.step import Task, TrainState, jit_eval_step
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; its text says what to do."""
+
+
+class Interrupted(Exception):
+    """A signal came while clips were scored."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one split is trained and scored on."""
+
+    features: Features
+    dataset: Dataset
+    split: Split
+    mean: float  # of the training spectrograms, decibels
+    std: float
+
+    def train_batches(self, task: Task) -> TrainBatches:
+        """Endless batches of this process."""
+        train = task.config.train
+        return train_batches(
+            self.features,
+            self.dataset,
+            self.split.train,
+            task.frames,
+            train.batch_size,
+            train.seed,
+            task.config.data,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+
+def score_clips(
+    task: Task, mesh: Mesh, material: Material, state: TrainState, indices: np.ndarray, asked: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and targets of clips, `(N, S)` each, in the order of `indices`; views of a clip are averaged.
+
+    The averaged weights are used where there are any. It breaks off with `Interrupted` as soon as a signal is in
+    `asked`.
+    """
+    params = state.ema or state.params
+    run = jit_eval_step(task, mesh)
+    sharding = batch_sharding(mesh)
+    row = {int(clip): i for i, clip in enumerate(indices)}
+    total = np.zeros((len(indices), task.classes))
+    target = np.zeros_like(total)
+    views = np.zeros((len(indices), 1))
+    size = task.config.train.eval_batch_size
+    loaded = eval_batches(
+        material.features,
+        material.dataset,
+        indices,
+        task.frames,
+        size,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    for batch in loaded:
+        if asked:
+            raise Interrupted
+        mel, frames = (jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("mel", "frames"))
+        score = np.asarray(run(params, state.statistics, mel, frames), np.float64)
+        clips, mask, labels = (_all_processes(batch[name]) for name in ("clip", "mask", "target"))
+        for i in np.flatnonzero(mask):
+            at = row[int(clips[i])]
+            total[at] += score[i]
+            target[at] = labels[i]
+            views[at] += 1
+    if not np.isfinite(total).all():
+        raise TrainingError("the model's scores are not finite; lower optim.learning_rate and train anew")
+    return total / views, target
+
+
+def _all_processes(local: np.ndarray) -> np.ndarray:
+    """Rows of every process, in the order of the global batch."""
+    if jax.process_count() == 1:
+        return local
+    return np.asarray(multihost_utils.process_allgather(local, tiled=True))
