@@ -48,6 +48,7 @@ class AudioConfig(Settings, frozen=True):
     fmin: float = 20.0  # Hz, lower edge of the first mel filter
     fmax: float = 0.0  # Hz, upper edge of the last one; 0 means half the sample rate
     floor_db: float = -80.0  # power below this many decibels is set to it: digital silence is finite
+    frontend: Literal["host", "device"] = "host"  # where spectrograms are computed; "device": inside the step
 
     def check(self) -> None:
         _require(1_000 <= self.sample_rate <= 192_000, "audio.sample_rate", self.sample_rate, "give 1000 to 192000 Hz")
@@ -97,7 +98,7 @@ class DataConfig(Settings, frozen=True):
     """Where the labelled sounds are and how they are divided."""
 
     root: str = ""  # folder that holds the data set
-    kind: Literal["folder", "csv", "esc"] = "folder"
+    kind: Literal["folder", "csv", "esc", "prepared"] = "folder"  # prepared: by `python -m datar_jax prepare`
     # folder: class = sub-folder of root. A list file holds one path per line, relative to root.
     train_list: str = ""
     test_list: str = ""
@@ -110,6 +111,7 @@ class DataConfig(Settings, frozen=True):
     validation_fold: int = 0  # a fold inside the training folds that is scored during training; 0 means none
     subset: str = ""  # esc: "esc10" keeps the ten-class subset of a larger list
     labels: Literal["single", "multi"] = "single"  # one class per clip (softmax) or several (sigmoid)
+    balance: bool = False  # draw rare classes as often as common ones, with replacement
     window_seconds: float = 0.0  # length of what the model sees; 0 means what the data ask for
     max_bad_fraction: float = 0.01  # share of unusable files beyond which the run stops
     cache: str = ""  # folder of decoded features; empty means `cache` in the work directory
