@@ -1,33 +1,17 @@
-"""Sound in, log-mel spectrogram out.
-
-`decode` reads a file (the one effect in this room); everything else is a pure function. `log_mel` runs on the host and
-feeds the feature cache; `log_mel_jax` computes the same on a device, for export and for hosts that ship waveforms.
-librosa is the reference for both: reflect-padded centred frames, periodic Hann, power, Slaney mel, decibel with a
-floor.
-
-Shapes: B batch, N samples, F mel bins (low to high), T frames.
-"""
+"""Sound in, samples out: one channel at one rate, and a reason for whatever cannot be used."""
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
 import soundfile
 import soxr
-
-from datar_jax.config import AudioConfig
-
-if TYPE_CHECKING:
-    import jax
 
 # What libsndfile recognises by its content and people name so (raw formats without a header are left out).
 _NAMES = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph nist svx avr pvf"
@@ -40,7 +24,6 @@ LONGEST = 3_600.0  # seconds of one clip: what is decoded is held in memory
 NO_FRAME = 7  # libsndfile's code for a file that is not there, and for an .mp3 that holds something else
 UNKNOWN = 2**62  # frames; libsndfile gives 2**63 - 1 for a FLAC stream whose writer could not go back to count
 BLOCK = 2**20  # samples of all channels that are decoded at a time
-COLUMNS = 4096  # frames of a spectrogram that are computed at a time
 
 
 class AudioError(ValueError):
@@ -106,99 +89,6 @@ def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 
     if not samples_N.size:
         raise AudioError(f"too short: no sample is left at {sample_rate} Hz")
     return samples_N
-
-
-def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
-    """Log-mel spectrogram of one waveform, computed on the host.
-
-    Frame t is centred on sample `t * audio.hop`.
-
-    Args:
-      samples_N: float, finite, at least one sample at `audio.sample_rate`; of any length.
-      audio: the front end.
-
-    Returns:
-      float32 (F, T) in decibels, not below `audio.floor_db`; T = audio.frames(N / audio.sample_rate).
-
-    Raises:
-      ValueError: `samples_N` has no samples or more than one axis.
-    """
-    if samples_N.ndim != 1 or not samples_N.size:
-        raise ValueError(f"samples_N has shape {samples_N.shape}; give one axis with at least one sample")
-    frames = audio.frames(samples_N.size / audio.sample_rate)
-    padded = samples_N.astype(np.float32, copy=False)
-    if lacking := _lacking(samples_N.size, audio):
-        padded = np.pad(padded, (0, lacking))
-    padded = np.pad(padded, audio.fft // 2, mode="reflect")[_lead(audio) :]
-    framed_TxW = np.lib.stride_tricks.sliding_window_view(padded, audio.window)[:: audio.hop][:frames]
-    mel_FxT = np.empty((audio.mels, frames), np.float32)
-    for first in range(0, frames, COLUMNS):  # the spectrum of an hour would take gigabytes
-        spectrum = scipy.fft.rfft(framed_TxW[first : first + COLUMNS] * hann(audio), n=audio.fft, axis=-1)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)
-        mel_FxT[:, first : first + COLUMNS] = mel_basis(audio) @ power.T
-    np.maximum(mel_FxT, np.float32(10 ** (audio.floor_db / 10)), out=mel_FxT)
-    np.log10(mel_FxT, out=mel_FxT)
-    mel_FxT *= np.float32(10)
-    return mel_FxT
-
-
-def log_mel_jax(samples_BxN: jax.Array, audio: AudioConfig) -> jax.Array:
-    """`log_mel` of a batch of equally long waveforms, traceable.
-
-    Args:
-      samples_BxN: float32, at `audio.sample_rate`.
-      audio: the front end; static under jit.
-
-    Returns:
-      float32 (B, F, T) in decibels.
-
-    Raises:
-      ValueError: `samples_BxN` has no samples or not two axes.
-    """
-    import jax  # here, not above: the processes that decode and read need none of it
-    import jax.numpy as jnp
-
-    if samples_BxN.ndim != 2 or not samples_BxN.shape[1]:
-        raise ValueError(f"samples_BxN has shape {samples_BxN.shape}; give two axes with at least one sample")
-    length = samples_BxN.shape[1]
-    frames = audio.frames(length / audio.sample_rate)
-    padded = jnp.pad(samples_BxN.astype(jnp.float32), ((0, 0), (0, _lacking(length, audio))))
-    padded = jnp.pad(padded, ((0, 0), (audio.fft // 2, audio.fft // 2)), mode="reflect")
-    index_TxW = _lead(audio) + np.arange(frames)[:, None] * audio.hop + np.arange(audio.window)
-    spectrum = jnp.fft.rfft(padded[:, index_TxW] * hann(audio), n=audio.fft, axis=-1)
-    power_BxTxK = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    mel_BxFxT = jnp.einsum("fk,btk->bft", mel_basis(audio), power_BxTxK, precision=jax.lax.Precision.HIGHEST)
-    return 10 * jnp.log10(jnp.maximum(mel_BxFxT, 10 ** (audio.floor_db / 10)))
-
-
-@functools.lru_cache(maxsize=8)
-def mel_basis(audio: AudioConfig) -> np.ndarray:
-    """Slaney mel filters, float32 (F, fft // 2 + 1), read-only."""
-    import librosa.filters  # a second to import; only those who compute features pay it
-
-    basis_FxK = librosa.filters.mel(
-        sr=audio.sample_rate, n_fft=audio.fft, n_mels=audio.mels, fmin=audio.fmin, fmax=audio.highest
-    )
-    basis_FxK.flags.writeable = False
-    return basis_FxK
-
-
-@functools.lru_cache(maxsize=8)
-def hann(audio: AudioConfig) -> np.ndarray:
-    """Periodic Hann window, float32 (audio.window,), read-only."""
-    window_W = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.window) / audio.window)).astype(np.float32)
-    window_W.flags.writeable = False
-    return window_W
-
-
-def _lacking(length: int, audio: AudioConfig) -> int:
-    """Zeros to append before a reflection by half a transform is possible."""
-    return max(0, audio.fft // 2 + 1 - length)
-
-
-def _lead(audio: AudioConfig) -> int:
-    """Samples of the transform before the window that is centred in it; a power spectrum does not see the shift."""
-    return (audio.fft - audio.window) // 2
 
 
 class _Forward(soundfile.SoundFile):

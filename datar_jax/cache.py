@@ -28,9 +28,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datar_jax.audio import AudioError, decode, log_mel
+from datar_jax.audio import AudioError, decode
 from datar_jax.config import AudioConfig
 from datar_jax.datasets import Clip, Dataset
+from datar_jax.logmel import log_mel
 
 FORMAT = 2  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 PROBES = 4096  # clips whose checksum is verified when a cache is opened

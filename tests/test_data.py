@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from test_audio import broken, sound
 
 from datar_jax import cache
-from datar_jax.audio import decode, log_mel
+from datar_jax.audio import decode
 from datar_jax.cache import DataError, Features, default_window, prepare, report_bad, statistics, usable
 from datar_jax.config import AudioConfig, ConfigError, DataConfig
 from datar_jax.datasets import Clip, Dataset, read_dataset
+from datar_jax.logmel import log_mel
 from datar_jax.pipeline import eval_batches, train_batches, views
 from datar_jax.splits import check_classes, split
 
