@@ -35,11 +35,11 @@ def main(arguments: list[str]) -> int:
 
     with _terminable(), _hushed():
         # A typing mistake is answered above, before these take their seconds to load.
-        from datar_jax.cache import DataError
         from datar_jax.checkpoint import CheckpointError
         from datar_jax.loop import Stopped
         from datar_jax.run import run
         from datar_jax.scoring import TrainingError
+        from datar_jax.store import DataError
 
         _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datar_jax.augment import normalise  # noqa: E402
-from datar_jax.cache import default_window, prepare  # noqa: E402
+from datar_jax.cache import prepare  # noqa: E402
 from datar_jax.checkpoint import Checkpoints  # noqa: E402
 from datar_jax.datasets import read_dataset  # noqa: E402
 from datar_jax.plot import examples_png  # noqa: E402
@@ -27,6 +27,7 @@ from datar_jax.settings import from_dict  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402
 from datar_jax.splits import split  # noqa: E402
 from datar_jax.step import Task, init_state  # noqa: E402
+from datar_jax.store import default_window  # noqa: E402
 
 
 def main() -> None:

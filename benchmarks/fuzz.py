@@ -32,10 +32,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datar_jax import synthesis  # noqa: E402
-from datar_jax.cache import default_window, prepare, report_bad, statistics, usable  # noqa: E402
+from datar_jax.cache import prepare  # noqa: E402
 from datar_jax.config import AudioConfig, DataConfig  # noqa: E402
 from datar_jax.datasets import read_dataset  # noqa: E402
 from datar_jax.pipeline import eval_batches, train_batches  # noqa: E402
+from datar_jax.store import default_window, report_bad, statistics, usable  # noqa: E402
 
 USED, REFUSED, EITHER = "used", "refused", "either"
 

@@ -77,7 +77,7 @@ def measure(name: str, seconds: float, given: argparse.Namespace) -> list[str]:
         jax.block_until_ready(metrics)
 
     def infer() -> None:
-        jax.block_until_ready(score(state.params, state.statistics, batch["mel"], batch["frames"]))
+        jax.block_until_ready(score(state.params, state.statistics, {"mel": batch["mel"], "frames": batch["frames"]}))
 
     start = time.perf_counter()
     train()

@@ -1,12 +1,12 @@
-"""Every clip is decoded once: the cache of whole-clip spectrograms and what is read off it.
+"""Every clip is decoded once: the cache of whole clips, as spectrograms or, for a front end on the device, as samples.
 
-A cache is two files: `KEY.frames` holds all spectrograms one after another, time-major float16 decibels (steps of at
-most 0.06 dB), memory-mapped; `KEY.json`, written last, says where each clip lies. KEY is a hash of the audio settings
-and of each file's path, size and time of change, so that a changed file or setting makes another cache. Both files
-are written under a temporary name: what is interrupted leaves no cache. Neither is a pickle, nor read as one: whatever
-lies there in their place is numbers or damage.
+A cache is two files. `KEY.frames` holds all clips one after another, memory-mapped, as time-major float16 decibels
+(steps of at most 0.06 dB); `KEY.samples` holds them as int16 samples. `KEY.json`, written last, says where each clip
+lies. KEY is a hash of the audio settings and of each file's path, size and time of change, so that a changed file or
+setting makes another cache. Both files are written under a temporary name: what is interrupted leaves no cache. Neither
+is a pickle, nor read as one: whatever lies there in their place is numbers or damage.
 
-Shapes: F mel bins, T frames.
+Shapes: N samples, F mel bins, T frames.
 """
 
 from __future__ import annotations
@@ -32,51 +32,71 @@ from datar_jax.audio import AudioError, decode
 from datar_jax.config import AudioConfig
 from datar_jax.datasets import Clip, Dataset
 from datar_jax.logmel import log_mel
+from datar_jax.store import DataError, Samples, Store, columns, quantise
 
-FORMAT = 2  # of the cache files and of the front end's arithmetic; a change makes old caches unused
+FORMAT = 3  # of the cache files and of the front end's arithmetic; a change makes old caches unused
+KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
 PROBES = 4096  # clips whose checksum is verified when a cache is opened
-LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
-
-
-class DataError(ValueError):
-    """Sounds that cannot be trained on; its text says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
-    """Spectrograms of all clips of a data set, by clip index; pickles as a path, not as the numbers."""
+class Features(Store):
+    """Spectrograms of all clips in one file."""
 
-    path: str  # of the flat file
+    path: str
     audio: AudioConfig
-    frames: np.ndarray  # int64 (clips,), columns of each clip; 0 for an unusable one
-    bad: tuple[tuple[str, str], ...]  # (name, reason) of the unusable ones
-    _offsets: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
-    _store: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    frames: np.ndarray
+    bad: tuple[tuple[str, str], ...]
+    _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        offsets = np.concatenate([[0], np.cumsum(self.frames)])
-        shape = (int(offsets[-1]), self.audio.mels)
-        store = np.memmap(self.path, np.float16, "r", shape=shape) if shape[0] else np.zeros(shape, np.float16)
-        object.__setattr__(self, "_offsets", offsets)
-        object.__setattr__(self, "_store", np.asarray(store))  # a plain array: memmap's own slicing is slow
+        object.__setattr__(self, "_flat", _Flat(self.path, self.frames, np.dtype(np.float16), (self.audio.mels,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Features, (self.path, self.audio, self.frames, self.bad)
 
-    @property
-    def seconds(self) -> np.ndarray:
-        """float64 (clips,), length of each clip."""
-        return self.frames * (self.audio.hop / self.audio.sample_rate)
-
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """Columns `start` to `start + length` of a clip, as far as it reaches.
+        """As `Store.get`, float16, a view of the file."""
+        return self._flat.rows(index, start, None if length is None else start + length)
 
-        Returns:
-          float16 (T, F) decibels, a view of the file.
-        """
+
+@dataclasses.dataclass(frozen=True)
+class Waves(Samples):
+    """Samples of all clips in one file."""
+
+    path: str
+    audio: AudioConfig
+    lengths: np.ndarray
+    scales: np.ndarray  # float32 (clips,), what each clip's samples are multiplied by
+    bad: tuple[tuple[str, str], ...]
+    frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", columns(self.lengths, self.audio))
+        object.__setattr__(self, "_flat", _Flat(self.path, self.lengths, np.dtype("<i2"), ()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Waves, (self.path, self.audio, self.lengths, self.scales, self.bad)
+
+    def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
+        """As `Samples.read`, a view of the file."""
+        return self._flat.rows(index, first, last), float(self.scales[index])
+
+
+class _Flat:
+    """Arrays one after another in a file that is mapped into memory."""
+
+    def __init__(self, path: str, counts: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._offsets = np.concatenate([[0], np.cumsum(counts)])
+        shape = (int(self._offsets[-1]), *shape)
+        store = np.memmap(path, dtype, "r", shape=shape) if shape[0] else np.zeros(shape, dtype)
+        self._store = np.asarray(store)  # a plain array: memmap's own slicing is slow
+
+    def rows(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows of one of the arrays, as far as it reaches."""
         first, last = int(self._offsets[index]), int(self._offsets[index + 1])
-        stop = last if length is None else min(last, first + start + length)
-        return self._store[first + start : stop]
+        return self._store[first + start : last if stop is None else min(last, first + stop)]
 
 
 def prepare(
@@ -85,7 +105,7 @@ def prepare(
     cache_dir: Path,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Features:
+) -> Features | Waves:
     """Opens the cache of a data set; computes it when there is none or when it is damaged.
 
     Args:
@@ -99,9 +119,9 @@ def prepare(
       DataError: the cache cannot be written.
     """
     key = _key(dataset, audio)
-    index_path, store_path = Path(cache_dir, f"{key}.json"), Path(cache_dir, f"{key}.frames")
+    index_path, store_path = Path(cache_dir, f"{key}.json"), Path(cache_dir, f"{key}.{KINDS[audio.frontend]}")
     found = _open(index_path, store_path, dataset, audio)
-    if isinstance(found, Features):
+    if isinstance(found, Store):
         return found
     if found and tell:
         tell(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
@@ -116,64 +136,7 @@ def prepare(
             f"{cache_dir}: cannot write the feature cache ({error.strerror or error}); "
             "make room, or point data.cache at another folder"
         ) from error
-    return _features(index, store_path, dataset, audio)
-
-
-def usable(features: Features, indices: np.ndarray) -> tuple[np.ndarray, int]:
-    """Takes unusable clips out of an index array: (the rest, how many were taken out)."""
-    kept = indices[features.frames[indices] > 0]
-    return kept, len(indices) - len(kept)
-
-
-def report_bad(features: Features, max_bad_fraction: float) -> str:
-    """One text that lists every unusable sound by name and reason; empty when there is none.
-
-    Raises:
-      DataError: more than `max_bad_fraction` of the clips are unusable, or all of them.
-    """
-    bad, total = len(features.bad), len(features.frames)
-    if not bad:
-        return ""
-    head = f"{bad} of {total} sounds cannot be used"
-    lines = [f"  {name}: {reason}" for name, reason in features.bad]
-    if bad == total or bad > max_bad_fraction * total:
-        more = [f"  and {bad - 20} more"] if bad > 20 else []
-        advice = f"more than data.max_bad_fraction={max_bad_fraction:g}; repair or remove them, or raise that share"
-        raise DataError("\n".join([f"{head}, {advice}:", *lines[:20], *more]))
-    return "\n".join([f"{head} and are left out:", *lines])
-
-
-def statistics(features: Features, indices: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation in decibels over all columns of `indices`, accumulated in float64.
-
-    Raises:
-      DataError: there is no column, or all values are equal.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for i in indices:
-        mel_TxF = features.get(int(i)).astype(np.float64)
-        count += mel_TxF.size
-        total += float(mel_TxF.sum())
-        squares += float(np.square(mel_TxF).sum())
-    mean = total / max(count, 1)
-    variance = squares / max(count, 1) - mean**2
-    if variance <= 1e-9:
-        raise DataError(f"{len(indices)} training sounds hold no variation to normalise by; check data.root")
-    return mean, variance**0.5
-
-
-def default_window(features: Features, indices: np.ndarray, audio: AudioConfig) -> int:
-    """The frames of the window that the data ask for: it holds 95 % of the clips whole, but not over 10 s.
-
-    The length is that of a real clip, not rounded to a multiple, so that equally long clips fill it exactly.
-
-    Raises:
-      DataError: none of the clips is usable.
-    """
-    frames = features.frames[indices]
-    if not (frames > 0).any():
-        raise DataError("no usable sound to take a window length from; give data.window_seconds")
-    return min(int(np.quantile(frames[frames > 0], 0.95, method="higher")), audio.frames(LONGEST))
+    return _store(index, store_path, dataset, audio)
 
 
 # The cache files
@@ -230,30 +193,32 @@ def _locked(path: Path) -> tuple[int, str]:
 def _compute(
     dataset: Dataset, audio: AudioConfig, store: BinaryIO, progress: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
-    """Writes all spectrograms in the order of the clips; returns what the index file holds."""
-    frames, checksums, bad = [], [], {}
+    """Writes all clips in order; returns what the index file holds."""
+    counts, scales, checksums, bad = [], [], [], {}
     with contextlib.closing(_in_order(dataset, audio)) as results:
         for i, result in enumerate(results):
             if isinstance(result, str):
-                bad[i], result = result, np.zeros((0, audio.mels), np.float16)
-            store.write(result.data)
-            frames.append(len(result))
-            checksums.append(zlib.crc32(result.data))
+                bad[i], result = result, (np.zeros((0, 1), np.int16), 1.0)
+            rows, scale = result
+            store.write(rows.data)
+            counts.append(len(rows))
+            scales.append(scale)
+            checksums.append(zlib.crc32(rows.data))
             if progress:
                 progress(i + 1, len(dataset))
-    return {"format": FORMAT, "frames": frames, "checksums": checksums, "bad": bad}
+    return {"format": FORMAT, "counts": counts, "scales": scales, "checksums": checksums, "bad": bad}
 
 
-def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[np.ndarray | str, None, None]:
-    """`_spectrogram` of each clip from a pool of threads that runs only a little ahead of the reader."""
+def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarray, float] | str, None, None]:
+    """`_content` of each clip from a pool of threads that runs only a little ahead of the reader."""
     workers = os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(workers)
-    pending: collections.deque[concurrent.futures.Future[np.ndarray | str]] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[tuple[np.ndarray, float] | str]] = collections.deque()
     clips = iter(dataset.clips)
     try:
         while True:
             for clip in itertools.islice(clips, 4 * workers - len(pending)):
-                pending.append(pool.submit(_spectrogram, clip, audio))
+                pending.append(pool.submit(_content, clip, audio))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -261,45 +226,53 @@ def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[np.ndarray | st
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _spectrogram(clip: Clip, audio: AudioConfig) -> np.ndarray | str:
-    """float16 (T, F) of one clip, or the reason why it is unusable."""
+def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float] | str:
+    """What is kept of a clip and what it is to be multiplied by, or the reason why it is unusable."""
     try:
         samples_N = decode(clip.path, audio.sample_rate, clip.start, clip.end)
     except AudioError as error:
         return str(error)
-    return np.ascontiguousarray(log_mel(samples_N, audio).T, np.float16)
+    if audio.frontend == "device":
+        return quantise(samples_N)
+    return np.ascontiguousarray(log_mel(samples_N, audio).T, np.float16), 1.0
 
 
-def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features | str:
+def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features | Waves | str:
     """The cache that lies there, or what is wrong with it; an empty text where there is none."""
     try:
         index = json.loads(index_path.read_bytes())
         bad = {int(i): str(reason) for i, reason in index["bad"].items()}
-        frames, checksums = np.array(index["frames"], np.int64), list(index["checksums"])
+        counts, checksums = np.array(index["counts"], np.int64), list(index["checksums"])
+        scales = np.array(index["scales"], np.float64)
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return f"{index_path.name} is no index"
     if not (
-        frames.ndim == 1
-        and len(frames) == len(checksums) == len(dataset)
-        and (frames >= 0).all()
-        and set(np.flatnonzero(frames == 0)) == set(bad)
+        counts.shape == scales.shape == (len(dataset),)
+        and len(checksums) == len(dataset)
+        and np.isfinite(scales).all()
+        and (counts >= 0).all()
+        and set(np.flatnonzero(counts == 0)) == set(bad)
     ):
         return f"{index_path.name} is the index of something else"
     try:
         size = store_path.stat().st_size
-        if size != (expected := sum(frames.tolist()) * audio.mels * 2):
+        if size != (expected := sum(counts.tolist()) * (audio.mels if audio.frontend == "host" else 1) * 2):
             return f"{store_path.name} has {size} bytes, not {expected}"
-        features = _features(index, store_path, dataset, audio)
-        for i in np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PROBES)).astype(int)):
-            if zlib.crc32(features.get(i).data) != checksums[i]:
+        store = _store(index, store_path, dataset, audio)
+        for i in np.unique(np.linspace(0, len(counts) - 1, min(len(counts), PROBES)).astype(int)):
+            rows = store.read(i, 0, int(counts[i]))[0] if isinstance(store, Waves) else store.get(i)
+            if zlib.crc32(rows.data) != checksums[i]:
                 return f"{store_path.name} holds other numbers for {dataset.where(int(i))} than were written"
     except OSError as error:
         return f"{store_path.name}: {error.strerror}"
-    return features
+    return store
 
 
-def _features(index: dict[str, Any], store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features:
+def _store(index: dict[str, Any], path: Path, dataset: Dataset, audio: AudioConfig) -> Features | Waves:
     bad = tuple((dataset.where(int(i)), str(reason)) for i, reason in index["bad"].items())
-    return Features(str(store_path), audio, np.array(index["frames"], np.int64), bad)
+    counts = np.array(index["counts"], np.int64)
+    if audio.frontend == "device":
+        return Waves(str(path), audio, counts, np.array(index["scales"], np.float32), bad)
+    return Features(str(path), audio, counts, bad)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from datar_jax.augment import Batch
 from datar_jax.sharding import replicated
-from datar_jax.step import Task, TrainState, draw, loss_and_gradient
+from datar_jax.step import Task, TrainState, draw, loss_and_gradient, spectrograms
 
 
 def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: list[str]) -> str:
@@ -76,7 +76,7 @@ def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict
             mutable=["intermediates"],
         )
         return {
-            "clips": jnp.isfinite(batch["mel"]).all((1, 2)),
+            "clips": jnp.isfinite(spectrograms(task, batch)["mel"]).all((1, 2)),
             "drawn": _finite(drawn),
             "layers": {name: _finite(_at(kept["intermediates"], name)) for name in order},
             "params": _by_name(state.params),

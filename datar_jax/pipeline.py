@@ -18,13 +18,12 @@ from typing import Any
 import grain
 import numpy as np
 
-from datar_jax.cache import DataError, Features
 from datar_jax.config import DataConfig
 from datar_jax.datasets import Dataset
+from datar_jax.store import Batch, DataError, Store
 
 ENDLESS = 2**40  # batches
 
-Batch = dict[str, np.ndarray]
 _Labels = tuple[int, list[list[int]]]  # number of classes, and the classes of each row of the index array
 
 
@@ -98,7 +97,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def train_batches(
-    features: Features,
+    store: Store,
     dataset: Dataset,
     indices: np.ndarray,
     window_frames: int,
@@ -111,7 +110,7 @@ def train_batches(
     """Endless shuffled batches of random crops; each epoch has its own order and its own crops.
 
     Args:
-      features: the spectrograms.
+      store: the sounds.
       dataset: their labels.
       indices: usable training clips.
       window_frames: T; longer clips are cropped at a random place, shorter ones padded at the end.
@@ -128,10 +127,10 @@ def train_batches(
     Raises:
       DataError: no clip, an unusable clip, or a batch size that the processes cannot share equally.
     """
-    _check(features, indices, batch_size, shards)
-    lengths = features.frames[indices]
+    _check(store, indices, batch_size, shards)
+    lengths = store.frames[indices]
     order = _Order(seed, np.maximum(lengths - window_frames, 0))
-    gather = functools.partial(_gather, features, _labels(dataset, indices), indices, window_frames)
+    gather = functools.partial(_gather, store, _labels(dataset, indices), indices, window_frames)
     batch = functools.partial(_train_batch, order, gather, batch_size, shard, shards)
     data = hashlib.blake2b(np.stack([indices, lengths]).astype("<i8").tobytes(), digest_size=8).hexdigest()
     identity = {"seed": seed, "batch_size": batch_size, "window_frames": window_frames, "data": data}
@@ -139,11 +138,11 @@ def train_batches(
     def clips(number: int) -> np.ndarray:
         return indices[order(number * batch_size, (number + 1) * batch_size)[:, 0]]
 
-    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), clips, features.path, config, identity)
+    return TrainBatches(grain.MapDataset.range(ENDLESS).map(batch), clips, store.path, config, identity)
 
 
 def eval_batches(
-    features: Features,
+    store: Store,
     dataset: Dataset,
     indices: np.ndarray,
     window_frames: int,
@@ -154,7 +153,7 @@ def eval_batches(
     """Every clip once, in order: long ones as overlapping views, short ones padded.
 
     Args:
-      features: the spectrograms.
+      store: the sounds.
       dataset: their labels.
       indices: usable clips.
       window_frames: T.
@@ -170,13 +169,13 @@ def eval_batches(
     Raises:
       DataError: as `train_batches`.
     """
-    _check(features, indices, batch_size, shards)
+    _check(store, indices, batch_size, shards)
     rows = batch_size // shards
-    counts = [len(views(int(features.frames[i]), window_frames)) for i in indices]
+    counts = [len(views(int(store.frames[i]), window_frames)) for i in indices]
     drawn_Nx2 = np.stack(
         [
             np.repeat(np.arange(len(indices)), counts),
-            np.concatenate([views(int(features.frames[i]), window_frames) for i in indices]),
+            np.concatenate([views(int(store.frames[i]), window_frames) for i in indices]),
         ],
         axis=1,
     )
@@ -188,7 +187,7 @@ def eval_batches(
     def batches() -> Iterator[Batch]:
         for first in range(shard * rows, len(drawn_Nx2), batch_size):
             drawn = drawn_Nx2[first : first + rows]
-            batch = _gather(features, labels, indices, window_frames, drawn)
+            batch = _gather(store, labels, indices, window_frames, drawn)
             yield {**batch, "clip": indices[drawn[:, 0]].astype(np.int32), "mask": mask[first : first + rows]}
 
     return batches()
@@ -237,31 +236,23 @@ def _train_batch(
     return gather(order(first, first + rows))
 
 
-def _gather(
-    features: Features, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray
-) -> Batch:
-    """Copies the drawn windows out of the cache, padded with the decibel floor."""
-    audio = features.audio
-    mel_BxFxT = np.empty((len(drawn_Bx2), audio.mels, window_frames), np.float32)
-    frames_B = np.empty(len(drawn_Bx2), np.int32)
+def _gather(store: Store, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray) -> Batch:
+    """The drawn windows and what is said of them."""
+    rows_B, starts_B = drawn_Bx2.T
     target_BxS = np.zeros((len(drawn_Bx2), labels[0]), np.float32)
-    for b, (row, start) in enumerate(drawn_Bx2):
-        mel_TxF = features.get(int(indices[row]), int(start), window_frames)
-        frames_B[b] = len(mel_TxF)
-        mel_BxFxT[b, :, : len(mel_TxF)] = mel_TxF.T
-        mel_BxFxT[b, :, len(mel_TxF) :] = audio.floor_db
+    for b, row in enumerate(rows_B):
         target_BxS[b, labels[1][row]] = 1
-    return {"mel": mel_BxFxT, "frames": frames_B, "target": target_BxS}
+    return {**store.batch(indices[rows_B], starts_B, window_frames), "target": target_BxS}
 
 
 def _labels(dataset: Dataset, indices: np.ndarray) -> _Labels:
     return len(dataset.labels), [list(dataset.clips[i].labels) for i in indices]
 
 
-def _check(features: Features, indices: np.ndarray, batch_size: int, shards: int) -> None:
+def _check(store: Store, indices: np.ndarray, batch_size: int, shards: int) -> None:
     if not len(indices):
         raise DataError("no usable clip to read; check the split and the report of unusable sounds")
-    if not features.frames[indices].all():
+    if not store.frames[indices].all():
         raise DataError("unusable clips among those to read; take them out with `usable` first")
     if batch_size % shards:
         raise DataError(f"a batch of {batch_size} cannot be shared by {shards} processes; give a multiple of {shards}")

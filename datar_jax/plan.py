@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import msgspec
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -22,12 +21,11 @@ from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.macs import macs_per_clip
 from datar_jax.model import count_parameters
 from datar_jax.sharding import batch_sharding, make_mesh, state_shardings
-from datar_jax.step import Task, abstract_state, jit_train_step
+from datar_jax.step import Task, abstract_state, batch_shapes, jit_train_step
 
 # Clips of one epoch: the count in the header of AudioSet's unbalanced train list, and VGGSound's list of 199,176 less
 # the 15,446 of its test list.
 EPOCHS = {"AudioSet": 2_041_789, "VGGSound": 183_730}
-PIXEL = 4  # bytes: a batch goes to the chips in float32
 GIB = 2**30
 
 
@@ -79,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     macs_per_clip: int
     operations: int  # of the model: 6 times the multiply-accumulates of its clips
+    clip_bytes: int  # that a host sends to its chips
     compile_seconds: float
     usable_bytes: int
     needed_bytes: int  # at the peak, or what the compiler asked for in vain
@@ -160,6 +159,7 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
         parameters=count_parameters(state.params),
         macs_per_clip=macs,
         operations=6 * macs * batch,
+        clip_bytes=sum(each.size * each.dtype.itemsize for each in batch_shapes(task, 1).values()),
         compile_seconds=time.perf_counter() - start,
         usable_bytes=usable,
         needed_bytes=found if isinstance(found, int) else found.peak,
@@ -215,7 +215,7 @@ def _timed(plan: Plan, place: Topology, found: Compiled, largest: int, compiles:
         clips_per_second=rate,
         epoch_hours={name: clips / rate / 3600 for name, clips in EPOCHS.items()},
         host_clips_per_second=rate / plan.hosts,
-        host_megabytes_per_second=rate / plan.hosts * plan.mels * plan.frames * PIXEL / 1e6,
+        host_megabytes_per_second=rate / plan.hosts * plan.clip_bytes / 1e6,
         assumptions=_assumptions(plan, place, compiles),
     )
 
@@ -241,7 +241,7 @@ def _assumptions(plan: Plan, place: Topology, compiles: int) -> list[str]:
         f"links: rings, all-reduce 2(n-1)/n of its bytes, others (n-1)/n; {shared}; no latency",
         "step: the longer of compute and memory, then links: none overlapped is the pessimistic bound",
         f"largest batch: {line[compiles]}",
-        "input: hosts keep up; spectrograms in float32, half as much from a float16 cache",
+        "input: hosts keep up; a spectrogram travels in float32, with a front end on the device its samples in 16 bits",
     ]
 
 
@@ -279,14 +279,9 @@ def _compiled(task: Task, mesh: Mesh) -> Compiled | int:
         state,
         state_shardings(state, mesh),
     )
-    batch, mels = task.config.train.batch_size, task.config.audio.mels
     data = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        for name, shape, dtype in (
-            ("mel", (batch, mels, task.frames), jnp.float32),
-            ("frames", (batch,), jnp.int32),
-            ("target", (batch, task.classes), jnp.float32),
-        )
+        name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=batch_sharding(mesh))
+        for name, each in batch_shapes(task, task.config.train.batch_size).items()
     }
     try:
         with jax.set_mesh(mesh):
@@ -371,7 +366,7 @@ def page(plan: Plan) -> str:
         ("", f"{name}: {_span(plan.epoch_hours[name])} an epoch of {clips:,} clips") for name, clips in EPOCHS.items()
     ]
     each_host = f"{plan.chips // plan.hosts} chips a host"
-    feed = f"{plan.host_clips_per_second:,.0f} clips/s, {plan.host_megabytes_per_second:,.0f} MB/s of spectrograms"
+    feed = f"{plan.host_clips_per_second:,.0f} clips/s, {plan.host_megabytes_per_second:,.0f} MB/s"
     rows += [
         ("input", f"each host ({each_host}): {feed}"),
         ("compiled", f"in {plan.compile_seconds:.0f} s; nothing ran"),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from datar_jax import metrics
-from datar_jax.cache import Features, default_window, prepare, report_bad, statistics, usable
+from datar_jax.cache import prepare
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
@@ -33,6 +33,7 @@ from datar_jax.scoring import Material, score_clips
 from datar_jax.sharding import make_mesh
 from datar_jax.splits import Split, check_classes, split
 from datar_jax.step import Task
+from datar_jax.store import Store, default_window, report_bad, statistics, usable
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (
@@ -79,11 +80,11 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
         console.print(note, markup=False, soft_wrap=True)
     _claim(config, workdir)
 
-    features = _features(config, dataset, workdir, console)
+    store = _store(config, dataset, workdir, console)
     _write(workdir / "labels.json", list(dataset.labels))
-    splits = {fold: _usable(dataset, features, each, console) for fold, each in splits.items()}
+    splits = {fold: _usable(dataset, store, each, console) for fold, each in splits.items()}
     frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
-    frames = frames or max(default_window(features, each.train, config.audio) for each in splits.values())
+    frames = frames or max(default_window(store, each.train, config.audio) for each in splits.values())
     check_windows(config, frames, f"a window of {frames * config.audio.hop / config.audio.sample_rate:g} s")
 
     crossed = config.data.fold == 0
@@ -91,7 +92,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     for fold in folds:
         folder = workdir / f"fold_{fold}" if crossed else workdir
         done.append(
-            _run_split(config, mesh, dataset, features, splits[fold], frames, folder, console, crossed, fold, profile)
+            _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile)
         )
     result = _summarise([each.result for each in done], folds) if crossed else done[0].result
     if crossed:
@@ -165,17 +166,17 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _features(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Features:
-    """Spectrograms of all clips, computed once, with one report of what cannot be used.
+def _store(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Store:
+    """All clips, decoded once, with one report of what cannot be used.
 
     The first process goes ahead: where the others see its disk, they find what it left.
     """
     cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
     if jax.process_index():
-        wait_for_all("features")
+        wait_for_all("sounds")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=len(dataset))
-        features = prepare(
+        store = prepare(
             dataset,
             config.audio,
             cache,
@@ -183,17 +184,17 @@ def _features(config: Config, dataset: Dataset, workdir: Path, console: Console)
             lambda line: console.print(line, markup=False, soft_wrap=True),
         )
     if not jax.process_index():
-        wait_for_all("features")
-    if report := report_bad(features, config.data.max_bad_fraction):
+        wait_for_all("sounds")
+    if report := report_bad(store, config.data.max_bad_fraction):
         console.print(report, markup=False, soft_wrap=True)
-    return features
+    return store
 
 
-def _usable(dataset: Dataset, features: Features, each: Split, console: Console) -> Split:
+def _usable(dataset: Dataset, store: Store, each: Split, console: Console) -> Split:
     """A split without the clips that cannot be used."""
     sides: dict[str, Any] = {}
     for side in ("train", "validation", "test"):
-        sides[side], lost = usable(features, getattr(each, side))
+        sides[side], lost = usable(store, getattr(each, side))
         if lost:
             console.print(f"{lost} {side} clips cannot be used and are left out", markup=False)
     check_classes(dataset, sides["train"], sides["test"])
@@ -204,7 +205,7 @@ def _run_split(
     config: Config,
     mesh: Mesh,
     dataset: Dataset,
-    features: Features,
+    store: Store,
     each: Split,
     frames: int,
     folder: Path,
@@ -217,8 +218,8 @@ def _run_split(
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps)
-    mean, std = statistics(features, each.train)
-    material = Material(features, dataset, each, mean, std)
+    mean, std = statistics(store, each.train)
+    material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})
     checkpoints = Checkpoints(folder / "checkpoints", report.say)

@@ -10,12 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from datar_jax.cache import Features
 from datar_jax.datasets import Dataset
 from datar_jax.pipeline import TrainBatches, eval_batches, train_batches
 from datar_jax.sharding import batch_sharding
 from datar_jax.splits import Split
 from datar_jax.step import Task, TrainState, jit_eval_step
+from datar_jax.store import Store
 
 
 class TrainingError(RuntimeError):
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 class Material:
     """What one split is trained and scored on."""
 
-    features: Features
+    store: Store
     dataset: Dataset
     split: Split
     mean: float  # of the training spectrograms, decibels
@@ -40,7 +40,7 @@ class Material:
         """Endless batches of this process."""
         train = task.config.train
         return train_batches(
-            self.features,
+            self.store,
             self.dataset,
             self.split.train,
             task.frames,
@@ -69,7 +69,7 @@ def score_clips(
     views = np.zeros((len(indices), 1))
     size = task.config.train.eval_batch_size
     loaded = eval_batches(
-        material.features,
+        material.store,
         material.dataset,
         indices,
         task.frames,
@@ -80,9 +80,9 @@ def score_clips(
     for batch in loaded:
         if asked:
             raise Interrupted
-        mel, frames = (jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("mel", "frames"))
-        score = np.asarray(run(params, state.statistics, mel, frames), np.float64)
-        clips, mask, labels = (_all_processes(batch[name]) for name in ("clip", "mask", "target"))
+        clips, mask, labels = (_all_processes(batch.pop(name)) for name in ("clip", "mask", "target"))
+        sound = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        score = np.asarray(run(params, state.statistics, sound), np.float64)
         for i in np.flatnonzero(mask):
             at = row[int(clips[i])]
             total[at] += score[i]

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from datar_jax import objective
 from datar_jax.augment import Batch, augment, normalise
 from datar_jax.config import Config
+from datar_jax.logmel import excerpt_size, log_mel_jax
 from datar_jax.model import DATAR
 from datar_jax.optim import optimiser, schedule
 from datar_jax.sharding import batch_sharding, replicated, state_shardings
@@ -54,6 +55,17 @@ class Task:
         return DATAR(config.model, self.classes, config.audio.mels, self.frames, train, dtype)
 
 
+def batch_shapes(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a training batch: decibels or, with a front end on the device, samples."""
+    audio = task.config.audio
+    shapes = {"frames": ((rows,), jnp.int32), "target": ((rows, task.classes), jnp.float32)}
+    if audio.frontend == "host":
+        shapes |= {"mel": ((rows, audio.mels, task.frames), jnp.float32)}
+    else:
+        shapes |= {"samples": ((rows, excerpt_size(audio, task.frames)), jnp.int16), "scale": ((rows,), jnp.float32)}
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
 def _make_state(task: Task, statistics: Array) -> TrainState:
     mel = jnp.zeros((1, task.config.audio.mels, task.frames))
     params = task.model(train=False).init(jax.random.key(task.config.train.seed), mel)["params"]
@@ -89,7 +101,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     Args:
       task: static.
       state: before the step.
-      batch: `mel` `(B, F, T)` decibels, `frames` `(B,)`, `target` `(B, S)`.
+      batch: as `batch_shapes`.
 
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `learning_rate` (of a step that is not skipped), `skipped`.
@@ -116,10 +128,20 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 def draw(task: Task, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
     """The normalised, augmented batch of a step, and the key of what its model drops."""
     config = task.config
+    batch = {**spectrograms(task, batch), "target": batch["target"]}
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     augment_key, drop_key = jax.random.split(key)
     with jax.named_scope("augment"):
         return augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics), drop_key
+
+
+def spectrograms(task: Task, batch: Batch) -> Batch:
+    """`mel` `(B, F, T)` in decibels and `frames` of a batch: as they came, or computed here from its samples."""
+    if task.config.audio.frontend == "host":
+        return {"mel": batch["mel"], "frames": batch["frames"]}
+    with jax.named_scope("front_end"):
+        samples_BxN = batch["samples"].astype(jnp.float32) * batch["scale"][:, None]
+        return {"mel": log_mel_jax(samples_BxN, batch["frames"], task.config.audio), "frames": batch["frames"]}
 
 
 def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
@@ -145,10 +167,11 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
     return jax.tree.map(lambda x: x / count, total)
 
 
-def eval_step(task: Task, params: Any, statistics: Array, mel_BxFxT: Array, frames_B: Array) -> Array:
-    """Scores of spectrograms in decibels, `(B, S)`: probabilities, over the classes or of each class."""
-    mel = normalise(mel_BxFxT, *statistics)
-    logits, _ = task.model(train=False).apply({"params": params}, mel, frames_B)
+def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array:
+    """Scores of a batch (as `batch_shapes`, no target), `(B, S)`: probabilities, over the classes or of each class."""
+    sound = spectrograms(task, batch)
+    mel = normalise(sound["mel"], *statistics)
+    logits, _ = task.model(train=False).apply({"params": params}, mel, sound["frames"])
     return objective.scores(logits, task.config.data.labels)
 
 
@@ -165,11 +188,11 @@ def jit_train_step(task: Task, mesh: Mesh) -> Callable[[TrainState, Batch], tupl
 
 
 @cache
-def jit_eval_step(task: Task, mesh: Mesh) -> Callable[[Any, Array, Array, Array], Array]:
+def jit_eval_step(task: Task, mesh: Mesh) -> Callable[[Any, Array, Batch], Array]:
     """The evaluation step over a mesh; scores come back on every device."""
     data = batch_sharding(mesh)
     return jax.jit(
         partial(eval_step, task),
-        in_shardings=(state_shardings(abstract_state(task).params, mesh), replicated(mesh), data, data),
+        in_shardings=(state_shardings(abstract_state(task).params, mesh), replicated(mesh), data),
         out_shardings=replicated(mesh),
     )

@@ -65,8 +65,8 @@ def train_program(data: int = 8, fsdp: int = 1) -> str:
 @cache
 def eval_program() -> str:
     state = abstract_state(TASK)
-    mel, frames = shape(B, MELS, FRAMES), shape(B, dtype=jnp.int32)
-    return compiled(jit_eval_step(TASK, make_mesh(c.MeshConfig())), state.params, state.statistics, mel, frames)
+    batch = {"mel": shape(B, MELS, FRAMES), "frames": shape(B, dtype=jnp.int32)}
+    return compiled(jit_eval_step(TASK, make_mesh(c.MeshConfig())), state.params, state.statistics, batch)
 
 
 def slope_program(function: Any, shared: Any, divided: Any) -> str:

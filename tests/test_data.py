@@ -16,16 +16,18 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from test_audio import broken, sound
+from test_audio import broken
+from test_logmel import sound
 
 from datar_jax import cache
 from datar_jax.audio import decode
-from datar_jax.cache import DataError, Features, default_window, prepare, report_bad, statistics, usable
+from datar_jax.cache import Features, prepare
 from datar_jax.config import AudioConfig, ConfigError, DataConfig
 from datar_jax.datasets import Clip, Dataset, read_dataset
 from datar_jax.logmel import log_mel
 from datar_jax.pipeline import eval_batches, train_batches, views
 from datar_jax.splits import check_classes, split
+from datar_jax.store import DataError, default_window, report_bad, statistics, usable
 
 AUDIO = AudioConfig(mels=32, hop_ms=20.0)
 
@@ -451,14 +453,15 @@ def write_index(folder, **fields):
     [
         damage_store,
         truncate_store,
-        lambda folder: write_index(folder, frames=[10] * 17),
+        lambda folder: write_index(folder, counts=[10] * 17),
         lambda folder: next(folder.glob("*.frames")).unlink(),
         lambda folder: next(folder.glob("*.json")).write_text("{"),
         lambda folder: next(folder.glob("*.json")).write_text("[]"),
         lambda folder: next(folder.glob("*.json")).write_text("[" * 100_000),
-        lambda folder: write_index(folder, frames=[2**70] * 18),
-        lambda folder: write_index(folder, frames=[-5, *range(17)]),
+        lambda folder: write_index(folder, counts=[2**70] * 18),
+        lambda folder: write_index(folder, counts=[-5, *range(17)]),
         lambda folder: write_index(folder, checksums=5),
+        lambda folder: write_index(folder, scales=[float("nan")] * 18),
         lambda folder: write_index(folder, bad=[1, 2]),
     ],
     ids=[
@@ -472,6 +475,7 @@ def write_index(folder, **fields):
         "huge number",
         "negative number",
         "number of checksums",
+        "scales that are no numbers",
         "list of reasons",
     ],
 )

@@ -347,6 +347,11 @@ def test_micro_batches_add_up_to_the_batch() -> None:
     assert_same_run(run(SMALL, mesh_of(1), 2), run(with_train(SMALL, accumulate=2), mesh_of(1), 2))
 
 
+def sound(clips: Any) -> Any:
+    """What is heard of a batch."""
+    return {"mel": clips["mel"], "frames": clips["frames"]}
+
+
 def test_eight_clips_are_learned_by_heart() -> None:
     mesh = mesh_of(1)
     state, losses = put(start(SMALL), mesh), []
@@ -358,7 +363,7 @@ def test_eight_clips_are_learned_by_heart() -> None:
 
     task = Task(SMALL, CLASSES, FRAMES, STEPS)
     clips = batch()
-    scores = jit_eval_step(task, mesh)(state.params, state.statistics, clips["mel"], clips["frames"])
+    scores = jit_eval_step(task, mesh)(state.params, state.statistics, sound(clips))
     np.testing.assert_array_equal(scores.argmax(1), clips["target"].argmax(1))
     np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
     apply = jax.jit(task.model(train=False).apply)
@@ -370,13 +375,13 @@ def test_scores_come_back_on_every_device() -> None:
     several = msgspec.structs.replace(SMALL, data=c.DataConfig(labels="multi"))
     mesh, task, clips = mesh_of(8), Task(several, CLASSES, FRAMES, STEPS), batch()
     state = put(start(SMALL), mesh)
-    data = jax.device_put((clips["mel"], clips["frames"]), sharding.batch_sharding(mesh))
-    scores = jit_eval_step(task, mesh)(state.params, state.statistics, *data)
+    data = jax.device_put(sound(clips), sharding.batch_sharding(mesh))
+    scores = jit_eval_step(task, mesh)(state.params, state.statistics, data)
     assert scores.sharding.is_equivalent_to(replicated(mesh), 2) and scores.dtype == jnp.float32
     single = jit_eval_step(Task(SMALL, CLASSES, FRAMES, STEPS), mesh_of(1))
     odds = np.asarray(scores) / (1 - np.asarray(scores))  # exp of a logit
     host = start(SMALL)
-    shares = single(host.params, host.statistics, clips["mel"], clips["frames"])
+    shares = single(host.params, host.statistics, sound(clips))
     np.testing.assert_allclose(odds / odds.sum(1, keepdims=True), shares, atol=1e-5)
 
 

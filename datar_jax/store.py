@@ -1,0 +1,170 @@
+"""What batches are cut from: the clips of a data set by index, as spectrograms or as samples, wherever they lie.
+
+A window of a clip is the same columns from any store, computed before, while it is read, or on the device.
+Shapes: B batch, N samples, F mel bins, T frames or window columns.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import numpy as np
+
+from datar_jax.config import AudioConfig
+from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt
+
+LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
+FULL = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL
+
+Batch = dict[str, np.ndarray]
+
+
+class DataError(ValueError):
+    """Sounds that cannot be trained on; its text says what to do."""
+
+
+class Store(abc.ABC):
+    """Every clip of a data set, by clip index. A store pickles as where it lies, not as the numbers."""
+
+    path: str  # of the file or folder
+    audio: AudioConfig
+    bad: tuple[tuple[str, str], ...]  # (name, reason) of the unusable clips
+    frames: np.ndarray  # int64 (clips,), columns of each clip; 0 for an unusable one
+
+    @abc.abstractmethod
+    def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
+        """Columns `start` to `start + length` of a clip, as far as it reaches: (T, F) decibels."""
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64 (clips,), length of each clip."""
+        return self.frames * (self.audio.hop / self.audio.sample_rate)
+
+    def batch(self, clips_B: np.ndarray, starts_B: np.ndarray, window_frames: int) -> Batch:
+        """The windows of clips that start at some columns.
+
+        Returns:
+          mel float32 (B, F, T) in decibels, beyond a clip's end the floor; frames int32 (B,), valid columns.
+        """
+        mel_BxFxT = np.empty((len(clips_B), self.audio.mels, window_frames), np.float32)
+        frames_B = np.empty(len(clips_B), np.int32)
+        for b, (clip, start) in enumerate(zip(clips_B, starts_B)):
+            mel_TxF = self.get(int(clip), int(start), window_frames)
+            frames_B[b] = len(mel_TxF)
+            mel_BxFxT[b, :, : len(mel_TxF)] = mel_TxF.T
+            mel_BxFxT[b, :, len(mel_TxF) :] = self.audio.floor_db
+        return {"mel": mel_BxFxT, "frames": frames_B}
+
+
+class Samples(Store):
+    """A store of 16-bit samples; spectrograms are computed while it is read, or on the device."""
+
+    lengths: np.ndarray  # int64 (clips,), samples of each clip; 0 for an unusable one
+
+    @abc.abstractmethod
+    def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
+        """Samples `first` to `last` (exclusive) of a clip: int16 (N,), and what they are multiplied by."""
+
+    def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
+        """As `Store.get`, float32."""
+        frames = int(self.frames[index]) - start
+        samples_N, scale = self._excerpt(index, start, frames if length is None else min(frames, length))
+        return log_mel_excerpt(samples_N * np.float32(scale), self.audio).T
+
+    def batch(self, clips_B: np.ndarray, starts_B: np.ndarray, window_frames: int) -> Batch:
+        """As `Store.batch`; with a front end on the device, samples in place of spectrograms.
+
+        Returns:
+          samples int16 (B, N), N = excerpt_size(audio, T); scale float32 (B,), what they are multiplied by; frames
+          int32 (B,), valid columns.
+        """
+        if self.audio.frontend == "host":
+            return super().batch(clips_B, starts_B, window_frames)
+        samples_BxN = np.zeros((len(clips_B), excerpt_size(self.audio, window_frames)), np.int16)
+        scale_B = np.empty(len(clips_B), np.float32)
+        frames_B = np.minimum(self.frames[clips_B] - starts_B, window_frames).astype(np.int32)
+        for b, (clip, start) in enumerate(zip(clips_B, starts_B)):
+            samples_N, scale_B[b] = self._excerpt(int(clip), int(start), int(frames_B[b]))
+            samples_BxN[b, : samples_N.size] = samples_N
+        return {"samples": samples_BxN, "scale": scale_B, "frames": frames_B}
+
+    def _excerpt(self, index: int, start: int, frames: int) -> tuple[np.ndarray, float]:
+        """The samples under some columns, int16, and what they are multiplied by."""
+        length = int(self.lengths[index])
+        first, last = excerpt_bounds(length, self.audio, start, frames)
+        part_N, scale = self.read(index, first, last)
+        return excerpt(part_N, first, length, self.audio, start, frames), scale
+
+
+def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
+    """Spectrogram columns of clips of so many samples, int64, as `AudioConfig.frames`; none of no sample."""
+    rate = audio.sample_rate
+    return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop), 1), 0).astype(np.int64)
+
+
+def quantise(samples_N: np.ndarray) -> tuple[np.ndarray, float]:
+    """Float samples as int16 (little-endian), and the power of two that they are to be multiplied by.
+
+    A recording of 16 bits keeps its very samples, a quiet one its detail.
+    """
+    peak = float(np.abs(samples_N).max(initial=0.0))
+    scale = 2.0 ** (math.ceil(math.log2(peak)) if peak else 0) / FULL
+    return np.minimum(np.round(samples_N / scale), FULL - 1).astype("<i2"), scale
+
+
+def usable(store: Store, indices: np.ndarray) -> tuple[np.ndarray, int]:
+    """Takes unusable clips out of an index array: (the rest, how many were taken out)."""
+    kept = indices[store.frames[indices] > 0]
+    return kept, len(indices) - len(kept)
+
+
+def report_bad(store: Store, max_bad_fraction: float) -> str:
+    """One text that lists every unusable sound by name and reason; empty when there is none.
+
+    Raises:
+      DataError: more than `max_bad_fraction` of the clips are unusable, or all of them.
+    """
+    bad, total = len(store.bad), len(store.frames)
+    if not bad:
+        return ""
+    head = f"{bad} of {total} sounds cannot be used"
+    lines = [f"  {name}: {reason}" for name, reason in store.bad]
+    if bad == total or bad > max_bad_fraction * total:
+        more = [f"  and {bad - 20} more"] if bad > 20 else []
+        advice = f"more than data.max_bad_fraction={max_bad_fraction:g}; repair or remove them, or raise that share"
+        raise DataError("\n".join([f"{head}, {advice}:", *lines[:20], *more]))
+    return "\n".join([f"{head} and are left out:", *lines])
+
+
+def statistics(store: Store, indices: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation in decibels over all columns of `indices`, accumulated in float64.
+
+    Raises:
+      DataError: there is no column, or all values are equal.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for i in indices:
+        mel_TxF = store.get(int(i)).astype(np.float64)
+        count += mel_TxF.size
+        total += float(mel_TxF.sum())
+        squares += float(np.square(mel_TxF).sum())
+    mean = total / max(count, 1)
+    variance = squares / max(count, 1) - mean**2
+    if variance <= 1e-9:
+        raise DataError(f"{len(indices)} training sounds hold no variation to normalise by; check data.root")
+    return mean, variance**0.5
+
+
+def default_window(store: Store, indices: np.ndarray, audio: AudioConfig) -> int:
+    """The frames of the window that the data ask for: it holds 95 % of the clips whole, but not over 10 s.
+
+    The length is that of a real clip, not rounded to a multiple, so that equally long clips fill it exactly.
+
+    Raises:
+      DataError: none of the clips is usable.
+    """
+    frames = store.frames[indices]
+    if not (frames > 0).any():
+        raise DataError("no usable sound to take a window length from; give data.window_seconds")
+    return min(int(np.quantile(frames[frames > 0], 0.95, method="higher")), audio.frames(LONGEST))
