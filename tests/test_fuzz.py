@@ -9,26 +9,27 @@ import pytest
 import soundfile
 
 from benchmarks import fuzz
+from benchmarks.spoil import KINDS, REFUSED, USED, Made, make, seal_ogg
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    made = fuzz.make(folder / "sounds", 64, seed=1)
+    made = make(folder / "sounds", 64, seed=1)
     return made, fuzz.run(folder / "sounds", folder / "cache", len(made))
 
 
 def test_a_small_run_breaks_no_law(small):
     made, found = small
     assert fuzz.broken_laws(made, found) == []
-    assert {each.kind for each in made} == set(fuzz.KINDS)
-    assert sum(each.fate == fuzz.USED for each in made) >= 16 and sum(each.fate == fuzz.REFUSED for each in made) >= 16
+    assert {each.kind for each in made} == set(KINDS)
+    assert sum(each.fate == USED for each in made) >= 16 and sum(each.fate == REFUSED for each in made) >= 16
     assert len(found["bad"]) + len(fuzz.used(found)) == 64
 
 
 def test_the_same_seed_writes_the_same_files(tmp_path):
     for name in ("a", "b"):
-        fuzz.make(tmp_path / name, 32, seed=3)
+        make(tmp_path / name, 32, seed=3)
     contents = [
         {
             path.relative_to(tmp_path / name): path.read_bytes()
@@ -45,7 +46,7 @@ def test_a_checksum_of_ogg_is_the_one_that_libsndfile_writes(tmp_path):
     content = (tmp_path / "a.ogg").read_bytes()
     assert content.count(b"OggS") > 2
     sealed = bytearray(content)
-    fuzz.seal_ogg(sealed)
+    seal_ogg(sealed)
     assert sealed == content
 
 
@@ -54,8 +55,8 @@ DOCTORED = {
     "every clip is used or named with a reason": lambda made, found: found["bad"].pop(),
     "the report has one line for each": lambda made, found: found.update(report="\n" + found["report"]),
     "no name or reason hides": lambda made, found: found.update(report=found["report"][:-1] + "\x1b"),
-    "what is whole is used": lambda made, found: found["frames"].__setitem__(place(made, found, fuzz.USED), 0),
-    "what is hopeless is refused": lambda made, found: found["frames"].__setitem__(place(made, found, fuzz.REFUSED), 9),
+    "what is whole is used": lambda made, found: found["frames"].__setitem__(place(made, found, USED), 0),
+    "what is hopeless is refused": lambda made, found: found["frames"].__setitem__(place(made, found, REFUSED), 9),
     "every used clip comes": lambda made, found: found["seen"].pop(),
     "all that is read is finite": lambda made, found: found.update(finite=False),
     "the cache says the same": lambda made, found: found.update(kept=False),
@@ -96,5 +97,5 @@ def test_a_child_that_crashes_or_hangs_is_told(tmp_path, monkeypatch, program, r
     monkeypatch.setattr(fuzz, "LIMIT", (0, 0.4))
     found = fuzz.run(tmp_path, tmp_path / "cache", 1)
     assert found["died"].startswith(reason)
-    (line,) = fuzz.broken_laws([fuzz.Made("bell/a.wav", "whole", fuzz.USED)], {**found, "done": 0})
+    (line,) = fuzz.broken_laws([Made("bell/a.wav", "whole", USED)], {**found, "done": 0})
     assert "bell/a.wav" in line
