@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data import AUDIO, folder_of
+from test_datasets import AUDIO, folder_of
 
 from datar_jax.cache import prepare
 from datar_jax.config import DataConfig
