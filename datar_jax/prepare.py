@@ -1,0 +1,437 @@
+"""From official lists and a folder of sounds to shards.
+
+What is done is done: a shard that lies there, whole and made of the same files, is not made again, so the same command
+continues a preparation that was stopped, and ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures.process
+import contextlib
+import csv
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import tempfile
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import numpy as np
+import soundfile
+
+from datar_jax import shards
+from datar_jax.audio import SUFFIXES, AudioError, decode
+from datar_jax.config import AudioConfig, ConfigError
+from datar_jax.corpora.corpus import Corpus, Listing, Segment
+from datar_jax.logmel import log_mel
+from datar_jax.places import Place
+from datar_jax.shards import Card, Coding, Questions, Shard, Statistics, Sums
+from datar_jax.store import DataError, quantise
+
+PARTS = "parts"  # folder of what is known of each finished shard
+WHOLE = 1.0  # seconds by which a file may be longer than a segment and still be taken for the segment itself
+CHUNK = 8  # clips that go to a worker at a time
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How sounds are kept."""
+
+    audio: AudioConfig  # its rate is that of the samples; the rest is what the statistics are of
+    coding: Coding = "pcm"
+    shard_clips: int = 2048
+    workers: int = 1
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of a clip whose file was found."""
+
+    record: int = 0  # its first, in its shard
+    samples: int = 0
+    reason: str = ""  # why it is unreadable
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A finished shard, and what it was made of."""
+
+    key: str
+    shard: Shard
+    outcomes: tuple[Outcome, ...]
+    sums: dict[str, Sums]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A shard to be: the segments in it, and where each one's sound lies."""
+
+    name: str
+    segments: tuple[Segment, ...]
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file below the audio folder."""
+
+    name: str  # relative, with forward slashes
+    version: str  # changes when the file does
+    cut: bool  # whether its name says that it is the segment and not the recording
+
+
+def prepare(
+    name: str,
+    corpus: Corpus,
+    lists: Path,
+    audio: Place,
+    out: Place,
+    recipe: Recipe,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Card:
+    """Writes the shards of a data set, its manifest, statistics and card.
+
+    Args:
+      name: of the data set.
+      corpus: how its lists are read.
+      lists: folder of the official lists.
+      audio: folder of sounds, at any depth and in any naming that the data set's adapter knows.
+      out: folder to write to.
+      recipe: rate, coding, sizes, processes.
+      progress: called with (clips done, clips).
+      tell: called with lines for a person.
+
+    Raises:
+      ConfigError: lists that cannot be used, no sound that they name, or a folder that another preparation writes to.
+    """
+    listing = corpus.read(lists)
+    for note in listing.notes:
+        tell(note)
+    found = _find(listing, audio, tell)
+    plans = _plans(listing, found, recipe.shard_clips)
+    with _alone(out):
+        done = _finished(out, plans, recipe)
+        if len(done) < len(plans):
+            (out / shards.CARD).remove()  # what lies there is no whole data set from here on
+        _write_shards([plan for plan in plans if plan.name not in done], audio, out, recipe, done, progress, plans)
+        return _finish(name, corpus, listing, found, plans, done, out, recipe)
+
+
+# Finding
+
+
+def _find(listing: Listing, audio: Place, tell: Callable[[str], None]) -> list[File | None]:
+    """The file of each segment, or None."""
+    if not audio.exists():
+        raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")
+    by_stem: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for name, version in audio.files():
+        by_stem[_nfc(PurePosixPath(name).stem)].append((name, version))
+    several: list[str] = []
+
+    def look(wanted: str, cut: bool) -> File | None:
+        wanted = _nfc(wanted)
+        near = by_stem.get(wanted.rpartition("/")[2], [])
+        if "/" in wanted:
+            near = [each for each in near if f"/{_nfc(each[0])}".rpartition(".")[0].endswith(f"/{wanted}")]
+        if not near:
+            return None
+        near = sorted(near, key=lambda each: (PurePosixPath(each[0]).suffix.lower() not in SUFFIXES, each[0]))
+        if len(near) > 1 and PurePosixPath(near[1][0]).suffix.lower() in SUFFIXES:
+            several.append(near[0][0])
+        return File(*near[0], cut)
+
+    found = [
+        next(filter(None, itertools.chain((look(n, True) for n in s.cut), (look(n, False) for n in s.whole))), None)
+        for s in listing.segments
+    ]
+    if several:
+        tell(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]}")
+    if not any(found):
+        names = [*listing.segments[0].cut, *listing.segments[0].whole][:3] if listing.segments else []
+        raise ConfigError(
+            f"--audio={audio.url!r}: none of the {len(listing.segments)} clips of the lists is there; the first would "
+            f"be named {' or '.join(names)}, with an ending such as .wav or .flac"
+        )
+    return found
+
+
+def _plans(listing: Listing, found: list[File | None], shard_clips: int) -> list[Plan]:
+    """Shards of equally many clips, each of one side, in the order of the lists."""
+    sides: dict[str, list[tuple[Segment, File]]] = collections.defaultdict(list)
+    for segment, file in zip(listing.segments, found):
+        if file:
+            sides[segment.side or "clips"].append((segment, file))
+    plans = []
+    for side, members in sides.items():
+        count = -(-len(members) // shard_clips)
+        for i in range(count):
+            part = members[i * shard_clips : (i + 1) * shard_clips]
+            segments, files = zip(*part)
+            plans.append(Plan(f"{side}-{i:05d}-of-{count:05d}.array_record", segments, files))
+    return plans
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def _alone(out: Place) -> Iterator[None]:
+    """Refuses a second preparation of the same folder at the same time, on this machine."""
+    if out.local is None:
+        yield
+        return
+    try:
+        out.local.mkdir(parents=True, exist_ok=True)
+        with (out.local / ".lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"--out={out.url!r}: another preparation is writing there; wait for it") from None
+            yield
+    except PermissionError as error:
+        raise ConfigError(f"--out={out.url!r}: cannot be written ({error.strerror}); give another folder") from None
+
+
+def _finished(out: Place, plans: list[Plan], recipe: Recipe) -> dict[str, Part]:
+    """The shards that lie there, whole, and are made of what this preparation would make them of."""
+    done = {}
+    for plan in plans:
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+            part = msgspec.json.decode((out / PARTS / f"{plan.name}.json").read(), type=Part)
+            if part.key == _key(plan, recipe) and (out / plan.name).size() == (part.shard.size or -1):
+                done[plan.name] = part
+    return done
+
+
+def _key(plan: Plan, recipe: Recipe) -> str:
+    """Names what a shard is made of."""
+    made_of = (shards.FORMAT, shards.PIECE, recipe.audio, recipe.coding)
+    digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)
+    for segment, file in zip(plan.segments, plan.files):
+        about = (segment.id, segment.labels, segment.side, segment.fold, segment.start, segment.end, file)
+        digest.update(repr(about).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _write_shards(
+    todo: list[Plan],
+    audio: Place,
+    out: Place,
+    recipe: Recipe,
+    done: dict[str, Part],
+    progress: Progress,
+    plans: list[Plan],
+) -> None:
+    """Makes what is missing, in order, and enters it in `done`."""
+    total = sum(len(plan.segments) for plan in plans)
+    count = total - sum(len(plan.segments) for plan in todo)
+    progress(count, total)
+    clips = [(segment, file) for plan in todo for segment, file in zip(plan.segments, plan.files)]
+    with contextlib.closing(_in_order(clips, functools.partial(_cook, audio, recipe), recipe.workers)) as cooked:
+
+        def told() -> Iterator[_Cooked | str]:
+            for number, each in enumerate(cooked, count + 1):
+                progress(number, total)
+                yield each
+
+        results = told()
+        for plan in todo:
+            part = _write_shard(plan, itertools.islice(results, len(plan.segments)), out, recipe)
+            (out / PARTS / f"{plan.name}.json").write(msgspec.json.encode(part))
+            done[plan.name] = part
+
+
+def _write_shard(plan: Plan, cooked: Iterable[_Cooked | str], out: Place, recipe: Recipe) -> Part:
+    """One shard, whole or not at all."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    outcomes, sums = [], collections.defaultdict[str, Sums](Sums)
+    records = 0
+    with tempfile.TemporaryDirectory(dir=out.local, prefix=".writing-") as folder:
+        path = Path(folder, plan.name)
+        writer = ArrayRecordWriter(str(path), shards.WRITING)
+        for segment, each in zip(plan.segments, cooked, strict=True):
+            if isinstance(each, str):
+                outcomes.append(Outcome(reason=each))
+                continue
+            for record in each.records:
+                writer.write(record)
+            outcomes.append(Outcome(records, each.samples))
+            records += len(each.records)
+            part = segment.side or f"fold {segment.fold}"
+            sums[part] += each.sums
+        writer.close()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shard = Shard(plan.name, records, path.stat().st_size if records else 0, digest if records else "")
+        if records:
+            out.system.makedirs(out.path, exist_ok=True)
+            (out / plan.name).take(path)
+    return Part(_key(plan, recipe), shard, tuple(outcomes), dict(sums))
+
+
+@dataclass(frozen=True)
+class _Cooked:
+    records: list[bytes]
+    samples: int
+    sums: Sums
+
+
+def _cook(audio: Place, recipe: Recipe, clips: list[tuple[Segment, File]]) -> list[_Cooked | str]:
+    """Records of some clips, or why there are none."""
+    return [_cook_one(audio, recipe, segment, file) for segment, file in clips]
+
+
+def _cook_one(audio: Place, recipe: Recipe, segment: Segment, file: File) -> _Cooked | str:
+    ending = PurePosixPath(file.name).suffix.lower()
+    if ending not in SUFFIXES:
+        return f"no decoder for {ending or 'a file without an ending'}; extract its sound, as .wav or .flac"
+    try:
+        with (audio / file.name).here() as path:
+            start, end = (0.0, 0.0) if file.cut else _bounds(path, segment)
+            samples_N = decode(path, recipe.audio.sample_rate, start, end)
+    except AudioError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    kept_N, scale = quantise(samples_N)
+    mel_FxT = log_mel(kept_N * np.float32(scale), recipe.audio).astype(np.float64)
+    sums = Sums(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
+    records = shards.encode(segment.id, segment.labels, kept_N, scale, recipe.audio.sample_rate, recipe.coding)
+    return _Cooked(records, len(kept_N), sums)
+
+
+def _bounds(path: Path, segment: Segment) -> tuple[float, float]:
+    """Where in a recording the segment lies; nowhere special in a file that is no longer than the segment."""
+    if not segment.end:
+        return segment.start, 0.0
+    try:
+        about = soundfile.info(os.fsencode(path))
+    except (soundfile.LibsndfileError, OSError):
+        return segment.start, segment.end  # decoding says what is wrong
+    seconds = about.frames / about.samplerate
+    if seconds <= segment.end - segment.start + WHOLE:
+        return 0.0, 0.0
+    return segment.start, min(segment.end, seconds)
+
+
+def _in_order(
+    clips: list[tuple[Segment, File]],
+    cook: Callable[[list[tuple[Segment, File]]], list[_Cooked | str]],
+    workers: int,
+) -> Generator[_Cooked | str, None, None]:
+    """Cooks clips in `workers` processes that run only a little ahead of the reader."""
+    if not clips:
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, -(-len(clips) // CHUNK)), multiprocessing.get_context("spawn"), _deaf
+    )
+    pending: collections.deque[concurrent.futures.Future[list[_Cooked | str]]] = collections.deque()
+    chunks = (clips[i : i + CHUNK] for i in range(0, len(clips), CHUNK))
+    try:
+        while True:
+            for chunk in itertools.islice(chunks, 2 * workers + 2 - len(pending)):
+                pending.append(pool.submit(cook, chunk))
+            if not pending:
+                return
+            yield from pending.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise DataError(
+            "a process that decodes died, perhaps for want of memory; the same command continues, and fewer --workers "
+            "need less"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _deaf() -> None:
+    """Ctrl-C goes to every process of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# Finishing
+
+
+def _finish(
+    name: str,
+    corpus: Corpus,
+    listing: Listing,
+    found: list[File | None],
+    plans: list[Plan],
+    done: dict[str, Part],
+    out: Place,
+    recipe: Recipe,
+) -> Card:
+    """Manifest, statistics and, last, the card."""
+    where = {
+        segment.id: (plan.name, outcome)
+        for plan in plans
+        for segment, outcome in zip(plan.segments, done[plan.name].outcomes)
+    }
+    rows, counts, clips = [], collections.Counter[str](), hashlib.sha256()
+    for segment, file in zip(listing.segments, found):
+        shard, outcome = where.get(segment.id, ("", Outcome(reason="no file of its name")))
+        status = shards.MISSING if file is None else shards.UNREADABLE if outcome.reason else shards.HERE
+        counts[status] += 1
+        labels = " ".join(map(str, segment.labels))
+        about = (segment.id, labels, segment.side or "", segment.fold or "")
+        if status == shards.HERE:
+            clips.update(repr(about).encode())
+        at = (shard, outcome.record, outcome.samples) if status == shards.HERE else ("", "", "")
+        rows.append((*about, status, outcome.reason, file.name if file else "", *at, segment.source, segment.row))
+    if not counts[shards.HERE]:
+        reason = next(row[5] for row in rows if row[4] == shards.UNREADABLE)
+        raise ConfigError(
+            f"none of the {counts[shards.UNREADABLE]} sounds that were found can be used; the first: {reason}"
+        )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(shards.MANIFEST_COLUMNS)
+    writer.writerows(rows)
+    (out / shards.MANIFEST).write(text.getvalue().encode("utf-8", "surrogateescape"))
+    sums: dict[str, Sums] = collections.defaultdict(Sums)
+    for plan in plans:
+        for part, each in done[plan.name].sums.items():
+            sums[part] += each
+    (out / shards.STATISTICS).write(_json(Statistics(recipe.audio, dict(sums))))
+    card = Card(
+        format=shards.FORMAT,
+        corpus=name,
+        title=corpus.title,
+        terms=corpus.terms,
+        labels=listing.labels,
+        heads=tuple(Questions(head.name, head.classes) for head in listing.heads),
+        sample_rate=recipe.audio.sample_rate,
+        coding=recipe.coding,
+        listed=len(rows),
+        here=counts[shards.HERE],
+        missing=counts[shards.MISSING],
+        unreadable=counts[shards.UNREADABLE],
+        clips_sha256=clips.hexdigest(),
+        lists={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in listing.lists},
+        shards=tuple(done[plan.name].shard for plan in plans if done[plan.name].shard.records),
+    )
+    (out / shards.CARD).write(_json(card))
+    return card
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _nfc(name: str) -> str:
+    """One spelling of accented names: file systems differ in theirs."""
+    return unicodedata.normalize("NFC", name)

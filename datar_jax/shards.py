@@ -1,0 +1,206 @@
+"""Prepared sounds: ArrayRecord shards of 16-bit samples, a manifest and a card.
+
+A prepared folder holds `corpus.json` (the card, written last), `manifest.csv` (every clip that the lists name, with
+what became of it), `statistics.json` and the shards. A record is a piece of a clip, in msgpack: nothing in it can run.
+A clip longer than `PIECE` lies in several records, so that a crop of a long recording reads little more than itself.
+
+Shapes: N samples.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import io
+import itertools
+import threading
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import soundfile
+
+from datar_jax.config import AudioConfig
+from datar_jax.store import DataError, Samples, columns
+
+FORMAT = 1
+CARD, MANIFEST, STATISTICS = "corpus.json", "manifest.csv", "statistics.json"
+MANIFEST_COLUMNS = (
+    *("id", "labels", "side", "fold", "status", "reason"),
+    *("file", "shard", "record", "samples", "list", "row"),
+)
+HERE, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
+PIECE = 20.0  # seconds of a clip that lie in one record, at most
+OPEN = 256  # shards whose files are kept open at a time
+WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random
+READING = "readahead_buffer_size:0,max_parallelism:0"
+
+Coding = Literal["pcm", "flac"]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A piece of a clip."""
+
+    id: str
+    labels: tuple[int, ...]  # indices into the classes of all heads, one after another
+    piece: int  # of the clip, from 0
+    scale: float  # what its samples are multiplied by
+    coding: Coding
+    samples: memoryview  # little-endian int16, or a FLAC stream of them
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """A file of records."""
+
+    name: str
+    records: int
+    size: int  # bytes
+    sha256: str
+
+
+class Questions(msgspec.Struct, frozen=True):
+    """A head: what is answered of every clip."""
+
+    name: str
+    classes: tuple[str, ...]
+
+
+class Card(msgspec.Struct, frozen=True):
+    """What a prepared folder holds."""
+
+    format: int
+    corpus: str
+    title: str
+    terms: str
+    labels: Literal["single", "multi"]
+    heads: tuple[Questions, ...]
+    sample_rate: int
+    coding: Coding
+    listed: int  # clips that the lists name
+    here: int
+    missing: int
+    unreadable: int
+    clips_sha256: str  # of id, side, fold and labels of the clips that are here: equal for equal training and test data
+    lists: dict[str, str]  # SHA-256 of each list that was read
+    shards: tuple[Shard, ...]
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """Decibels of one side or fold: how many, their sum and that of their squares."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """What spectrograms are normalised by, for one front end."""
+
+    audio: AudioConfig
+    parts: dict[str, Sums]  # by side, or by fold as `fold 1`
+
+
+def pieces(length: int, sample_rate: int) -> list[int]:
+    """First sample of each piece of a clip, and its end: pieces of equal length, as few as may be."""
+    count = max(1, -(-length // int(PIECE * sample_rate)))
+    return [i * length // count for i in range(count + 1)]
+
+
+def encode(
+    clip: str, labels: tuple[int, ...], samples_N: np.ndarray, scale: float, rate: int, coding: Coding
+) -> list[bytes]:
+    """The records of a clip of int16 samples."""
+    parts = enumerate(itertools.pairwise(pieces(len(samples_N), rate)))
+    coded = ((i, memoryview(_coded(samples_N[first:last], rate, coding))) for i, (first, last) in parts)
+    return [msgspec.msgpack.encode(Record(clip, labels, i, scale, coding, samples)) for i, samples in coded]
+
+
+def decode_record(content: bytes) -> tuple[Record, np.ndarray]:
+    """A record and its samples, int16 (N,).
+
+    Raises:
+      msgspec.MsgspecError, soundfile.LibsndfileError: it is none.
+    """
+    record = _decoder.decode(content)
+    if record.coding == "pcm":
+        return record, np.frombuffer(record.samples, "<i2")
+    return record, soundfile.read(io.BytesIO(record.samples), dtype="int16")[0]
+
+
+def _coded(samples_N: np.ndarray, rate: int, coding: Coding) -> bytes:
+    if coding == "pcm":
+        return samples_N.astype("<i2").tobytes()
+    stream = io.BytesIO()
+    soundfile.write(stream, samples_N, rate, "PCM_16", format="FLAC")
+    return stream.getvalue()
+
+
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards(Samples):
+    """Clips in shards on this machine."""
+
+    path: str  # of the folder
+    audio: AudioConfig
+    names: tuple[str, ...]  # of the shards
+    lengths: np.ndarray
+    shard_C: np.ndarray  # int32 (clips,), which shard each clip lies in
+    record_C: np.ndarray  # int32 (clips,), its first record there
+    bad: tuple[tuple[str, str], ...] = ()  # what could not be used was left out when the shards were written
+    frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    _files: _Files = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", columns(self.lengths, self.audio))
+        object.__setattr__(self, "_files", _Files([f"{self.path}/{name}" for name in self.names]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.path, self.audio, self.names, self.lengths, self.shard_C, self.record_C)
+
+    def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
+        """As `Samples.read`.
+
+        Raises:
+          DataError: the shard is damaged, or is another one than its card says.
+        """
+        bounds = pieces(int(self.lengths[index]), self.audio.sample_rate)
+        start, stop = bisect.bisect_right(bounds, first) - 1, bisect.bisect_left(bounds, last)
+        parts, scale, name = [], 1.0, self.names[self.shard_C[index]]
+        for i in range(start, stop):
+            try:
+                content = self._files.read(int(self.shard_C[index]), int(self.record_C[index]) + i)
+                record, samples_N = decode_record(content)
+            except (OSError, RuntimeError, ValueError, IndexError) as error:
+                raise DataError(
+                    f"{self.path}/{name}: clip {index} cannot be read ({error}); prepare it again"
+                ) from None
+            if len(samples_N) != bounds[i + 1] - bounds[i] or record.piece != i:
+                raise DataError(f"{self.path}/{name}: holds another clip than corpus.json says; prepare it again")
+            scale = record.scale
+            parts.append(samples_N[max(0, first - bounds[i]) : last - bounds[i]])
+        return np.concatenate(parts) if len(parts) > 1 else parts[0], scale
+
+
+class _Files:
+    """Open shards, opened when first read; the one longest unread is closed first."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self._open = functools.lru_cache(maxsize=OPEN)(lambda shard: _reader(paths[shard]))
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, record: int) -> bytes:
+        with self._lock:
+            reader = self._open(shard)
+        return bytes(reader.read([record])[0])
+
+
+def _reader(path: str) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(path, READING)
