@@ -6,19 +6,18 @@ feature cache finds it unusable and reports it. Errors in a list name the file, 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import math
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from datar_jax.audio import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
+from datar_jax.table import Table, lines
 
 SIDES = ("train", "validation", "test")
 
@@ -147,7 +146,8 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _read_manifest(root: Path, config: DataConfig) -> Dataset:
     """A table with the columns path, label and optionally split or fold, start, end (seconds)."""
-    table = _Table(root / config.manifest, "data.manifest", ("path", "label"), ("split", "fold", "start", "end"))
+    path = _listed(root / config.manifest, "data.manifest")
+    table = Table(path, ("path", "label"), ("split", "fold", "start", "end"))
     if {"split", "fold"} <= table.columns:
         raise ConfigError(f"{table.path}: has both columns split and fold; keep one")
     rows: list[tuple[int, str, list[str], float, float, str | None, int | None]] = []
@@ -188,7 +188,7 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
     if len(tables) != 1:
         names = ", ".join(path.name for path in tables) or "none"
         raise ConfigError(f"data.root={config.root!r}: needs one table meta/*.csv, found {names}; is it an ESC folder?")
-    table = _Table(tables[0], "data.root", ("filename", "fold", "target", "category"), None)
+    table = Table(tables[0], ("filename", "fold", "target", "category"), None)
     subset = config.subset if config.subset in table.columns else ""
     there = {path.name for path in (root / "audio").glob("*")}
     stems = {Path(name).stem: name for name in sorted(there) if Path(name).suffix.lower() in SUFFIXES}
@@ -216,8 +216,8 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
     clips = {clip.name: clip for clip in dataset.clips}
     listed: dict[str, str] = {}
     for field, side in (("train_list", "train"), ("test_list", "test")):
-        path = root / getattr(config, field)
-        for row, line in enumerate(_lines(path, f"data.{field}"), start=1):
+        path = _listed(root / getattr(config, field), f"data.{field}")
+        for row, line in enumerate(lines(path), start=1):
             name = _nfc(line.strip().removeprefix("./"))
             if not name:
                 continue
@@ -255,68 +255,6 @@ def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
     return dataclasses.replace(dataset, clips=clips, notes=dataset.notes + (note if left else ()))
 
 
-class _Table:
-    """A comma-separated file with a checked header; knows the row it stands at."""
-
-    def __init__(self, path: Path, field: str, needed: Sequence[str], optional: Sequence[str] | None) -> None:
-        """Reads the header: `needed` must be there, of others only `optional` ones may be (None: any)."""
-        self.path, self.row = path, 0
-        self._values: dict[str, str] = {}
-        self._reader = csv.reader(_lines(path, field))
-        self._header = [name.strip() for name in next(self._cells(), [])]
-        self.columns = frozenset(self._header)
-        for name in needed:
-            if name not in self.columns:
-                raise ConfigError(f"{path}, row 1: no column {name!r}; the header has {', '.join(self._header)}")
-        for name in self._header:
-            if self._header.count(name) > 1 or (optional is not None and name not in (*needed, *optional)):
-                known = "" if optional is None else f"; known: {', '.join((*needed, *optional))}"
-                raise ConfigError(f"{path}, row 1: column {name!r} is unknown or there twice{known}")
-
-    def rows(self) -> Iterator[dict[str, str]]:
-        """The rows below the header, blank ones left out."""
-        for cells in self._cells():
-            self.row = self._reader.line_num
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(self._header):
-                raise ConfigError(
-                    f"{self.path}, row {self.row}: {len(cells)} cells, but the header has {len(self._header)}; "
-                    "quote cells that hold a comma"
-                )
-            self._values = {name: cell.strip() for name, cell in zip(self._header, cells)}
-            yield self._values
-
-    def _cells(self) -> Iterator[list[str]]:
-        """The rows as they are; a quote that is never closed makes all that follows one cell, too large for one."""
-        try:
-            yield from self._reader
-        except csv.Error as error:
-            raise ConfigError(f"{self.path}, row {self.row + 1} or below: {error}; is a quote left open?") from None
-
-    def real(self, column: str) -> float:
-        """The finite number in a column of this row; 0 where the column or its value is missing."""
-        text = self._values.get(column, "")
-        try:
-            value = float(text or 0)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            self.fail(column, "give a number")
-        return value
-
-    def whole(self, column: str, least: int) -> int:
-        """The whole number, `least` or more, in a column of this row."""
-        text = self._values[column]
-        if not text.isdecimal() or len(text) > 9 or int(text) < least:
-            self.fail(column, f"give a whole number, {least} or more")
-        return int(text)
-
-    def fail(self, column: str, remedy: str) -> NoReturn:
-        """Raises a `ConfigError` that names the file, this row, the column and its value."""
-        raise ConfigError(f"{self.path}, row {self.row}, column {column}={self._values[column]!r}: {remedy}")
-
-
 def _printable(name: str) -> str:
     """A name on one line: control characters and what is no UTF-8 as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -327,11 +265,12 @@ def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _lines(path: Path, field: str) -> list[str]:
-    """The lines of a text file, in UTF-8 with or without a mark."""
+def _listed(path: Path, field: str) -> Path:
+    """The path of a list that a setting names.
+
+    Raises:
+      ConfigError: it is not there; names the setting.
+    """
     if not path.is_file():
         raise ConfigError(f"{field}={path.name!r}: no such file ({path}); give a path relative to data.root")
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    return path

@@ -1,0 +1,120 @@
+"""Lists that people wrote: lines of text, comma-separated tables. An error names the file, the row and the column."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from datar_jax.config import ConfigError
+
+_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d*)?)", re.ASCII)
+
+
+def lines(path: Path) -> Iterator[str]:
+    r"""The lines of a text file in UTF-8, with or without a mark, each with the `\n` that ends it; any line ends.
+
+    Raises:
+      ConfigError: the file cannot be read or is no such text.
+    """
+    row = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                row += 1
+                yield line
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}, row {row + 1} or below: not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+class Table:
+    """A comma-separated file, read row by row with named columns; knows the row it stands at."""
+
+    def __init__(
+        self, path: Path, needed: Sequence[str], optional: Sequence[str] | None = (), header: Sequence[str] = ()
+    ) -> None:
+        """Reads the header: `needed` must be there, of others only `optional` ones may be (None: any).
+
+        Args:
+          path: the file.
+          needed: names of columns.
+          optional: names of columns.
+          header: the names where the file need not have any. Rows at its top that repeat them or begin with "# " are
+            passed over.
+
+        Raises:
+          ConfigError: the file cannot be read, or has other columns.
+        """
+        self.path, self.row = path, 0
+        self._values: dict[str, str] = {}
+        self._reader = csv.reader(lines(path), skipinitialspace=True)
+        self._titled = not header
+        self._header = [name.strip() for name in (header or next(self._cells(), []))]
+        self.columns = frozenset(self._header)
+        for name in needed:
+            if name not in self.columns:
+                raise ConfigError(f"{path}, row 1: no column {name!r}; the header has {', '.join(self._header)}")
+        for name in self._header:
+            if self._header.count(name) > 1 or (optional is not None and name not in (*needed, *optional)):
+                known = "" if optional is None else f"; known: {', '.join((*needed, *optional))}"
+                raise ConfigError(f"{path}, row 1: column {name!r} is unknown or there twice{known}")
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The rows below the header, blank ones left out."""
+        head = not self._titled
+        for cells in self._cells():
+            self.row = self._reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if head and (cells[0].startswith("# ") or [cell.strip() for cell in cells] == self._header):
+                continue
+            head = False
+            if len(cells) != len(self._header):
+                raise ConfigError(
+                    f"{self.path}, row {self.row}: {len(cells)} cells, but there are {len(self._header)} columns "
+                    f"({', '.join(self._header)}); quote cells that hold a comma"
+                )
+            self._values = {name: cell.strip() for name, cell in zip(self._header, cells)}
+            yield self._values
+
+    def _cells(self) -> Iterator[list[str]]:
+        """The rows as they are; a quote that is never closed makes all that follows one cell, too large for one."""
+        try:
+            yield from self._reader
+        except csv.Error as error:
+            raise ConfigError(f"{self.path}, row {self.row + 1} or below: {error}; is a quote left open?") from None
+
+    def real(self, column: str) -> float:
+        """The finite number in a column of this row; 0 where the column or its value is missing."""
+        text = self._values.get(column, "")
+        try:
+            value = float(text or 0)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self.fail(column, "give a number")
+        return value
+
+    def whole(self, column: str, least: int) -> int:
+        """The whole number, `least` or more, in a column of this row."""
+        text = self._values[column]
+        if not text.isdecimal() or len(text) > 9 or int(text) < least:
+            self.fail(column, f"give a whole number, {least} or more")
+        return int(text)
+
+    def clock(self, column: str) -> float:
+        """The time in a column of this row, `HH:MM:SS` with or without a fraction, in seconds."""
+        found = _CLOCK.fullmatch(self._values[column])
+        if not found:
+            self.fail(column, "give a time as HH:MM:SS.ss")
+        hours, minutes, seconds = found.groups()
+        return round(int(hours) * 3600 + int(minutes) * 60 + float(seconds), 6)
+
+    def fail(self, column: str, remedy: str) -> NoReturn:
+        """Raises a `ConfigError` that names the file, this row, the column and its value."""
+        raise ConfigError(f"{self.path}, row {self.row}, column {column}={self._values[column]!r}: {remedy}")
