@@ -1,4 +1,4 @@
-"""What needs no data: `python -m datar_jax plan` compiles the train step for a TPU slice that is not there."""
+"""What is no training: `prepare` makes shards of a published data set, `plan` compiles for a TPU slice not there."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import msgspec
 
 from datar_jax import settings
 from datar_jax.chips import ENVIRONMENT, LIBTPU, topology
-from datar_jax.config import ConfigError
+from datar_jax.config import AudioConfig, ConfigError
 
-USAGE = (
+PREPARE = (
+    "python -m datar_jax prepare NAME --lists=DIR --audio=DIR --out=DIR [--config=configs/NAME.py] "
+    "[--config.audio.field=value ...] [--coding=pcm|flac] [--shard-clips=2048] [--workers=N]"
+)
+PLAN = (
     "python -m datar_jax plan --config=configs/NAME.py [--config.path.to.field=value ...] --topology=v5e:16x16 "
     "[--batch=16] [--seconds=10] [--classes=527] [--largest] [--scaling=1x1,2x2,4x4,8x8,16x16] [--json]"
 )
@@ -22,12 +27,77 @@ USAGE = (
 def main(arguments: list[str]) -> int:
     """Runs a sub-command; the exit status is 0, 1 where the program does not fit, 2 for what the caller has to mend."""
     try:
-        if arguments[:1] != ["plan"]:
-            raise ConfigError(f"{' '.join(arguments[:1]) or 'nothing'}: not a command; usage: {USAGE}")
-        return plan(arguments[1:])
+        commands = {"prepare": prepare, "plan": plan}
+        if arguments[:1] == [] or arguments[0] not in commands:
+            raise ConfigError(f"{' '.join(arguments[:1]) or 'nothing'}: not a command; usage: {PREPARE}, or {PLAN}")
+        return commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         print(f"datar_jax: error: {error}", file=sys.stderr)
         return 2
+
+
+def prepare(arguments: list[str]) -> int:
+    """Writes the shards of a data set; started again, goes on where it was.
+
+    Raises:
+      ConfigError: an option that cannot be, lists that cannot be used, or sounds that are not there.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from datar_jax.corpora import CORPORA
+    from datar_jax.places import place
+    from datar_jax.prepare import Recipe
+    from datar_jax.prepare import prepare as write
+    from datar_jax.report import make_console
+    from datar_jax.shards import tell
+    from datar_jax.store import DataError
+
+    names = ", ".join(CORPORA)
+    parser = argparse.ArgumentParser(prog="python -m datar_jax prepare", usage=PREPARE, allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help=f"one of {names}")
+    parser.add_argument("--lists", required=True, type=Path, help="folder of the official lists")
+    parser.add_argument("--audio", required=True, help="folder or URL of the sounds, at any depth")
+    parser.add_argument("--out", required=True, help="folder or URL to write to")
+    parser.add_argument("--config", help="a Python file with get_config(), for its front end (rate, statistics)")
+    parser.add_argument(
+        "--coding", choices=("pcm", "flac"), default="pcm", help="flac is half as large, slower to read"
+    )
+    parser.add_argument("--shard-clips", type=_whole, default=2048, help="clips in a shard (2048)")
+    parser.add_argument("--workers", type=_whole, default=os.cpu_count() or 1, help="processes (one a core)")
+    known, rest = parser.parse_known_args(arguments)
+    if known.name not in CORPORA:
+        raise ConfigError(f"{known.name}: not a data set that is known; give one of {names}")
+    corpus = CORPORA[known.name]
+    overrides = settings.read_overrides(rest, PREPARE)
+    if overrides and not known.config:
+        raise ConfigError(f"--config.{next(iter(overrides))}: needs --config=configs/NAME.py")
+    audio = (
+        settings.load(known.config, overrides).audio if known.config else AudioConfig(sample_rate=corpus.sample_rate)
+    )
+    recipe = Recipe(audio, known.coding, known.shard_clips, known.workers)
+
+    console = make_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("clips", total=None)
+            card = write(
+                known.name,
+                corpus,
+                known.lists,
+                place(known.audio, "--audio"),
+                place(known.out, "--out"),
+                recipe,
+                lambda done, total: bar.update(task, completed=done, total=total),
+                lambda line: console.print(line, markup=False, soft_wrap=True),
+            )
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    except KeyboardInterrupt:
+        print("datar_jax: stopped; the same command continues", file=sys.stderr)
+        return 130
+    console.print(f"{tell(card)}; all of it in {known.out}/manifest.csv", markup=False, soft_wrap=True)
+    return 0
 
 
 def plan(arguments: list[str]) -> int:
@@ -36,7 +106,7 @@ def plan(arguments: list[str]) -> int:
     Raises:
       ConfigError: an option, a setting or a slice that cannot be, or libtpu is not there.
     """
-    parser = argparse.ArgumentParser(prog="python -m datar_jax plan", usage=USAGE, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m datar_jax plan", usage=PLAN, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
     parser.add_argument("--topology", required=True, help="generation and shape of a slice, such as v5e:16x16")
     parser.add_argument("--batch", type=_whole, default=16, help="clips on each chip (16)")
@@ -46,7 +116,7 @@ def plan(arguments: list[str]) -> int:
     parser.add_argument("--scaling", default="", help="slices of a weak-scaling table; one more compile for each")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
     known, rest = parser.parse_known_args(arguments)
-    config = settings.load(known.config, settings.read_overrides(rest, USAGE))
+    config = settings.load(known.config, settings.read_overrides(rest, PLAN))
     place = topology(known.topology)
     others = [topology(each, place.chip.name) for each in known.scaling.split(",") if each]
     if importlib.util.find_spec("libtpu") is None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from datar_jax import shards
 from datar_jax.audio import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
+from datar_jax.places import place
+from datar_jax.shards import Card
 from datar_jax.table import Table, lines
 
 SIDES = ("train", "validation", "test")
@@ -35,6 +39,8 @@ class Clip:
     start: float = 0.0  # seconds
     end: float = 0.0  # seconds; 0 means the end of the file
     group: str = ""  # clips of one group stay on one side
+    record: int = 0  # in a shard: the first one of this clip
+    samples: int = 0  # in a shard: how many there are; 0 where only decoding tells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Dataset:
     folds: tuple[int, ...] = ()  # the folds there are, ascending; empty without folds
     source: str = ""  # the folder or list that was read
     notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
+    card: Card | None = None  # of prepared data
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -70,6 +77,8 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
     root = (base or Path()) / config.root
     if not config.root:
         raise ConfigError("data.root='': give the folder that holds the data set")
+    if config.kind == "prepared":
+        return _with_groups(_read_prepared(config.root), config.group)
     if not root.is_dir():
         raise ConfigError(f"data.root={config.root!r}: no such folder ({root.resolve()}); give one that exists")
     dataset = {"folder": _read_folder, "csv": _read_manifest, "esc": _read_esc}[config.kind](root, config)
@@ -209,6 +218,40 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
     labels = tuple(classes[target] for target in sorted(classes))
     notes = (f"{total - len(rows)} of {total} rows are outside the subset {subset}",) if subset else ()
     return Dataset(clips, labels, tuple(sorted({fold for *_, fold in rows})), str(table.path), notes)
+
+
+def _read_prepared(root: str) -> Dataset:
+    """What `python -m datar_jax prepare` left: the clips of the manifest that are here."""
+    folder = place(root, "data.root")
+    card = shards.read_card(folder)
+    names = [label for head in card.heads for label in head.classes]
+    number = {shard.name: i for i, shard in enumerate(card.shards)}
+    labels: dict[str, tuple[int, ...]] = {}  # equal ones are one
+    clips = []
+    with (folder / shards.MANIFEST).here() as path:
+        table = Table(path, shards.MANIFEST_COLUMNS)
+        for row in table.rows():
+            if row["status"] != shards.HERE:
+                continue
+            if row["shard"] not in number:
+                table.fail("shard", "not one of corpus.json; prepare the data again")
+            if row["labels"] not in labels:
+                labels[row["labels"]] = tuple(map(int, row["labels"].split()))
+            clip = Clip(
+                card.shards[number[row["shard"]]].name,
+                row["id"],
+                labels[row["labels"]],
+                fold=table.whole("fold", 1) if row["fold"] else None,
+                split=sys.intern(row["side"]) or None,
+                record=table.whole("record", 0),
+                samples=table.whole("samples", 1),
+            )
+            clips.append(clip)
+    if len(clips) != card.here:
+        many = f"{len(clips)} clips, {shards.CARD} says {card.here}"
+        raise ConfigError(f"{folder.url}/{shards.MANIFEST}: {many}; prepare the data again")
+    folds = tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
+    return Dataset(tuple(clips), tuple(names), folds, f"{folder.url}/{shards.MANIFEST}", (shards.tell(card),), card)
 
 
 def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:

@@ -168,18 +168,21 @@ def _find(listing: Listing, audio: Place, tell: Callable[[str], None]) -> list[F
 
 
 def _plans(listing: Listing, found: list[File | None], shard_clips: int) -> list[Plan]:
-    """Shards of equally many clips, each of one side, in the order of the lists."""
-    sides: dict[str, list[tuple[Segment, File]]] = collections.defaultdict(list)
+    """Shards of equally many listed clips, each of one side, in the order of the lists.
+
+    Clips that are missing count, so that one that turns up later changes its own shard only.
+    """
+    sides: dict[str, list[tuple[Segment, File | None]]] = collections.defaultdict(list)
     for segment, file in zip(listing.segments, found):
-        if file:
-            sides[segment.side or "clips"].append((segment, file))
+        sides[segment.side or "clips"].append((segment, file))
     plans = []
     for side, members in sides.items():
         count = -(-len(members) // shard_clips)
         for i in range(count):
-            part = members[i * shard_clips : (i + 1) * shard_clips]
-            segments, files = zip(*part)
-            plans.append(Plan(f"{side}-{i:05d}-of-{count:05d}.array_record", segments, files))
+            there = [(segment, file) for segment, file in members[i * shard_clips : (i + 1) * shard_clips] if file]
+            if there:
+                segments, files = zip(*there)
+                plans.append(Plan(f"{side}-{i:05d}-of-{count:05d}.array_record", segments, files))
     return plans
 
 

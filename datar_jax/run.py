@@ -27,10 +27,12 @@ from datar_jax.distributed import wait_for_all
 from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
 from datar_jax.model import count_parameters
+from datar_jax.places import place
 from datar_jax.plot import confusion_png, curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
 from datar_jax.scoring import Material, score_clips
 from datar_jax.sharding import make_mesh
+from datar_jax.shards import open_shards, read_statistics
 from datar_jax.splits import Split, check_classes, split
 from datar_jax.step import Task
 from datar_jax.store import Store, default_window, report_bad, statistics, usable
@@ -47,6 +49,8 @@ MOVABLE = (
         "mesh.fsdp",
     ),
 )
+
+SOME = 2048  # clips of prepared data that statistics are taken of, for a front end that they were not prepared for
 
 
 @dataclass(frozen=True)
@@ -174,20 +178,40 @@ def _store(config: Config, dataset: Dataset, workdir: Path, console: Console) ->
     cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
     if jax.process_index():
         wait_for_all("sounds")
+    if dataset.card:
+        root = place(config.data.root, "data.root")
+        store: Store = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
+    else:
+        store = _decoded(config, dataset, cache, console)
+    if not jax.process_index():
+        wait_for_all("sounds")
+    if report := report_bad(store, config.data.max_bad_fraction):
+        console.print(report, markup=False, soft_wrap=True)
+    return store
+
+
+def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) -> Store:
+    """The cache of a folder or a list of sounds, with a bar while it is computed."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=len(dataset))
-        store = prepare(
+        return prepare(
             dataset,
             config.audio,
             cache,
             lambda done, total: bar.update(task, completed=done, total=total),
             lambda line: console.print(line, markup=False, soft_wrap=True),
         )
-    if not jax.process_index():
-        wait_for_all("sounds")
-    if report := report_bad(store, config.data.max_bad_fraction):
-        console.print(report, markup=False, soft_wrap=True)
-    return store
+
+
+def _statistics(config: Config, dataset: Dataset, store: Store, train: np.ndarray) -> tuple[float, float]:
+    """Mean and deviation of the training spectrograms: of all of them, or of some of a prepared data set's."""
+    if dataset.card:
+        parts = {clip.split or f"fold {clip.fold}" for clip in (dataset.clips[i] for i in train)}
+        known = read_statistics(place(config.data.root, "data.root"), config.audio, sorted(parts))
+        if known:
+            return known
+        train = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), SOME)).astype(int))]
+    return statistics(store, train)
 
 
 def _usable(dataset: Dataset, store: Store, each: Split, console: Console) -> Split:
@@ -218,7 +242,7 @@ def _run_split(
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps)
-    mean, std = statistics(store, each.train)
+    mean, std = _statistics(config, dataset, store, each.train)
     material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})

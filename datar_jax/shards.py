@@ -15,13 +15,16 @@ import functools
 import io
 import itertools
 import threading
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 import soundfile
 
-from datar_jax.config import AudioConfig
+from datar_jax.config import AudioConfig, ConfigError
+from datar_jax.places import Place
 from datar_jax.store import DataError, Samples, columns
 
 FORMAT = 1
@@ -48,6 +51,17 @@ class Record(msgspec.Struct, frozen=True):
     scale: float  # what its samples are multiplied by
     coding: Coding
     samples: memoryview  # little-endian int16, or a FLAC stream of them
+
+
+class Located(Protocol):
+    """A clip in a shard, as `datasets.Clip`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def record(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -102,6 +116,78 @@ class Statistics(msgspec.Struct, frozen=True):
 
     audio: AudioConfig
     parts: dict[str, Sums]  # by side, or by fold as `fold 1`
+
+
+def read_card(folder: Place) -> Card:
+    """The card of a prepared folder.
+
+    Raises:
+      ConfigError: there is none, or it is none.
+    """
+    try:
+        card = msgspec.json.decode((folder / CARD).read(), type=Card)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"data.root={folder.url!r}: holds no {CARD}; give a folder that `python -m datar_jax prepare` has finished"
+        ) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder.url}/{CARD}: not readable ({error}); prepare the data again") from None
+    if card.format != FORMAT:
+        raise ConfigError(f"{folder.url}/{CARD}: format {card.format}, this version reads {FORMAT}; prepare again")
+    return card
+
+
+def tell(card: Card) -> str:
+    """One line on what there is of a data set, for whoever compares results."""
+    lost = ", ".join(f"{n:,} {what}" for n, what in ((card.missing, MISSING), (card.unreadable, UNREADABLE)) if n)
+    there = f"{card.here:,} of {card.listed:,} listed clips are here" + (f" ({lost})" if lost else "")
+    return f"{card.title}: {there}; the list of those has SHA-256 {card.clips_sha256[:16]}"
+
+
+def read_statistics(folder: Place, audio: AudioConfig, parts: Sequence[str]) -> tuple[float, float] | None:
+    """Mean and deviation, in decibels, of some sides or folds; None where they were taken for another front end."""
+    try:
+        found = msgspec.json.decode((folder / STATISTICS).read(), type=Statistics)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if msgspec.structs.replace(found.audio, frontend=audio.frontend) != audio or not set(parts) <= set(found.parts):
+        return None
+    sums = sum((found.parts[part] for part in parts), Sums())
+    mean = sums.total / max(sums.count, 1)
+    variance = sums.squares / max(sums.count, 1) - mean**2
+    return (mean, variance**0.5) if variance > 0 else None
+
+
+def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: AudioConfig, cache: Path) -> Shards:
+    """The shards of a prepared folder as a store; those of a bucket are copied into `cache` first.
+
+    Raises:
+      ConfigError: another rate than the front end's.
+      DataError: a shard is missing or of another size.
+    """
+    if audio.sample_rate != card.sample_rate:
+        raise ConfigError(
+            f"audio.sample_rate={audio.sample_rate}: {folder.url} holds {card.sample_rate} Hz; give that, or prepare "
+            "the data again"
+        )
+    home = folder.local or cache / "shards" / card.clips_sha256[:16]
+    for shard in card.shards:
+        path = home / shard.name
+        if folder.local is None and not (path.exists() and path.stat().st_size == shard.size):
+            home.mkdir(parents=True, exist_ok=True)
+            (folder / shard.name).give(path)
+        if not path.exists() or path.stat().st_size != shard.size:
+            raise DataError(f"{path}: missing, or not of {shard.size:,} bytes; prepare the data again")
+    names = tuple(shard.name for shard in card.shards)
+    number = {name: i for i, name in enumerate(names)}
+    return Shards(
+        str(home),
+        audio,
+        names,
+        np.array([clip.samples for clip in clips], np.int64),
+        np.array([number[clip.path] for clip in clips], np.int32),
+        np.array([clip.record for clip in clips], np.int32),
+    )
 
 
 def pieces(length: int, sample_rate: int) -> list[int]:

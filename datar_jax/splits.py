@@ -57,7 +57,8 @@ def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tupl
     """Refuses a split that cannot be learned; worth a second call once unusable clips are taken out.
 
     Returns:
-      One line that names the classes without a test clip, or nothing.
+      One line that names the classes without a test clip, or nothing; of prepared data, those without a training clip
+      too.
 
     Raises:
       ConfigError: a side is empty, or a class has no clip to learn from.
@@ -66,11 +67,18 @@ def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tupl
         if not len(indices):
             raise ConfigError(f"{dataset.source}: no {name} clip; change data.test_fraction, the lists or the folds")
     untaught, untested = (_classes_without(dataset, indices) for indices in (train, test))
+    if untaught and dataset.card:  # published lists have such classes, and people's copies of them more
+        few = ", ".join(untaught[:5]) + (", ..." if len(untaught) > 5 else "")
+        return (f"no training clip of {len(untaught)} classes ({few}): they cannot be learned", *_unheard(untested))
     if untaught:
         raise ConfigError(
             f"{dataset.source}: no training clip of class {', '.join(untaught)}; "
             "add clips, take the class out, or change data.test_fraction, the lists or the folds"
         )
+    return _unheard(untested)
+
+
+def _unheard(untested: list[str]) -> tuple[str, ...]:
     return (f"no test clip of class {', '.join(untested)}: its score will be missing",) if untested else ()
 
 

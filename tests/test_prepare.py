@@ -1,0 +1,333 @@
+"""From lists and sounds to shards and back: true samples, the same bytes after a stop, every clip accounted for."""
+
+import dataclasses
+import json
+import pickle
+import threading
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+from test_logmel import sound
+from test_store import SMALL
+
+from datar_jax import prepare as room
+from datar_jax import shards
+from datar_jax.audio import decode
+from datar_jax.cache import prepare as prepare_cache
+from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
+from datar_jax.corpora.corpus import Corpus, Head, Listing, Segment
+from datar_jax.datasets import read_dataset
+from datar_jax.places import place
+from datar_jax.prepare import Recipe, prepare
+from datar_jax.run import _statistics  # the numbers that a run would normalise by
+from datar_jax.shards import open_shards, pieces
+from datar_jax.store import DataError, statistics
+
+AUDIO = AudioConfig(sample_rate=8_000, mels=32)
+RECIPE = Recipe(AUDIO, shard_clips=3, workers=1)
+
+
+def listing(folder, *segments):
+    (folder / "list.csv").write_text("the list")
+    heads = (Head("class", ("bark", "chirp", "moo")),)
+    return Listing(segments, heads, "single", (folder / "list.csv",), ("a note",))
+
+
+def corpus(read):
+    return Corpus("A Corpus", read, "list.csv", "CC BY 4.0", 8_000)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Eight clips in two folders: six usable ones, a missing and an unreadable one; parts of one long recording."""
+    audio = tmp_path / "audio"
+    (audio / "bark").mkdir(parents=True)
+    for i in range(3):
+        soundfile.write(audio / "bark" / f"-id{i}_000030.wav", sound(AUDIO, 0.5, i), 8_000)
+    soundfile.write(audio / "long.flac", sound(AUDIO, 6.0, 9), 8_000)
+    (audio / "broken_000001.wav").write_bytes(b"RIFF nothing")
+    soundfile.write(audio / "short.ogg", sound(AUDIO, 1.2, 5), 8_000)
+
+    def read(lists):
+        del lists
+        names = [f"-id{i}_30" for i in range(3)]
+        cut = [Segment(n, (0,), "train", None, (f"bark/{n[:-2]}000030",), ("-id",), 30.0, 40.0) for n in names]
+        parts = [Segment(f"long_{i}", (1,), "train", None, (), ("long",), float(i), i + 1.0) for i in (1, 4)]
+        rest = [
+            Segment("gone", (2,), "train", None, ("gone_000001", "gone"), (), 0, 0, "list.csv", 7),
+            Segment("broken", (2,), "train", None, ("broken_000001",), (), 0, 0, "list.csv", 8),
+            Segment("short", (2,), "test", None, (), ("short",), 50.0, 51.0),
+        ]
+        return listing(tmp_path, *cut, *parts, *rest)
+
+    return corpus(read), audio
+
+
+def run(small, out, recipe=RECIPE, lines=None, progress=lambda done, total: None):
+    tell = (lines if lines is not None else []).append
+    places = place(str(small[1]), "--audio"), place(str(out), "--out")
+    return prepare("small", small[0], out, *places, recipe, progress, tell)
+
+
+def opened(out, audio=AUDIO, cache=None):
+    dataset = read_dataset(DataConfig(root=str(out), kind="prepared"))
+    return dataset, open_shards(place(str(out), "x"), dataset.card, dataset.clips, audio, cache)
+
+
+def content(out):
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_every_listed_clip_is_accounted_for(small, tmp_path):
+    lines, seen = [], []
+    card = run(small, tmp_path / "out", lines=lines, progress=lambda *at: seen.append(at))
+    assert (card.listed, card.here, card.missing, card.unreadable) == (8, 6, 1, 1)
+    assert lines == ["a note"] and seen[0] == (0, 7) and seen[-1] == (7, 7)
+    dataset, _ = opened(tmp_path / "out")
+    assert [clip.name for clip in dataset.clips] == ["-id0_30", "-id1_30", "-id2_30", "long_1", "long_4", "short"]
+    assert [clip.labels for clip in dataset.clips] == [(0,), (0,), (0,), (1,), (1,), (2,)]
+    assert [clip.split for clip in dataset.clips] == ["train"] * 5 + ["test"]
+    assert dataset.labels == ("bark", "chirp", "moo")
+    assert "6 of 8 listed clips are here (1 missing, 1 unreadable)" in dataset.notes[0]
+    assert card.clips_sha256[:16] in dataset.notes[0]
+    rows = (tmp_path / "out" / "manifest.csv").read_text().splitlines()
+    assert rows[6].startswith("gone,2,train,,missing,no file of its name,,,,,list.csv,7")
+    assert rows[7].startswith("broken,2,train,,unreadable,cannot be decoded")
+    assert card.lists == {"list.csv": __import__("hashlib").sha256(b"the list").hexdigest()}
+    names = ("train-00000-of-00003", "train-00001-of-00003", "test-00000-of-00001")  # the third one would be empty
+    assert {shard.name for shard in card.shards} == {f"{name}.array_record" for name in names}
+
+
+@pytest.mark.parametrize("coding", ["pcm", "flac"])
+def test_shards_hold_what_the_files_hold(small, tmp_path, coding):
+    run(small, tmp_path / "out", dataclasses.replace(RECIPE, coding=coding))
+    dataset, store = opened(tmp_path / "out")
+    parts = {"long_1": ("long.flac", 1, 2), "long_4": ("long.flac", 4, 5), "short": ("short.ogg", 0, 0)}
+    for i, clip in enumerate(dataset.clips):
+        name, start, end = parts.get(clip.name, (f"bark/{clip.name.replace('_30', '_000030')}.wav", 0, 0))
+        wanted = decode(small[1] / name, 8_000, start, end)
+        samples, scale = store.read(i, 0, int(store.lengths[i]))
+        step = 2.0**-15 if np.abs(wanted).max() > 0.5 else 2.0**-16
+        np.testing.assert_allclose(samples * scale, wanted, rtol=0, atol=step)
+        some, _ = store.read(i, 100, 300)
+        np.testing.assert_array_equal(some, samples[100:300])
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.get(3, 2, 9), store.get(3, 2, 9))
+
+
+def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    seconds = 2.5 * shards.PIECE
+    wave = np.random.default_rng(0).normal(0, 0.1, int(seconds * 8_000)).astype(np.float32)
+    soundfile.write(audio / "a.wav", wave, 8_000, "PCM_16")
+    segments = (Segment("a", (0,), "train", None, ("a",)), Segment("b", (0,), "train", None, ("a",)))
+    run((corpus(lambda lists: listing(tmp_path, *segments)), audio), tmp_path / "out")
+    dataset, store = opened(tmp_path / "out")
+    bounds = pieces(wave.size, 8_000)
+    assert len(bounds) == 4 and bounds[-1] == wave.size
+    assert [clip.record for clip in dataset.clips] == [0, 3]
+    whole, scale = store.read(1, 0, wave.size)
+    np.testing.assert_array_equal(whole * np.float32(scale), soundfile.read(audio / "a.wav", dtype="float32")[0])
+    for first, last in ((bounds[1] - 5, bounds[1] + 5), (bounds[1], bounds[2]), (bounds[1] - 1, bounds[3])):
+        np.testing.assert_array_equal(store.read(1, first, last)[0], whole[first:last])
+
+
+@pytest.mark.parametrize("stop", [0, 3, 4, 6])
+def test_stopped_and_started_again_it_ends_in_the_same_bytes(small, tmp_path, stop):
+    run(small, tmp_path / "whole")
+
+    def break_off(done, total):
+        del total
+        if done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "out", progress=break_off)
+    assert not (tmp_path / "out" / "corpus.json").exists(), "what is not whole has no card"
+    with pytest.raises(ConfigError, match=r"holds no corpus\.json"):
+        opened(tmp_path / "out")
+    seen = []
+    run(small, tmp_path / "out", progress=lambda *at: seen.append(at))
+    assert seen[0][0] == {0: 0, 3: 0, 4: 3, 6: 5}[stop], "finished shards are not made again"
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.array_record")}
+    run(small, tmp_path / "out")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.array_record")} == before
+
+
+def test_two_processes_write_the_same_bytes_as_one(small, tmp_path):
+    run(small, tmp_path / "one")
+    run(small, tmp_path / "two", dataclasses.replace(RECIPE, workers=2))
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_a_changed_file_makes_its_shard_anew_and_no_other(small, tmp_path):
+    out = tmp_path / "out"
+    run(small, out)
+    before = content(out)
+    soundfile.write(small[1] / "gone_000001.wav", sound(AUDIO, 0.4, 7), 8_000)
+    assert run(small, out).here == 7
+    changed = {name for name, data in content(out).items() if before.get(name) != data}
+    assert changed == {
+        *("corpus.json", "manifest.csv", "statistics.json"),
+        *("train-00001-of-00003.array_record", "parts/train-00001-of-00003.array_record.json"),
+    }
+    (out / "test-00000-of-00001.array_record").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.array_record: missing, or not of"):
+        opened(out)
+    run(small, out)
+    opened(out)
+
+
+def test_statistics_are_those_of_the_training_clips(small, tmp_path):
+    run(small, tmp_path / "out")
+    dataset, store = opened(tmp_path / "out")
+    train = np.array([i for i, clip in enumerate(dataset.clips) if clip.split == "train"])
+    config = Config(audio=AUDIO, data=DataConfig(root=str(tmp_path / "out"), kind="prepared"), model=SMALL)
+    found = _statistics(config, dataset, store, train)
+    np.testing.assert_allclose(found, statistics(store, train), rtol=1e-6)
+    other = msgspec.structs.replace(config, audio=msgspec.structs.replace(AUDIO, hop_ms=20.0))
+    wider = open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, other.audio, tmp_path)
+    assert _statistics(other, dataset, wider, train) == statistics(wider, train) != found
+
+
+def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
+    bucket = f"memory://{tmp_path.name}"
+    for path in small[1].rglob("*"):
+        if path.is_file():
+            (place(f"{bucket}/audio", "x") / path.relative_to(small[1]).as_posix()).write(path.read_bytes())
+    # The bucket of this test lives in this process: its sounds are decoded here, not in a process beside it.
+    here, there = place(str(small[1]), "x"), place(f"{bucket}/audio", "x")
+    assert sorted(name for name, _ in there.files()) == sorted(name for name, _ in here.files())
+    with (there / "long.flac").here() as copy:
+        np.testing.assert_array_equal(decode(copy, 8_000), decode(small[1] / "long.flac", 8_000))
+    run(small, tmp_path / "out")
+    arguments = ("small", small[0], tmp_path, here, place(f"{bucket}/out", "--out"), RECIPE, lambda *_: None, print)
+    prepare(*arguments)
+    for name, data in content(tmp_path / "out").items():
+        if name != ".lock":
+            assert (place(f"{bucket}/out", "x") / name).read() == data, name
+    assert read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared")).clips == opened(tmp_path / "out")[0].clips
+    dataset = read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared"))
+    store = open_shards(place(f"{bucket}/out", "x"), dataset.card, dataset.clips, AUDIO, tmp_path / "cache")
+    np.testing.assert_array_equal(store.get(4), opened(tmp_path / "out")[1].get(4))
+    done = prepare(*arguments)
+    assert done == dataset.card
+
+
+def test_a_damaged_shard_is_named(small, tmp_path):
+    run(small, tmp_path / "out")
+    path = tmp_path / "out" / "train-00000-of-00003.array_record"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 8] ^= 1
+    path.write_bytes(data)
+    dataset, store = opened(tmp_path / "out")
+    text = r"train-00000-of-00003\.array_record: clip \d cannot be read .*prepare it again"
+    with pytest.raises(DataError, match=text):
+        [store.read(i, 0, 100) for i in range(len(dataset))]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda out: (out / "corpus.json").write_text("{"), r"corpus\.json: not readable"),
+        (lambda out: (out / "corpus.json").write_text("[]"), r"corpus\.json: not readable"),
+        (lambda out: (out / "manifest.csv").unlink(), r"manifest\.csv: cannot be read"),
+        (lambda out: cut_last_line(out / "manifest.csv"), r"manifest\.csv: 5 clips, corpus\.json says 6"),
+        (lambda out: change(out / "manifest.csv", "train-00001-of", "train-00009-of"), r"row 5, column shard="),
+        (lambda out: change(out / "corpus.json", '"format": 1', '"format": 9'), "format 9, this version reads 1"),
+    ],
+)
+def test_a_prepared_folder_that_is_not_whole_is_refused(small, tmp_path, spoil, text):
+    run(small, tmp_path / "out")
+    spoil(tmp_path / "out")
+    with pytest.raises(ConfigError, match=text):
+        opened(tmp_path / "out")
+
+
+def cut_last_line(path):
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+def change(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_what_cannot_be_is_said(small, tmp_path):
+    run(small, tmp_path / "out")
+    dataset, _ = opened(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"audio\.sample_rate=16000: .* holds 8000 Hz"):
+        open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, AudioConfig(), tmp_path)
+    with pytest.raises(ConfigError, match=r"--audio=.*no such folder"):
+        run((small[0], tmp_path / "nowhere"), tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"none of the 8 clips.* named bark/-id0_000030 or -id"):
+        run((small[0], tmp_path / "empty"), tmp_path / "other")
+    only = corpus(lambda lists: listing(tmp_path, Segment("x", (0,), "train", None, ("broken_000001",))))
+    with pytest.raises(ConfigError, match="none of the 1 sounds that were found can be used; the first: cannot be"):
+        run((only, small[1]), tmp_path / "other")
+    video = corpus(lambda lists: listing(tmp_path, Segment("x", (0,), "train", None, ("-id0_000030", "film"))))
+    (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.mp4")
+    with pytest.raises(ConfigError, match=r"no decoder for \.mp4; extract its sound"):
+        run((video, small[1]), tmp_path / "other")
+
+
+def test_one_folder_is_written_by_one_preparation(small, tmp_path):
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(done, total):
+        del total
+        if done == 1:
+            entered.set()
+            assert leave.wait(60)
+
+    first = threading.Thread(target=run, args=(small, tmp_path / "out"), kwargs={"progress": wait})
+    first.start()
+    try:
+        assert entered.wait(60)
+        with pytest.raises(ConfigError, match="another preparation is writing there"):
+            run(small, tmp_path / "out")
+    finally:
+        leave.set()
+        first.join()
+    assert opened(tmp_path / "out")[0].card.here == 6
+
+
+def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_path):
+    (small[1] / "abc").mkdir()
+    soundfile.write(small[1] / "abc" / "long.wav", sound(AUDIO, 6.0, 1), 8_000)
+    lines = []
+    run(small, tmp_path / "out", lines=lines)
+    assert "2 clips have more than one file; the first by its path is taken, as abc/long.wav" in lines
+    assert "abc/long.wav" in (tmp_path / "out" / "manifest.csv").read_text()
+
+
+def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "_cook", die)
+    with pytest.raises(DataError, match="a process that decodes died"):
+        run(small, tmp_path / "out")
+
+
+def die(*_):
+    import os
+
+    os._exit(9)
+
+
+def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
+    run(small, tmp_path / "out")
+    dataset, store = opened(tmp_path / "out")
+    (tmp_path / "out" / "manifest.csv").read_text()
+    folder = tmp_path / "as_folder"
+    (folder / "bark").mkdir(parents=True)
+    for i in range(3):
+        (folder / "bark" / f"{i}.wav").write_bytes((small[1] / "bark" / f"-id{i}_000030.wav").read_bytes())
+    cached = prepare_cache(read_dataset(DataConfig(root=str(folder))), AUDIO, tmp_path / "cache")
+    for i in range(3):
+        np.testing.assert_allclose(store.get(i), cached.get(i), rtol=0, atol=0.06)
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text())["audio"]["mels"] == 32
+    assert len(dataset) == 6
