@@ -24,7 +24,23 @@ from datar_jax.store import Batch, DataError, Store
 
 ENDLESS = 2**40  # batches
 
-_Labels = tuple[int, list[list[int]]]  # number of classes, and the classes of each row of the index array
+
+class _Labels:
+    """The classes of each row of an index array, one row after another."""
+
+    def __init__(self, dataset: Dataset, indices: np.ndarray) -> None:
+        of_row = [dataset.clips[i].labels for i in indices]
+        self.classes = len(dataset.labels)
+        self.counts_N = np.array([len(labels) for labels in of_row], np.int64)
+        self.flat = np.array([label for labels in of_row for label in labels], np.int32)
+        self._ends_N = np.cumsum(self.counts_N)
+
+    def targets(self, rows_B: np.ndarray) -> np.ndarray:
+        """Multi-hot rows: float32 (B, S)."""
+        target_BxS = np.zeros((len(rows_B), self.classes), np.float32)
+        for b, row in enumerate(rows_B):
+            target_BxS[b, self.flat[self._ends_N[row] - self.counts_N[row] : self._ends_N[row]]] = 1
+        return target_BxS
 
 
 class TrainBatches(Iterator[Batch]):
@@ -109,6 +125,10 @@ def train_batches(
 ) -> TrainBatches:
     """Endless shuffled batches of random crops; each epoch has its own order and its own crops.
 
+    With `config.balance` an epoch draws as many clips, but with replacement, and each with the probability that gives
+    every class the same share: in proportion to the sum over its labels of 1 / clips of that label (as PSLA, Gong et
+    al., 2021, section III-C).
+
     Args:
       store: the sounds.
       dataset: their labels.
@@ -129,11 +149,14 @@ def train_batches(
     """
     _check(store, indices, batch_size, shards)
     lengths = store.frames[indices]
-    order = _Order(seed, np.maximum(lengths - window_frames, 0))
-    gather = functools.partial(_gather, store, _labels(dataset, indices), indices, window_frames)
+    labels = _Labels(dataset, indices)
+    order = _Order(seed, np.maximum(lengths - window_frames, 0), _rarity(labels) if config.balance else None)
+    gather = functools.partial(_gather, store, labels, indices, window_frames)
     batch = functools.partial(_train_batch, order, gather, batch_size, shard, shards)
     data = hashlib.blake2b(np.stack([indices, lengths]).astype("<i8").tobytes(), digest_size=8).hexdigest()
     identity = {"seed": seed, "batch_size": batch_size, "window_frames": window_frames, "data": data}
+    if config.balance:
+        identity["balance"] = True
 
     def clips(number: int) -> np.ndarray:
         return indices[order(number * batch_size, (number + 1) * batch_size)[:, 0]]
@@ -182,7 +205,7 @@ def eval_batches(
     lack = -len(drawn_Nx2) % batch_size
     mask = np.repeat(np.array([1, 0], np.float32), [len(drawn_Nx2), lack])
     drawn_Nx2 = np.concatenate([drawn_Nx2, np.repeat(drawn_Nx2[:1], lack, axis=0)])
-    labels = _labels(dataset, indices)
+    labels = _Labels(dataset, indices)
 
     def batches() -> Iterator[Batch]:
         for first in range(shard * rows, len(drawn_Nx2), batch_size):
@@ -205,9 +228,9 @@ class _Order:
     grain's own `shuffle` permutes without a table, which takes 0.1 ms per example when the data are few.
     """
 
-    def __init__(self, seed: int, spare: np.ndarray) -> None:
-        # spare: columns of each clip beyond the window, 0 for short ones
-        self._seed, self._spare = seed, spare
+    def __init__(self, seed: int, spare: np.ndarray, rarity: np.ndarray | None = None) -> None:
+        # spare: columns of each clip beyond the window, 0 for short ones; rarity: as `_rarity`, None draws each once
+        self._seed, self._spare, self._rarity = seed, spare, rarity
         self._drawn: dict[int, np.ndarray] = {}
 
     def __call__(self, first: int, last: int) -> np.ndarray:
@@ -221,7 +244,11 @@ class _Order:
         drawn = self._drawn.get(epoch)
         if drawn is None:
             rng = np.random.default_rng((self._seed, epoch))
-            rows = rng.permutation(len(self._spare))
+            size = len(self._spare)
+            if self._rarity is None:
+                rows = rng.permutation(size)
+            else:
+                rows = np.searchsorted(self._rarity, rng.random(size), side="right")
             drawn = np.stack([rows, rng.integers(0, self._spare[rows] + 1)], axis=1)
             self._drawn = {**{e: d for e, d in self._drawn.items() if abs(e - epoch) <= 1}, epoch: drawn}
         return drawn
@@ -239,14 +266,16 @@ def _train_batch(
 def _gather(store: Store, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray) -> Batch:
     """The drawn windows and what is said of them."""
     rows_B, starts_B = drawn_Bx2.T
-    target_BxS = np.zeros((len(drawn_Bx2), labels[0]), np.float32)
-    for b, row in enumerate(rows_B):
-        target_BxS[b, labels[1][row]] = 1
-    return {**store.batch(indices[rows_B], starts_B, window_frames), "target": target_BxS}
+    return {**store.batch(indices[rows_B], starts_B, window_frames), "target": labels.targets(rows_B)}
 
 
-def _labels(dataset: Dataset, indices: np.ndarray) -> _Labels:
-    return len(dataset.labels), [list(dataset.clips[i].labels) for i in indices]
+def _rarity(labels: _Labels) -> np.ndarray:
+    """Probability of each row under balanced drawing, summed up: float64 (N,), the last one 1."""
+    clips_S = np.bincount(labels.flat, minlength=labels.classes)
+    weight_M = 1 / clips_S[labels.flat]
+    row_M = np.repeat(np.arange(len(labels.counts_N)), labels.counts_N)
+    sums_N = np.cumsum(np.bincount(row_M, weight_M, len(labels.counts_N)))
+    return sums_N / sums_N[-1]
 
 
 def _check(store: Store, indices: np.ndarray, batch_size: int, shards: int) -> None:

@@ -1,5 +1,7 @@
 """From the cache to batches: crops and views, every clip once an epoch, resumption, shards."""
 
+import dataclasses
+import functools
 import json
 import pickle
 import shutil
@@ -79,6 +81,29 @@ def test_each_epoch_has_every_clip_once_in_its_own_order_with_its_own_crops(tmp_
     assert starts[4] == {0, 1}  # 21 frames: both crops occur, the last one too
     assert starts[2] == {0}
     assert len(starts[7]) > 20
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+def test_balanced_drawing_gives_every_class_its_share(tmp_path, labels):
+    store, dataset = marked(tmp_path, [20] * 60)
+    of_clip = [(0,)] * 45 + [(1,)] * 12 + [(2,)] * 3 if labels == "single" else [(0,)] * 40 + [(0, 1)] * 15 + [(2,)] * 5
+    clips = tuple(dataclasses.replace(clip, labels=told) for clip, told in zip(dataset.clips, of_clip))
+    dataset = dataclasses.replace(dataset, clips=clips)
+    draw = functools.partial(train_batches, store, dataset, np.arange(60), 10, 50, 3)
+    batches = draw(DataConfig(balance=True))
+    drawn = np.concatenate([batches.clips(number) for number in range(240)])
+    share = np.bincount(drawn, minlength=60) / len(drawn)
+    count = np.array([sum(s in told for told in of_clip) for s in range(3)])
+    wanted = np.array([sum(1 / count[s] for s in told) for told in of_clip])
+    wanted /= wanted.sum()
+    np.testing.assert_allclose(share, wanted, atol=5 * np.sqrt(wanted.max() / len(drawn)))  # five deviations
+    if labels == "single":
+        np.testing.assert_allclose([share[:45].sum(), share[45:57].sum(), share[57:].sum()], 1 / 3, atol=0.03)
+    np.testing.assert_array_equal(draw(DataConfig(balance=True)).clips(7), batches.clips(7))
+    assert_equal_batches([next(batches)], [draw(DataConfig(balance=True, threads=1)).read(0)])
+    batches.close()
+    with pytest.raises(DataError, match="balance was None, now True"):
+        batches.set_state(draw(DataConfig()).get_state())
 
 
 def test_a_batch_wider_than_the_data_runs_across_epochs(tmp_path):
