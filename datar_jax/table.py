@@ -89,6 +89,12 @@ class Table:
         except csv.Error as error:
             raise ConfigError(f"{self.path}, row {self.row + 1} or below: {error}; is a quote left open?") from None
 
+    def text(self, column: str) -> str:
+        """What a column of this row says, which must be something."""
+        if not self._values[column]:
+            self.fail(column, "must not be empty")
+        return self._values[column]
+
     def real(self, column: str) -> float:
         """The finite number in a column of this row; 0 where the column or its value is missing."""
         text = self._values.get(column, "")

@@ -10,25 +10,60 @@ from typing import Literal
 from datar_jax.fetch import Download
 
 
+@dataclass(frozen=True)
+class Naming:
+    """How people name the files of a data set: patterns without ending, best first.
+
+    A pattern may hold `{id}` and `{recording}` of a segment, `{start}` and `{end}` in whole seconds (`{start:06d}`:
+    six digits), and `{start_ms}` and `{end_ms}` in milliseconds.
+    """
+
+    cut: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One row of a list: a stretch of sound and what is said of it.
 
-    `cut` and `whole` are names of files as people keep them, without ending, best first; a name may hold folders
-    (`dog/1-100032-A`), which then count from anywhere below the audio folder. A file under `cut` is the segment; one
-    under `whole` is the recording that it is a part of, or the segment itself if it lasts no longer than that.
+    There are millions of them, so that what all rows of a list share (the naming, a set of labels) is one object, and
+    names of files are made when they are asked for.
     """
 
     id: str  # unique in the data set; what an official scorer calls it, where there is one
     labels: tuple[int, ...]  # indices into the classes of all heads, one after another; ascending
     side: str | None  # train, validation or test; None where folds divide
     fold: int | None
-    cut: tuple[str, ...]
-    whole: tuple[str, ...] = ()
+    naming: Naming
+    recording: str = ""  # that it is a part of
     start: float = 0.0  # in the recording, seconds
     end: float = 0.0  # 0: to its end
     source: str = ""  # name of the list
-    row: int = 0  # its line
+    row: int = 0  # its line; 0 where no list names it
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Names of a file that is the segment, without ending, best first.
+
+        A name may hold folders (`dog/1-100032-A`), which then count from anywhere below the audio folder.
+        """
+        return self._named(self.naming.cut)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Names of a file that is the recording, or the segment itself if it lasts no longer than that."""
+        return self._named(self.naming.whole)
+
+    def _named(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        values = {
+            "id": self.id,
+            "recording": self.recording,
+            "start": int(self.start),
+            "end": int(self.end),
+            "start_ms": round(1000 * self.start),
+            "end_ms": round(1000 * self.end),
+        }
+        return tuple(dict.fromkeys(pattern.format_map(values) for pattern in patterns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,113 @@
+"""What the readers of official lists share: finding a list, counting what is left out, one segment per id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from datar_jax.config import ConfigError
+from datar_jax.corpora.corpus import Head, Listing, Naming, Segment
+from datar_jax.table import Table
+
+# Clips of YouTube videos, as the scripts that download them name them; `-` may be an id's first character.
+YOUTUBE = Naming(
+    cut=(
+        "{recording}_{start:06d}_{end:06d}",
+        "{recording}_{start:06d}",
+        "{recording}_{start}_{end}",
+        "{recording}_{start}",
+        "{recording}_{start_ms}_{end_ms}",
+    ),
+    whole=("{recording}",),
+)
+
+
+def find(folder: Path, *patterns: str) -> Path | None:
+    """The file below `folder` that the first fitting pattern matches; None if none does.
+
+    Raises:
+      ConfigError: no such folder, or a pattern that matches several files.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; give the one that holds the lists")
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            raise ConfigError(f"{folder}: holds {found[0]} and {found[1]}; give the folder of one of them")
+        if found:
+            return found[0]
+    return None
+
+
+def need(folder: Path, *patterns: str) -> Path:
+    """As `find`, but the file must be there.
+
+    Raises:
+      ConfigError: as `find`, or it is not there.
+    """
+    found = find(folder, *patterns)
+    if found is None:
+        raise ConfigError(f"{folder}: holds no {' or '.join(patterns)}; give the folder that does")
+    return found
+
+
+class LeftOut:
+    """Rows that become no segment, counted by list and reason."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], list[int]] = {}  # count, first row
+
+    def add(self, source: str, row: int, reason: str) -> None:
+        self._rows.setdefault((source, reason), [0, row])[0] += 1
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(
+            f"{source}: {count:,} rows are left out, {reason} (the first: row {row})"
+            for (source, reason), (count, row) in self._rows.items()
+        )
+
+
+def damaged(table: Table, column: str, left: LeftOut) -> bool:
+    """Whether a spreadsheet has replaced an id by `#NAME?`, which it shows for formulas: an id may begin with `-`.
+
+    Raises:
+      ConfigError: there is no id.
+    """
+    if table.text(column).startswith("#"):
+        left.add(table.path.name, table.row, "a spreadsheet has replaced their id by an error such as #NAME?")
+        return True
+    return False
+
+
+def listing(
+    segments: Iterable[Segment],
+    heads: Sequence[Head],
+    labels: Literal["single", "multi"],
+    lists: Sequence[Path],
+    left: LeftOut,
+    notes: Sequence[str] = (),
+) -> Listing:
+    """The listing of a data set: one segment per id, none that is empty; what is left out is in the notes.
+
+    Raises:
+      ConfigError: two rows say different things of one segment.
+    """
+    paths = {path.name: path for path in lists}
+    kept: dict[str, Segment] = {}
+    for segment in segments:
+        if segment.end and segment.end <= segment.start:
+            left.add(segment.source, segment.row, "they end where they start, or before")
+            continue
+        first = kept.setdefault(segment.id, segment)
+        if first is segment:
+            continue
+        for field in ("side", "fold", "labels", "recording", "start", "end"):
+            if getattr(first, field) != getattr(segment, field):
+                where = paths.get(segment.source, segment.source)
+                raise ConfigError(
+                    f"{where}, row {segment.row}: {segment.id} has another {field} than in row {first.row} of "
+                    f"{first.source}; keep one of them"
+                )
+        left.add(segment.source, segment.row, "they repeat an earlier row")
+    return Listing(tuple(kept.values()), tuple(heads), labels, tuple(lists), (*notes, *left.notes()))

@@ -1,0 +1,80 @@
+"""VGGSound: 10 s clips of YouTube videos in 309 classes (Chen et al., ICASSP 2020)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from datar_jax.corpora.corpus import Corpus, Head, Listing, Segment
+from datar_jax.corpora.lists import YOUTUBE, LeftOut, damaged, find, listing, need
+from datar_jax.table import Table
+
+CLASSES = 309
+SECONDS = 10.0
+_FILE = re.compile(r"(.{11})_(\d{6})(?:\.\w+)?", re.ASCII)
+
+
+def read(folder: Path) -> Listing:
+    """Reads `vggsound.csv` (id, second, class, side), or else `train.csv` and `test.csv` (file, class).
+
+    No numbers of the classes are published: ours are those of the sorted names, which `stat.csv` lists if it is there.
+
+    Raises:
+      ConfigError: a list is not there or cannot be used; names file, row and column.
+    """
+    left = LeftOut()
+    first = need(folder, "vggsound.csv", "train.csv")
+    paths = [first, need(folder, "test.csv")] if first.stem == "train" else [first]
+    stat = find(folder, "stat.csv")
+    known = {row["class"] for row in Table(stat, (), None, ("class", "clips", "group")).rows()} if stat else set()
+    rows = [row for path in paths for row in _rows(path, known, left)]
+    classes = sorted(known or {row[1] for row in rows})
+    labels = {name: (i,) for i, name in enumerate(classes)}
+    segments = (
+        Segment(
+            f"{video}_{second:06d}",
+            labels[name],
+            side,
+            None,
+            YOUTUBE,
+            video,
+            float(second),
+            second + SECONDS,
+            source,
+            line,
+        )
+        for side, name, video, second, source, line in rows
+    )
+    notes = [f"{len(classes)} classes, not {CLASSES}: is a list cut short?"] if len(classes) != CLASSES else []
+    lists = [*paths, stat] if stat else paths
+    return listing(segments, [Head("class", tuple(classes))], "single", lists, left, notes)
+
+
+def _rows(path: Path, known: set[str], left: LeftOut) -> Iterator[tuple[str, str, str, int, str, int]]:
+    """Side, class, video and second of every row, with the name of the list and the line."""
+    side = "" if path.stem == "vggsound" else path.stem  # a list of one side has file names in place of ids
+    table = Table(path, (), None, ("id", "class") if side else ("id", "second", "class", "side"))
+    for row in table.rows():
+        if damaged(table, "id", left):
+            continue
+        name = table.text("class")
+        if known and name not in known:
+            table.fail("class", "give a class of stat.csv")
+        if side:
+            found = _FILE.fullmatch(row["id"])
+            if not found:
+                table.fail("id", "give {id}_{second, six digits}.mp4")
+            yield side, name, found[1], int(found[2]), path.name, table.row
+        else:
+            if row["side"] not in ("train", "test"):
+                table.fail("side", "give train or test")
+            yield row["side"], name, row["id"], table.whole("second", 0), path.name, table.row
+
+
+CORPUS = Corpus(
+    title="VGGSound",
+    read=read,
+    lists="vggsound.csv, or train.csv and test.csv; stat.csv if at hand: data/ of github.com/hche11/VGGSound",
+    terms="lists CC BY 4.0; the videos stay with their owners",
+)
