@@ -17,7 +17,7 @@ from datar_jax import shards
 from datar_jax.audio import decode
 from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Segment
+from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
 from datar_jax.places import place
 from datar_jax.prepare import Recipe, prepare
@@ -33,6 +33,10 @@ def listing(folder, *segments):
     (folder / "list.csv").write_text("the list")
     heads = (Head("class", ("bark", "chirp", "moo")),)
     return Listing(segments, heads, "single", (folder / "list.csv",), ("a note",))
+
+
+def segment(name, label, side, cut=(), whole=(), start=0.0, end=0.0, row=0):
+    return Segment(name, (label,), side, None, Naming(cut, whole), "", start, end, "list.csv" if row else "", row)
 
 
 def corpus(read):
@@ -53,12 +57,12 @@ def small(tmp_path):
     def read(lists):
         del lists
         names = [f"-id{i}_30" for i in range(3)]
-        cut = [Segment(n, (0,), "train", None, (f"bark/{n[:-2]}000030",), ("-id",), 30.0, 40.0) for n in names]
-        parts = [Segment(f"long_{i}", (1,), "train", None, (), ("long",), float(i), i + 1.0) for i in (1, 4)]
+        cut = [segment(n, 0, "train", (f"bark/{n[:-2]}000030",), ("-id",), 30.0, 40.0) for n in names]
+        parts = [segment(f"long_{i}", 1, "train", (), ("long",), float(i), i + 1.0) for i in (1, 4)]
         rest = [
-            Segment("gone", (2,), "train", None, ("gone_000001", "gone"), (), 0, 0, "list.csv", 7),
-            Segment("broken", (2,), "train", None, ("broken_000001",), (), 0, 0, "list.csv", 8),
-            Segment("short", (2,), "test", None, (), ("short",), 50.0, 51.0),
+            segment("gone", 2, "train", ("gone_000001", "gone"), row=7),
+            segment("broken", 2, "train", ("broken_000001",), row=8),
+            segment("short", 2, "test", (), ("short",), 50.0, 51.0),
         ]
         return listing(tmp_path, *cut, *parts, *rest)
 
@@ -123,7 +127,7 @@ def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
     seconds = 2.5 * shards.PIECE
     wave = np.random.default_rng(0).normal(0, 0.1, int(seconds * 8_000)).astype(np.float32)
     soundfile.write(audio / "a.wav", wave, 8_000, "PCM_16")
-    segments = (Segment("a", (0,), "train", None, ("a",)), Segment("b", (0,), "train", None, ("a",)))
+    segments = (segment("a", 0, "train", ("a",)), segment("b", 0, "train", ("a",)))
     run((corpus(lambda lists: listing(tmp_path, *segments)), audio), tmp_path / "out")
     dataset, store = opened(tmp_path / "out")
     bounds = pieces(wave.size, 8_000)
@@ -267,10 +271,10 @@ def test_what_cannot_be_is_said(small, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"none of the 8 clips.* named bark/-id0_000030 or -id"):
         run((small[0], tmp_path / "empty"), tmp_path / "other")
-    only = corpus(lambda lists: listing(tmp_path, Segment("x", (0,), "train", None, ("broken_000001",))))
+    only = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("broken_000001",))))
     with pytest.raises(ConfigError, match="none of the 1 sounds that were found can be used; the first: cannot be"):
         run((only, small[1]), tmp_path / "other")
-    video = corpus(lambda lists: listing(tmp_path, Segment("x", (0,), "train", None, ("-id0_000030", "film"))))
+    video = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("-id0_000030", "film"))))
     (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.mp4")
     with pytest.raises(ConfigError, match=r"no decoder for \.mp4; extract its sound"):
         run((video, small[1]), tmp_path / "other")
