@@ -265,6 +265,9 @@ def _run_split(
             "train_seconds": trained.train_seconds,
             "clips_per_second": trained.clips_per_second,
         }
+        if card := dataset.card:
+            about = {"title": card.title, "listed": card.listed, "here": card.here, "clips_sha256": card.clips_sha256}
+            result["data"] = about
         report.row({"step": steps, "split": "test", **numbers})
         rows = report.rows()
     finally:
