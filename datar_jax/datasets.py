@@ -14,7 +14,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from datar_jax import shards
 from datar_jax.audio import SUFFIXES
@@ -43,6 +43,13 @@ class Clip:
     samples: int = 0  # in a shard: how many there are; 0 where only decoding tells
 
 
+class Head(NamedTuple):
+    """A question that is answered of every clip, such as which verb and which noun."""
+
+    name: str
+    size: int  # how many classes answer it
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """All clips of a data set in a fixed order."""
@@ -52,6 +59,7 @@ class Dataset:
     folds: tuple[int, ...] = ()  # the folds there are, ascending; empty without folds
     source: str = ""  # the folder or list that was read
     notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
+    heads: tuple[Head, ...] = ()  # whose classes follow one another in `labels`; empty: one question over all of them
     card: Card | None = None  # of prepared data
 
     def __len__(self) -> int:
@@ -251,7 +259,9 @@ def _read_prepared(root: str) -> Dataset:
         many = f"{len(clips)} clips, {shards.CARD} says {card.here}"
         raise ConfigError(f"{folder.url}/{shards.MANIFEST}: {many}; prepare the data again")
     folds = tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
-    return Dataset(tuple(clips), tuple(names), folds, f"{folder.url}/{shards.MANIFEST}", (shards.tell(card),), card)
+    heads = tuple(Head(head.name, len(head.classes)) for head in card.heads)
+    source, notes = f"{folder.url}/{shards.MANIFEST}", (shards.tell(card),)
+    return Dataset(tuple(clips), tuple(names), folds, source, notes, heads, card)
 
 
 def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:

@@ -47,6 +47,7 @@ class Task:
     classes: int
     frames: int  # of the window
     steps: int  # of the whole run
+    heads: tuple[int, ...] = ()  # classes of each head; none: one head has all
 
     def model(self, train: bool) -> DATAR:
         """The network, for training or for use."""
@@ -151,7 +152,8 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
     def mean_loss(params: Any, part: Batch, key: Array) -> Array:
         model = task.model(train=True)
         logits, _ = model.apply({"params": params}, part["mel"], part["frames"], rngs={"dropout": key})
-        return objective.loss(config.data.labels)(logits, part["target"], config.optim.label_smoothing).mean()
+        loss = objective.loss(config.data.labels, task.heads)
+        return loss(logits, part["target"], config.optim.label_smoothing).mean()
 
     count = config.train.accumulate
     if count == 1:
@@ -168,11 +170,11 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
 
 
 def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array:
-    """Scores of a batch (as `batch_shapes`, no target), `(B, S)`: probabilities, over the classes or of each class."""
+    """Scores of a batch (as `batch_shapes`, no target), `(B, S)`: probabilities, over the classes of each head or of each class."""
     sound = spectrograms(task, batch)
     mel = normalise(sound["mel"], *statistics)
     logits, _ = task.model(train=False).apply({"params": params}, mel, sound["frames"])
-    return objective.scores(logits, task.config.data.labels)
+    return objective.scores(logits, task.config.data.labels, task.heads)
 
 
 @cache

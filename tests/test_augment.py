@@ -199,6 +199,15 @@ def test_mixup_blends_clip_and_target_by_one_share(alpha: float) -> None:
     np.testing.assert_array_equal(frames, np.maximum(clips["frames"], np.roll(clips["frames"], 1)))
 
 
+def test_mixup_blends_the_targets_of_all_heads_by_the_same_share() -> None:
+    """A row with one label of each head still sums to 1 in each."""
+    clips, other = batch(50), batch(50, seed=1)["target"]
+    plain = a.mixup(KEY, *clips.values(), 0.4)[2]
+    both = a.mixup(KEY, clips["mel"], clips["frames"], jnp.concatenate([clips["target"], other], 1), 0.4)[2]
+    np.testing.assert_array_equal(both[:, :S], plain)
+    np.testing.assert_allclose(both[:, S:].sum(1), 1, atol=1e-6)
+
+
 # Masks.
 
 

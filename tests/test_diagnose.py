@@ -81,7 +81,7 @@ def test_parameters_are_named_whose_gradient_alone_is_not_finite(monkeypatch: py
     def steep(logits: Any, target: Any, smoothing: float) -> Any:
         return cross_entropy(logits, target, smoothing) + jnp.sqrt(0 * jnp.square(logits[:, 0]))
 
-    monkeypatch.setattr(objective, "loss", lambda labels: steep)
+    monkeypatch.setattr(objective, "loss", lambda labels, heads: steep)
     text = said(task=Task(SMALL, CLASSES, FRAMES, STEPS + 1))  # another task: programs are kept
     assert text.startswith("the forward pass is finite, the gradient is not, in head/bias, head/kernel, ")
     assert " more; lower" in text

@@ -76,6 +76,54 @@ def test_scores_are_probabilities():
     np.testing.assert_allclose(objective.scores(logits(), "multi"), 1 / (1 + np.exp(-logits())), rtol=1e-5)
 
 
+def two_heads(seed=4):
+    """One label of the first two classes and one of the other three, mixed with the next clip's as mixup does."""
+    rng = np.random.default_rng(seed)
+    target = np.concatenate([np.eye(2)[rng.integers(0, 2, B)], np.eye(3)[rng.integers(0, 3, B)]], axis=1)
+    return (0.7 * target + 0.3 * np.roll(target, 1, 0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_several_heads_are_softmaxes_of_their_own_and_their_losses_add_up(smoothing, wrap):
+    x, wanted = logits().astype(np.float64), 0
+    for part in (slice(0, 2), slice(2, 5)):
+        probability = np.exp(x[:, part]) / np.exp(x[:, part]).sum(axis=1, keepdims=True)
+        softened = two_heads()[:, part] * (1 - smoothing) + smoothing / probability.shape[1]
+        wanted = wanted - (softened * np.log(probability)).sum(axis=1)
+        scores = wrap(lambda x: objective.scores(x, "single", (2, 3)))(logits())
+        np.testing.assert_allclose(scores[:, part], probability, rtol=1e-5)
+    loss = wrap(lambda x, target: objective.loss("single", (2, 3))(x, target, smoothing))(logits(), two_heads())
+    np.testing.assert_allclose(loss, wanted, rtol=2e-6)
+
+
+def test_the_gradient_of_several_heads_is_score_minus_target():
+    gradient = jax.grad(lambda x: objective.loss("single", (2, 3))(x, two_heads(), 0.0).sum())(logits())
+    np.testing.assert_allclose(gradient, objective.scores(logits(), "single", (2, 3)) - two_heads(), atol=1e-6)
+
+
+def test_one_head_is_no_head():
+    for heads in ((), (S,)):
+        loss = objective.loss("single", heads)(logits(), mixed(), 0.1)
+        np.testing.assert_array_equal(loss, objective.softmax_loss(logits(), mixed(), 0.1))
+        np.testing.assert_array_equal(objective.scores(logits(), "single", heads), jax.nn.softmax(logits()))
+
+
+def test_any_number_of_labels_knows_no_heads():
+    for heads in ((), (2, 3)):
+        loss = objective.loss("multi", heads)(logits(), several(), 0.1)
+        np.testing.assert_array_equal(loss, objective.sigmoid_loss(logits(), several(), 0.1))
+        np.testing.assert_array_equal(objective.scores(logits(), "multi", heads), jax.nn.sigmoid(logits()))
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (2, 4), (4,)])
+def test_heads_that_do_not_share_out_the_classes_are_refused(heads):
+    with pytest.raises(ValueError, match=r"share out all classes"):
+        objective.loss("single", heads)(logits(), one_hot(), 0.0)
+    with pytest.raises(ValueError, match=r"share out all classes"):
+        objective.scores(logits(), "single", heads)
+
+
 def test_each_clip_has_its_own_loss():
     changed = logits()
     changed[2] += np.arange(S)

@@ -371,6 +371,24 @@ def test_eight_clips_are_learned_by_heart() -> None:
     np.testing.assert_allclose(scores, jax.nn.softmax(logits), atol=1e-5)
 
 
+def test_two_heads_are_learned_by_heart() -> None:
+    """The last layer is one; which of its columns compete with which, the task says."""
+    mesh, task = mesh_of(1), Task(SMALL, CLASSES, FRAMES, STEPS, heads=(2, 2))
+    clips = batch()
+    label = clips["target"].argmax(1)
+    half = np.eye(2, dtype=np.float32)
+    clips = {**clips, "target": np.concatenate([half[label // 2], half[label % 2]], axis=1)}
+    state, losses = put(start(SMALL), mesh), []
+    for _ in range(STEPS):
+        state, numbers = jit_train_step(task, mesh)(state, clips)
+        losses.append(float(numbers["loss"]))
+    assert abs(losses[0] - 2 * np.log(2)) < 0.6, "the losses of two heads without an opinion"
+    assert losses[-1] < 0.1 * losses[0]
+    scores = jit_eval_step(task, mesh)(state.params, state.statistics, clips["mel"], clips["frames"])
+    np.testing.assert_allclose(scores.reshape(B, 2, 2).sum(2), 1, rtol=1e-5)
+    np.testing.assert_array_equal(scores > 0.5, clips["target"] > 0.5)
+
+
 def test_scores_come_back_on_every_device() -> None:
     several = msgspec.structs.replace(SMALL, data=c.DataConfig(labels="multi"))
     mesh, task, clips = mesh_of(8), Task(several, CLASSES, FRAMES, STEPS), batch()
