@@ -197,9 +197,10 @@ def _validate(
     task: Task, mesh: Mesh, material: Material, state: TrainState, report: Report, asked: Sequence[int]
 ) -> float:
     score, target = score_clips(task, mesh, material, state, material.split.validation, asked)
-    numbers = metrics.evaluate(score, target, task.config.data.labels)
+    labels, heads = task.config.data.labels, material.dataset.heads
+    numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
-    return numbers["top1"]
+    return numbers[metrics.headline(labels, heads)]
 
 
 @contextmanager

@@ -1,16 +1,39 @@
 """How good a set of scores is, counted on the host in float64.
 
-Shapes: N clips, S classes. A target is positive where it is above zero. Shares are between 0 and 1.
+Shapes: N clips, S classes. A target is positive where it is above zero. Shares are between 0 and 1. With several heads
+(questions answered of each clip), the classes are those of all heads, one head after another.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_TINY = 1e-7  # a score is kept this far from 0 and 1 before its logarithm is taken
+Labels = Literal["single", "multi"]
+Heads = Sequence[tuple[str, int]]  # name and number of classes of each; none: one head over all classes
+
+_TINY = 1e-7  # a score or an area is kept this far from 0 and 1 before it goes where these are infinite
+
+
+def headline(labels: Labels, heads: Heads = ()) -> str:
+    """The number of `evaluate` that a run is judged by: the best checkpoint has the highest on validation clips."""
+    if labels == "multi":
+        return "mean_average_precision"
+    return "action_top1" if len(heads) > 1 else "top1"
+
+
+def parts(heads: Heads) -> dict[str, slice]:
+    """Where each head's classes lie, by what stands before the names of its numbers: `verb_`; nothing for one head."""
+    if len(heads) < 2:
+        return {"": slice(None)}
+    ends = itertools.accumulate(size for _, size in heads)
+    return {f"{name}_": slice(end - size, end) for (name, size), end in zip(heads, ends)}
 
 
 def top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, k: int) -> float:
@@ -22,8 +45,25 @@ def top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, k: int) -> float:
     score, target = _pair(score_NxS, target_NxS)
     if not 1 <= k <= score.shape[1]:
         raise ValueError(f"k={k}: give 1 to {score.shape[1]}, the number of classes")
-    best_Nxk = np.argsort(-score, axis=1, kind="stable")[:, :k]
-    return float(np.take_along_axis(target, best_Nxk, axis=1).any(axis=1).mean())
+    return float(_best(score, target, k)[1].any(axis=1).mean())
+
+
+def joint_top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, heads: Heads, k: int) -> float:
+    """Share of clips whose labels, one of each head, are together among the k most probable combinations.
+
+    A combination's probability is the product of its classes', as EPIC-KITCHENS-100 is scored (Damen et al., 2022; its
+    code for the action recognition challenge). What its baselines log while they train is another number for k > 1:
+    clips whose verb and noun are each among their own k best. Among equal products, the combination with the better
+    class of the first head wins; of one class, that of the next head.
+    """
+    score, target = _pair(score_NxS, target_NxS)
+    n = len(score)
+    product, right = np.ones((n, 1)), np.ones((n, 1), bool)
+    for part in parts(heads).values():  # the k best combinations hold none but the k best classes of each head
+        best, true = _best(score[:, part], target[:, part], k)
+        product = (product[:, :, None] * best[:, None, :]).reshape(n, -1)
+        right = (right[:, :, None] & true[:, None, :]).reshape(n, -1)
+    return float(_best(product, right, k)[1].any(axis=1).mean())
 
 
 def average_precision(score_N: ArrayLike, target_N: ArrayLike) -> float:
@@ -35,11 +75,8 @@ def average_precision(score_N: ArrayLike, target_N: ArrayLike) -> float:
     score, target = np.asarray(score_N, np.float64), np.asarray(target_N) > 0
     if not target.any():
         return 0.0
-    order = np.argsort(-score, kind="stable")
-    score, target = score[order], target[order]
-    last = np.flatnonzero(np.append(np.diff(score) != 0, True))  # the last clip of every run of equal scores
-    hits = np.cumsum(target)[last].astype(np.float64)
-    return float(np.sum(hits / (last + 1) * np.diff(hits, prepend=0.0)) / hits[-1])
+    clips, hits = _runs(score, target)
+    return float(np.sum(hits / clips * np.diff(hits, prepend=0)) / hits[-1])
 
 
 def mean_average_precision(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
@@ -47,6 +84,46 @@ def mean_average_precision(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float
     score, target = _pair(score_NxS, target_NxS)
     occurs = np.flatnonzero(target.any(axis=0))
     return float(np.mean([average_precision(score[:, s], target[:, s]) for s in occurs])) if occurs.size else 0.0
+
+
+def roc_auc(score_N: ArrayLike, target_N: ArrayLike) -> float:
+    """Area under the receiver operating characteristic of one class; clips with equal scores are ranked together.
+
+    Returns:
+      The share of pairs of a positive and a negative clip in which the positive has the higher score, equal ones by
+      half; 0.5, chance, where there is no such pair.
+    """
+    score, target = np.asarray(score_N, np.float64), np.asarray(target_N) > 0
+    if target.all() or not target.any():
+        return 0.5
+    clips, hits = _runs(score, target)
+    misses = clips - hits
+    won = np.sum(np.diff(misses, prepend=0) * (2 * hits - np.diff(hits, prepend=0)))  # in halves of a pair
+    return float(won / (2 * hits[-1] * misses[-1]))
+
+
+def mean_roc_auc(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
+    """Area under the ROC, averaged over the classes that some clips have and some have not; 0.5 where there is none."""
+    score, target = _pair(score_NxS, target_NxS)
+    divides = np.flatnonzero(target.any(axis=0) & ~target.all(axis=0))
+    return float(np.mean([roc_auc(score[:, s], target[:, s]) for s in divides])) if divides.size else 0.5
+
+
+def d_prime(auc: float) -> float:
+    """Deviations between two normal distributions whose ROC has that area: sqrt(2) times its normal quantile.
+
+    As in work on AudioSet (Hershey et al., 2017; the code of AST), it is taken of the mean area over the classes, and
+    is no mean itself. It lies between -7.36 and 7.36: the area is kept 1e-7 from 0 and 1.
+    """
+    return math.sqrt(2) * NormalDist().inv_cdf(min(max(auc, _TINY), 1 - _TINY))
+
+
+def mean_class_accuracy(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
+    """Share of a class's clips that are taken for it, averaged over the classes that occur; for one class a clip."""
+    matrix = confusion(score_NxS, target_NxS)
+    clips_S = matrix.sum(axis=1)
+    occurs_S = clips_S > 0
+    return float(np.mean(matrix.diagonal()[occurs_S] / clips_S[occurs_S]))
 
 
 def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> NDArray[np.int64]:
@@ -62,37 +139,75 @@ def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> NDArray[np.int64]:
 
 
 def evaluate(
-    score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Literal["single", "multi"] = "single"
+    score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels = "single", heads: Heads = ()
 ) -> dict[str, float]:
     """All the numbers reported for one split.
 
     Args:
       score_NxS: probabilities, averaged over the windows of each clip.
       target_NxS: 0 or 1.
-      labels: whether a clip has one class or several; decides what the loss counts.
+      labels: whether a clip has one class of each head or any number of classes.
+      heads: several have their numbers under their names (`verb_top1`), and what is asked of all together besides.
 
     Returns:
-      top1, top5 (of as many classes as there are, if fewer than 5), mean_average_precision, loss (mean negative log
-      likelihood; over the classes too when they are several), clips and classes.
+      mean_average_precision, roc_auc and d_prime; with one label also top1, top5 (of as many classes as there are, if
+      fewer than 5) and mean_class_accuracy. Of several heads together action_top1 and action_top5 with one label of
+      each, and with any number of labels the three numbers over all classes. In any case loss (mean negative log
+      likelihood: summed over the heads, or averaged over the classes where there are any number), clips and classes.
 
     Raises:
       ValueError: no clips, shapes that differ, or scores that are not finite.
     """
     score, target = _pair(score_NxS, target_NxS)
-    clips, classes = score.shape
     kept = np.clip(score, _TINY, 1 - _TINY)
     if labels == "single":
         loss = -np.sum(target * np.log(kept), axis=1).mean()
     else:
         loss = -np.where(target, np.log(kept), np.log1p(-kept)).mean()
+    numbers = {
+        f"{prefix}{name}": value
+        for prefix, part in parts(heads).items()
+        for name, value in _numbers(score[:, part], target[:, part], labels).items()
+    }
+    if len(heads) > 1 and labels == "single":
+        numbers |= {f"action_top{k}": joint_top_k(score, target, heads, k) for k in (1, 5)}
+    elif len(heads) > 1:
+        numbers |= _numbers(score, target, labels)
+    return {**numbers, "loss": float(loss), "clips": len(score), "classes": score.shape[1]}
+
+
+def _numbers(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float]:
+    """What is said of one set of classes."""
+    auc = mean_roc_auc(score, target)
+    ranked = {
+        "mean_average_precision": mean_average_precision(score, target),
+        "roc_auc": auc,
+        "d_prime": d_prime(auc),
+    }
+    if labels == "multi":
+        return ranked
     return {
         "top1": top_k(score, target, 1),
-        "top5": top_k(score, target, min(5, classes)),
-        "mean_average_precision": mean_average_precision(score, target),
-        "loss": float(loss),
-        "clips": clips,
-        "classes": classes,
+        "top5": top_k(score, target, min(5, score.shape[1])),
+        "mean_class_accuracy": mean_class_accuracy(score, target),
+        **ranked,
     }
+
+
+def _best(
+    score_NxM: NDArray[np.float64], target_NxM: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The k highest scores of each row, the first of equal ones first, and their targets."""
+    order = np.argsort(-score_NxM, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(score_NxM, order, axis=1), np.take_along_axis(target_NxM, order, axis=1)
+
+
+def _runs(score: NDArray[np.float64], target: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many clips, and positives among them, there are down to the end of each run of equal scores, best first."""
+    order = np.argsort(-score)  # not stable, and much faster: the order within a run is not used
+    score, target = score[order], target[order]
+    last = np.flatnonzero(np.append(np.diff(score) != 0, True))
+    return last + 1, np.cumsum(target, dtype=np.int64)[last]
 
 
 def _pair(score: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -23,6 +23,11 @@ Row = Mapping[str, Any]
 
 _INK, _FAINT = "#333333", "#9a9a9a"
 _COLOURS = {"train": "#3b6fb6", "validation": "#d9822b", "test": "#2e8b57"}
+_SCORES = {
+    "top1": "accuracy (top 1)",
+    "action_top1": "action accuracy (top 1)",
+    "mean_average_precision": "mean average precision",
+}
 _LONGEST = 26  # characters of a class name that are shown
 _LONG = 60  # points from which a curve counts as long
 _COUNTED = 20  # classes up to which every cell carries its count
@@ -84,19 +89,20 @@ def confusion_png(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[st
     _save(figure, path)
 
 
-def curves_png(path: str | Path, rows: Iterable[Row]) -> None:
-    """Draws loss, accuracy and step size over the steps of a run, or of all folds of one.
+def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> None:
+    """Draws loss, score and step size over the steps of a run, or of all folds of one.
 
     Args:
       path: the PNG to write; its folder is made.
-      rows: metric rows (step, loss, learning_rate, grad_norm) and evaluation rows (step, split, top1, loss), in any
+      rows: metric rows (step, loss, learning_rate, grad_norm) and evaluation rows (step, split, score, loss), in any
         order. A row that lacks a number is skipped where it is needed; of two rows at one step the later one counts.
         Rows with different `fold` become separate thin lines.
+      score: the number that the run is judged by, as `metrics.headline` says.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = list(rows)
-    scored = any("split" in row and _number(row, "top1") for row in rows)
+    scored = any("split" in row and _number(row, score) for row in rows)
     stepped = any(_number(row, "grad_norm") or _number(row, "learning_rate") for row in rows)
     panels = 1 + scored + stepped
     figure = _figure(7.2, 0.7 + 2.1 * panels)
@@ -108,10 +114,10 @@ def curves_png(path: str | Path, rows: Iterable[Row]) -> None:
     _draw_loss(axes[0], rows)
     if scored:
         for split in ("validation", "test"):
-            _draw_lines(axes[1], rows, split, "top1")
+            _draw_lines(axes[1], rows, split, score)
         axes[1].set_ylim(0, 1.02)
         axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes[1].set_ylabel("accuracy (top 1)")
+        axes[1].set_ylabel(_SCORES[score])
         axes[1].legend(loc="best", fontsize=8, frameon=False)
     if stepped:
         _draw_steps(axes[-1], rows)
@@ -214,7 +220,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], split: str, field: str) -> None
     """One line per fold in the colour of the split; a long noisy one is drawn as its running mean."""
     folds = _folds(rows, split, field)
     label = split if len(folds) == 1 else f"{split} ({len(folds)} folds)"
-    if field == "top1" and folds:
+    if field in _SCORES and folds:
         mean = float(np.mean([values[-1] for _, values in folds]))
         label = f"{split}: {mean:.1%}" if len(folds) == 1 else f"{split}: {mean:.1%}, mean of {len(folds)} folds"
     for steps, values in folds:

@@ -16,6 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_SECONDS = 10.0  # at least so long between two plain lines
+# Numbers of `metrics.evaluate`, whatever head they are of: how they are called and written.
+NUMBERS = {
+    "top1": ("top-1", ".1%"),
+    "top5": ("top-5", ".1%"),
+    "mean_class_accuracy": ("mean class accuracy", ".1%"),
+    "mean_average_precision": ("mean average precision", ".3f"),
+    "roc_auc": ("area under the ROC", ".3f"),
+    "d_prime": ("d-prime", ".3f"),
+    "loss": ("loss", ".3f"),
+}
 
 Row = dict[str, Any]
 
@@ -250,6 +260,8 @@ def _sentence(row: Row) -> str:
     forms = {
         "split": "{}",
         "top1": "top-1 {:.1%}",
+        "action_top1": "action top-1 {:.1%}",
+        "mean_average_precision": "mAP {:.3f}",
         "loss": "loss {:.3f}",
         "learning_rate": "lr {:.1e}",
         "clips_per_second": "{:.0f} clips/s",
@@ -261,12 +273,15 @@ def _sentence(row: Row) -> str:
 def show_result(console: Console, result: Row, folder: Path) -> None:
     """The short table at the end of a run, and where everything lies."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    deviation = f" (deviation over folds {result['top1_std']:.1%})" if "top1_std" in result else ""
-    rows = [
-        ("top-1", f"{result['top1']:.1%}{deviation}"),
-        ("top-5", f"{result['top5']:.1%}"),
-        ("mean average precision", f"{result['mean_average_precision']:.3f}"),
-        ("loss", f"{result['loss']:.3f}"),
+    rows = []
+    for field, value in result.items():
+        name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
+        if name:
+            words, form = NUMBERS[name]
+            deviation = result.get(f"{field}_std")
+            spread = "" if deviation is None else f" (deviation over folds {deviation:{form}})"
+            rows.append((f"{field.removesuffix(name).replace('_', ' ')}{words}", f"{value:{form}}{spread}"))
+    rows += [
         ("test clips, classes", f"{result['clips']}, {result['classes']}"),
         ("parameters", f"{result['parameters']:,}"),
         ("multiply-accumulates per clip", f"{result['macs_per_clip'] / 1e6:,.0f} M"),
@@ -276,9 +291,10 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+    pictures = sorted(path.name for path in folder.glob("*.png"))
     own = "metrics.jsonl, tensorboard/, checkpoints/, normalisation.json"
     console.print(
-        f"In {folder}: result.json, confusion.png, curves.png, config.json, labels.json, "
+        f"In {folder}: result.json, {', '.join(pictures)}, config.json, labels.json, "
         + (f"and in each fold_N/ {own}" if "folds" in result else own),
         highlight=False,
         markup=False,

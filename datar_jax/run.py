@@ -85,7 +85,8 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     _claim(config, workdir)
 
     store = _store(config, dataset, workdir, console)
-    _write(workdir / "labels.json", list(dataset.labels))
+    names = {prefix[:-1]: dataset.labels[part] for prefix, part in metrics.parts(dataset.heads).items()}
+    _write(workdir / "labels.json", names if len(names) > 1 else dataset.labels)
     splits = {fold: _usable(dataset, store, each, console) for fold, each in splits.items()}
     frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
     frames = frames or max(default_window(store, each.train, config.audio) for each in splits.values())
@@ -98,7 +99,8 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
         done.append(
             _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile)
         )
-    result = _summarise([each.result for each in done], folds) if crossed else done[0].result
+    headline = metrics.headline(config.data.labels, dataset.heads)
+    result = _summarise([each.result for each in done], folds, headline) if crossed else done[0].result
     if crossed:
         rows = [
             {**row, "fold": fold} for fold in folds for row in read_rows(workdir / f"fold_{fold}" / "metrics.jsonl")[0]
@@ -132,13 +134,29 @@ def _resolve(config: Config, dataset: Dataset) -> Config:
         )
     if config.data.fold == 0 and not dataset.folds:
         raise ConfigError("data.fold=0: these data have no folds to cross-validate over; give 1")
-    if config.data.labels == "single" and any(len(clip.labels) != 1 for clip in dataset.clips):
-        at = next(i for i, clip in enumerate(dataset.clips) if len(clip.labels) != 1)
-        raise ConfigError(
-            f"data.labels='single': {dataset.where(at)} has {len(dataset.clips[at].labels)} labels; give 'multi'"
-        )
+    _check_heads(config, dataset)
     model = msgspec.structs.replace(config.model, classes=classes)
     return msgspec.structs.replace(config, model=model)
+
+
+def _check_heads(config: Config, dataset: Dataset) -> None:
+    """The heads share out the classes, and with one label a clip has one of each."""
+    names, sizes = [head.name for head in dataset.heads], [head.size for head in dataset.heads]
+    for name in names:  # it becomes a part of names of numbers and files
+        if not name.isidentifier() or name == "action" or names.count(name) > 1:
+            raise ConfigError(f"{dataset.source}: head {name!r}; give each a word of its own, other than 'action'")
+    if sizes and (min(sizes) < 1 or sum(sizes) != len(dataset.labels)):
+        raise ConfigError(f"{dataset.source}: heads of {sizes} classes share out {len(dataset.labels)} classes")
+    if config.data.labels == "multi":
+        return
+    for prefix, part in metrics.parts(dataset.heads).items():
+        answers = range(len(dataset.labels))[part]
+        question = f" of the head {prefix[:-1]!r}" if prefix else ""
+        for i, clip in enumerate(dataset.clips):
+            if (count := sum(label in answers for label in clip.labels)) != 1:
+                raise ConfigError(
+                    f"data.labels='single': {dataset.where(i)} has {count} labels{question}; give it one, or 'multi'"
+                )
 
 
 def _claim(config: Config, workdir: Path) -> None:
@@ -241,7 +259,7 @@ def _run_split(
     """Trains and scores one split."""
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
-    task = Task(config, config.model.classes, frames, steps)
+    task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
     mean, std = _statistics(config, dataset, store, each.train)
     material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
@@ -256,7 +274,7 @@ def _run_split(
         if len(each.validation):
             state = checkpoints.restore(state, best=True)[0]
         score, target = score_clips(task, mesh, material, state, each.test)
-        numbers = metrics.evaluate(score, target, config.data.labels)
+        numbers = metrics.evaluate(score, target, config.data.labels, dataset.heads)
         result: Row = {
             **numbers,
             "parameters": count_parameters(state.params),
@@ -280,28 +298,30 @@ def _run_split(
 
 
 def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:
+    """Curves, and what is taken for what, head by head: clips with any number of labels have no such matrix."""
     if jax.process_index():
         return
-    score = np.concatenate([each.score for each in done])
-    target = np.concatenate([each.target for each in done])
-    confusion_png(folder / "confusion.png", metrics.confusion(score, target), dataset.labels)
-    curves_png(folder / "curves.png", rows)
+    if config.data.labels == "single":
+        score = np.concatenate([each.score for each in done])
+        target = np.concatenate([each.target for each in done])
+        for prefix, part in metrics.parts(dataset.heads).items():
+            matrix = metrics.confusion(score[:, part], target[:, part])
+            confusion_png(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
+    curves_png(folder / "curves.png", rows, metrics.headline(config.data.labels, dataset.heads))
 
 
-def _summarise(results: list[Row], folds: list[int]) -> Row:
-    """Means over folds; clips and seconds are sums. The deviation is that of a sample."""
-    mean = {
-        name: float(np.mean([each[name] for each in results]))
-        for name in ("top1", "top5", "mean_average_precision", "loss", "clips_per_second")
-    }
-    top1 = [each["top1"] for each in results]
+def _summarise(results: list[Row], folds: list[int], headline: str) -> Row:
+    """Means over folds; clips, steps and seconds are sums. The deviation, of the headline, is that of a sample."""
+    measured = [name for name, value in results[0].items() if isinstance(value, float)]  # not what is counted
+    mean = {name: float(np.mean([each[name] for each in results])) for name in measured}
+    judged = [each[headline] for each in results]
     return {
         **results[0],
         **mean,
         "clips": sum(each["clips"] for each in results),
         "steps": sum(each["steps"] for each in results),
         "train_seconds": sum(each["train_seconds"] for each in results),
-        "top1_std": float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
+        f"{headline}_std": float(np.std(judged, ddof=1)) if len(judged) > 1 else 0.0,
         "folds": [{"fold": fold, **each} for fold, each in zip(folds, results)],
     }
 

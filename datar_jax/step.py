@@ -170,7 +170,7 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
 
 
 def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array:
-    """Scores of a batch (as `batch_shapes`, no target), `(B, S)`: probabilities, over the classes of each head or of each class."""
+    """Scores `(B, S)` of a batch (as `batch_shapes`, no target): probabilities, over each head's classes or of each."""
     sound = spectrograms(task, batch)
     mel = normalise(sound["mel"], *statistics)
     logits, _ = task.model(train=False).apply({"params": params}, mel, sound["frames"])

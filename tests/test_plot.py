@@ -102,6 +102,15 @@ def test_curves_of_folds_are_one_line_each_in_one_colour(tmp_path, drawn):
     ]
 
 
+def test_curves_show_the_number_that_a_run_is_judged_by(tmp_path, drawn):
+    rows = [{"step": s, "split": "test", "top1": 0.1, "mean_average_precision": s / 10} for s in (1, 2)]
+    plot.curves_png(tmp_path / "k.png", rows, "mean_average_precision")
+    score = drawn().axes[1]
+    assert score.get_ylabel() == "mean average precision"
+    np.testing.assert_array_equal(score.lines[0].get_ydata(), [0.1, 0.2])
+    assert [t.get_text() for t in score.get_legend().get_texts()] == ["test: 20.0%"]
+
+
 def test_curves_draw_the_numbers_in_order_and_the_later_row_counts(tmp_path, drawn):
     rows = [{"step": 3, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 3, "loss": 0.5}, {"step": 2, "loss": 2.0}]
     plot.curves_png(tmp_path / "k.png", rows)

@@ -9,12 +9,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from datar_jax.report import Report, read_rows
+from datar_jax import metrics
+from datar_jax.report import Report, read_rows, show_result
 
 
 @pytest.fixture
@@ -124,3 +126,32 @@ def test_events_of_a_later_start_take_back_those_of_an_earlier_one(tmp_path: Pat
         at += 16 + length
     assert events[1].session_log.status == SessionLog.START and events[1].step == 4
     assert events[2].step == 4 and events[2].summary.value[0].tag == "train/loss"
+
+
+@pytest.mark.parametrize(
+    ("labels", "heads", "told", "untold"),
+    [
+        ("single", (), ["top-1 75.0% (deviation over folds 2.5%)", "top-5 100.0%", "d-prime"], ["verb", "action"]),
+        ("multi", (), ["mean average precision", "(deviation over folds 0.025)", "area under the ROC"], ["top-"]),
+        ("single", (("verb", 2), ("noun", 3)), ["verb top-1", "noun d-prime", "action top-1 25.0% (dev"], ["action d"]),
+    ],
+)
+def test_the_last_table_tells_every_number_there_is(
+    tmp_path: Path, labels: Any, heads: Any, told: list[str], untold: list[str]
+) -> None:
+    true = np.concatenate([np.eye(2)[[0, 1, 0, 1]], np.eye(3)[[0, 1, 2, 0]]], 1) if heads else np.eye(3)[[0, 1, 2, 0]]
+    score = 0.5 * true + 0.25
+    score[0, -1] = 0.9
+    score[1:3, 0] = score[1:3, 0] if not heads else [0.9, 0.1]
+    numbers = metrics.evaluate(score, true, labels, heads)
+    rest = {"parameters": 1, "macs_per_clip": 1, "steps": 1, "train_seconds": 1.0, "clips_per_second": 1.0}
+    (tmp_path / "curves.png").touch()
+    console = Console(record=True, width=200)
+    show_result(console, {**numbers, **rest, f"{metrics.headline(labels, heads)}_std": 0.025}, tmp_path)
+    text = console.export_text()
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert len([line for line in lines if line.startswith("In ")]) == 1
+    assert len(lines) == len(numbers) - 2 + 5 + 1, "a line each, but clips and classes share one"
+    assert all(any(part in line for line in lines) for part in told)
+    assert not any(part in text for part in untold)
+    assert "result.json, curves.png, config.json" in text, "the pictures that there are"

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import pytest
 import soundfile
 
 import train
-from datar_jax import loop
+from datar_jax import loop, run
 from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.config import ConfigError, DataConfig
+from datar_jax.datasets import Dataset, Head, read_dataset
 from datar_jax.pipeline import TrainBatches
 from datar_jax.synthesis import render
 
@@ -120,8 +123,8 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
     assert json.loads((tmp_path / "run" / "labels.json").read_text()) == list(KINDS)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {
-        "top1", "top5", "mean_average_precision", "loss", "clips", "classes", "parameters", "macs_per_clip", "steps",
-        "train_seconds", "clips_per_second",
+        "top1", "top5", "mean_class_accuracy", "mean_average_precision", "roc_auc", "d_prime", "loss", "clips",
+        "classes", "parameters", "macs_per_clip", "steps", "train_seconds", "clips_per_second",
     } <= set(result)  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "split" not in row] == list(range(1, result["steps"] + 1))
@@ -186,12 +189,68 @@ def test_several_labels_with_a_validation_split_keep_the_best(
     assert train.main(arguments) == 0
     rows = rows_of(tmp_path / "run")
     scores = [row for row in rows if row.get("split") == "validation"]
-    scored = {row["step"]: row["top1"] for row in scores}
+    scored = {row["step"]: row["mean_average_precision"] for row in scores}
     assert len(scored) == len(scores) and min(scored) == 2
     assert len(scored) >= 2
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert scored[checkpoints.best_step()] == max(scored.values())
     checkpoints.close()
+    assert [path.name for path in (tmp_path / "run").glob("*.png")] == ["curves.png"]
+
+
+def with_heads(dataset: Dataset) -> Dataset:
+    """What is heard, and beside it, as a second question, whether a second class is named with it."""
+    clips = tuple(replace(clip, labels=(clip.labels[0], 2 + len(clip.labels))) for clip in dataset.clips)
+    return replace(dataset, clips=clips, labels=(*KINDS, "alone", "together"), heads=(Head("kind", 3), Head("how", 2)))
+
+
+def test_two_heads_are_trained_scored_and_drawn_each(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = DataConfig(kind="csv", root=str(sounds), labels="multi")
+    monkeypatch.setattr(run, "read_dataset", lambda config: with_heads(read_dataset(several)))
+    judged, validate = [], loop._validate
+    monkeypatch.setattr(loop, "_validate", lambda *rest: judged.append(validate(*rest)) or judged[-1])
+    arguments = command("csv", tmp_path / "run", data__root=str(sounds), train__evaluate_every="1")
+    assert train.main([*arguments, "--config.augment.mixup=0.3", "--config.optim.label_smoothing=0.1"]) == 0
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {
+        "kind_confusion.png",
+        "how_confusion.png",
+        "curves.png",
+    }
+    names = json.loads((tmp_path / "run" / "labels.json").read_text())
+    assert names == {"kind": list(KINDS), "how": ["alone", "together"]}
+    assert abs(rows_of(tmp_path / "run")[0]["loss"] - np.log(3 * 2)) < 0.4, "no opinion on either question"
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"kind_top1", "how_top1", "how_d_prime", "action_top1", "action_top5", "loss"} <= set(result)
+    assert result["classes"] == 5 and "top1" not in result
+    rows = [row for row in rows_of(tmp_path / "run") if row.get("split") == "validation"]
+    assert judged == [row["action_top1"] for row in rows] and len(rows) >= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": (1, 2)}, "has 2 labels of the head 'kind'; give it one, or 'multi'"),
+        ({"labels": (1,)}, "has 0 labels of the head 'how'; give it one, or 'multi'"),
+        ({"heads": (Head("kind", 3), Head("how", 3))}, "heads of [3, 3] classes share out 5 classes"),
+        ({"heads": (Head("kind", 3), Head("kind", 2))}, "head 'kind'; give each a word of its own"),
+        ({"heads": (Head("kind", 3), Head("../how", 2))}, "head '../how'; give each a word of its own"),
+        ({"heads": (Head("kind", 3), Head("action", 2))}, "other than 'action'"),
+        ({"heads": ()}, "has 2 labels; give it one, or 'multi'"),
+    ],
+)
+def test_heads_that_do_not_fit_their_clips_are_refused(sounds: Path, change: dict[str, Any], said: str) -> None:
+    dataset = with_heads(read_dataset(DataConfig(kind="csv", root=str(sounds), labels="multi")))
+    if labels := change.get("labels"):
+        clips = (*dataset.clips[:7], replace(dataset.clips[7], labels=labels), *dataset.clips[8:])
+        change = {"clips": clips}
+        said = f"{dataset.where(7)} {said}"
+    config, *_ = train.parse(command("csv", Path("run"), data__root=str(sounds)))
+    with pytest.raises(ConfigError) as error:
+        run._resolve(config, replace(dataset, **change))
+    assert said in str(error.value)
+    assert run._resolve(config, dataset).model.classes == 5
 
 
 def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -> None:
@@ -203,6 +262,9 @@ def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -
     tops = [each["top1"] for each in result["folds"]]
     assert result["top1"] == pytest.approx(np.mean(tops))
     assert result["top1_std"] == pytest.approx(np.std(tops, ddof=1))
+    for name in ("mean_class_accuracy", "roc_auc", "d_prime", "loss"):
+        assert result[name] == pytest.approx(np.mean([each[name] for each in result["folds"]]))
+    assert all(result[name] == result["folds"][0][name] for name in ("classes", "parameters", "macs_per_clip"))
     assert (tmp_path / "run" / "confusion.png").exists()
     assert (tmp_path / "run" / "fold_2" / "checkpoints").is_dir()
 
@@ -271,10 +333,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
-    from datar_jax.datasets import read_dataset
-    from datar_jax.run import _claim, _resolve
-
-    _claim(_resolve(config, read_dataset(config.data)), workdir)
+    run._claim(run._resolve(config, read_dataset(config.data)), workdir)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2
     assert "optim.learning_rate=0.5" in capsys.readouterr().err
