@@ -1,0 +1,871 @@
+"""A published archive arrives whole or is asked for again, and unpacks into its folder and nowhere else."""
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import stat
+import struct
+import tarfile
+import threading
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datar_jax import fetch as module
+from datar_jax.fetch import Download, FetchError, fetch, unpack
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+OTHER = np.random.default_rng(1).bytes(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PARTIAL, NOTES, LOCK = ".sounds.zip.partial", ".sounds.zip.partial.json", ".sounds.zip.lock"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers as its fields say, which a test changes, and remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_port}/sounds.zip"
+        self.content = CONTENT
+        self.version = {"ETag": '"one"'}
+        self.ranges = self.conditions = True
+        self.cuts = []  # after how many bytes each of the next answers breaks off
+        self.length = None  # that it says, where it lies
+        self.answers = []  # functions that answer the next requests in some other way
+        self.seen = []  # headers of each request, and its path
+        self.done = threading.Event()
+
+    def asked(self, header):
+        return [headers.get(header) for headers in self.seen]
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        shelf = self.server
+        shelf.seen.append({**self.headers, "path": self.path})
+        if shelf.answers:
+            shelf.answers.pop(0)(self)
+            self.close_connection = True
+        else:
+            self.give(shelf)
+
+    def give(self, shelf):
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers else 0
+        if not shelf.ranges or (shelf.conditions and self.headers.get("If-Range") not in shelf.version.values()):
+            start = 0
+        if start and start >= len(shelf.content):
+            self.say(416, {"Content-Range": f"bytes */{len(shelf.content)}", "Content-Length": "0"})
+            return
+        body = shelf.content[start:]
+        headers = {**shelf.version, "Content-Length": str(shelf.length or len(body))}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(shelf.content) - 1}/{len(shelf.content)}"
+        self.say(206 if start else 200, headers, body[: shelf.cuts.pop(0)] if shelf.cuts else body)
+
+    def say(self, status, headers=(), body=b""):
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+def says(status, headers=(), body=b""):
+    return lambda answer: answer.say(status, headers, body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.done.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """Seconds that were waited between tries, where nobody waits."""
+    waited = []
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=waited.append)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(os, "sync", lambda: None)  # of all that the machine has to write
+    return waited
+
+
+def of(server, sha256=SHA256, size=0):
+    return Download(server.url, "sounds.zip", sha256, size)
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def interrupted(server, folder, after=1):
+    """A call that ends by Ctrl-C after some blocks; how many bytes it left."""
+    count = itertools.count(1)
+
+    def stop(done, whole):
+        if next(count) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(of(server), folder, stop)
+    assert names(folder) == [PARTIAL, NOTES]
+    server.seen.clear()
+    return (folder / PARTIAL).stat().st_size
+
+
+def fails(call, *parts):
+    """Calls what must raise FetchError; its text is one printable line that holds `parts`."""
+    with pytest.raises(FetchError) as caught:
+        call()
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 1000
+    for part in parts:
+        assert part in text
+    return text
+
+
+# Fetching
+
+
+def test_a_file_is_fetched_once_and_told_of(server, tmp_path):
+    told = []
+    path = fetch(of(server), tmp_path / "new" / "folder", lambda *counts: told.append(counts))
+    assert path == tmp_path / "new" / "folder" / "sounds.zip"
+    assert path.read_bytes() == CONTENT
+    assert names(path.parent) == ["sounds.zip"]
+    assert told == sorted(told) and told[-1] == (len(CONTENT), len(CONTENT))
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+    assert fetch(of(server), path.parent) == path
+    assert fetch(of(server, sha256=""), path.parent) == path
+    assert len(server.seen) == 1
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("version", [{"ETag": '"one"'}, {"Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}])
+def test_a_broken_connection_is_gone_on_with(server, tmp_path, waits, version):
+    server.version, server.cuts = version, [1_000_000, 500_000, 0]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None, "bytes=1000000-", "bytes=1500000-", "bytes=1500000-"]
+    assert server.asked("If-Range") == [None, *version.values()] + 2 * [*version.values()]
+    assert tuple(waits) == module.WAITS[:3]
+    assert names(tmp_path) == ["sounds.zip"]
+
+
+def test_without_ranges_it_starts_anew(server, tmp_path):
+    server.ranges, server.cuts = False, [1_000_000, 2_000_000]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None, "bytes=1000000-", "bytes=2000000-"]
+
+
+@pytest.mark.parametrize("version", [{}, {"ETag": 'W/"weak"'}, {"ETag": '"a b"'}, {"ETag": '"' + "x" * 999 + '"'}])
+def test_where_nothing_tells_a_version_no_part_is_gone_on_with(server, tmp_path, version):
+    server.version, server.cuts = version, [1_000_000]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None, None]
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+def test_ctrl_c_leaves_a_part_that_is_gone_on_with(server, tmp_path, conditions):
+    server.conditions = conditions
+    done = interrupted(server, tmp_path, after=3)
+    assert 0 < done < len(CONTENT)
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [f"bytes={done}-"]
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+@pytest.mark.parametrize("content", [OTHER, OTHER[:2_000_000], OTHER[:100], OTHER + OTHER])
+def test_a_version_published_since_is_not_mixed_with_the_old_one(server, tmp_path, content, conditions):
+    interrupted(server, tmp_path)
+    server.content, server.version, server.conditions = content, {"ETag": '"two"'}, conditions
+    assert fetch(of(server, sha256=""), tmp_path).read_bytes() == content
+    assert names(tmp_path) == ["sounds.zip"]
+
+
+def test_a_whole_of_another_length_under_the_same_version_is_not_gone_on_with(server, tmp_path):
+    interrupted(server, tmp_path)
+    server.content = OTHER + OTHER
+    assert fetch(of(server, sha256=""), tmp_path).read_bytes() == OTHER + OTHER
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Content-Range": "bytes 0-2999999/3000000"}, {"Content-Range": "bytes 1-2999999/3000000"}, {"ETag": '"x"'}],
+)
+def test_a_rest_that_is_not_the_one_asked_for_is_not_appended(server, tmp_path, headers):
+    done = interrupted(server, tmp_path)
+    right = {"Content-Range": f"bytes {done}-2999999/3000000", "Content-Length": "3", "ETag": '"one"'}
+    server.answers = [says(206, {**right, **headers} if headers else {"Content-Length": "3"}, b"bad")]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [f"bytes={done}-", None]
+
+
+def test_a_part_of_another_address_is_not_gone_on_with(server, tmp_path):
+    interrupted(server, tmp_path)
+    other = Download(f"{server.url}?mirror", "sounds.zip", SHA256, 0)
+    assert fetch(other, tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None]
+
+
+def test_a_part_longer_than_the_whole_is_not_gone_on_with(server, tmp_path):
+    interrupted(server, tmp_path)
+    (tmp_path / PARTIAL).write_bytes(OTHER + b"more")
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None]
+
+
+def test_a_part_that_only_lacks_its_name_gets_it(server, tmp_path):
+    interrupted(server, tmp_path)
+    (tmp_path / PARTIAL).write_bytes(CONTENT)
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.seen == []
+    assert names(tmp_path) == ["sounds.zip"]
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [b"", b"\xff", b"[]", b"7", b"{}", b'{"url": 1}', b"[" * 100_000]
+    + [json.dumps({"url": "URL", "version": version, "size": size}).encode() for version, size in
+       [(None, 3_000_000), ('"one"', None), ('"one"', "3000000"), ('"one"', -1), ('"a"\r\nX: y', 3_000_000)]],
+)  # fmt: skip
+def test_damaged_notes_make_it_start_anew(server, tmp_path, notes):
+    interrupted(server, tmp_path)
+    (tmp_path / NOTES).write_bytes(notes.replace(b"URL", server.url.encode()))
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None]
+
+
+def test_a_wrong_checksum_names_both_and_removes_the_download_alone(server, tmp_path):
+    server.content = OTHER
+    (tmp_path / "mine").touch()
+    found = hashlib.sha256(OTHER).hexdigest()
+    fails(lambda: fetch(of(server), tmp_path), str(tmp_path / "sounds.zip"), f"{found}, not {SHA256}", "same command")
+    assert names(tmp_path) == ["mine"]
+
+
+def test_a_part_spoilt_on_the_disk_is_found_by_the_checksum(server, tmp_path):
+    done = interrupted(server, tmp_path)
+    (tmp_path / PARTIAL).write_bytes(bytes(done))
+    fails(lambda: fetch(of(server), tmp_path), SHA256)
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_file_that_was_there_is_verified_and_never_removed(server, tmp_path):
+    path = tmp_path / "sounds.zip"
+    path.write_bytes(OTHER)
+    found = hashlib.sha256(OTHER).hexdigest()
+    fails(lambda: fetch(of(server), tmp_path), str(path), f"{found}, not {SHA256}", "move it away")
+    assert path.read_bytes() == OTHER
+    assert server.seen == []
+    path.unlink()
+    path.symlink_to("nowhere")
+    fails(lambda: fetch(of(server), tmp_path), "no file")
+    assert path.is_symlink()
+
+
+def test_a_length_longer_than_what_comes_ends_in_one_line(server, tmp_path, waits):
+    server.length = len(CONTENT) + 10
+    text = fails(lambda: fetch(of(server), tmp_path), "tried 7 times", "broke off", "by hand to")
+    assert "same command goes on after 3.0 MB" in text
+    assert tuple(waits) == module.WAITS
+    assert names(tmp_path) == [PARTIAL, NOTES]
+
+
+def test_a_length_shorter_than_what_comes_does_not_pass_for_the_whole(server, tmp_path):
+    server.length = 1_000_000
+    fails(lambda: fetch(of(server), tmp_path), SHA256)
+    assert (fetch(of(server, sha256=""), tmp_path)).read_bytes() == CONTENT[:1_000_000]  # as HTTP has it
+
+
+def chunked(*chunks, end=b"0\r\n\r\n"):
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+    return says(200, {"Transfer-Encoding": "chunked"}, body)
+
+
+def test_chunks_say_where_the_end_is(server, tmp_path, waits):
+    server.answers = [
+        chunked(CONTENT[:1000], end=b""),
+        chunked(CONTENT[:1000], CONTENT[1000:], end=b"7"),
+        chunked(CONTENT[:1000], end=b"no number\r\n"),
+        chunked(CONTENT[:1000], end=b"-5\r\nabcdefgh"),
+        chunked(CONTENT[:1000], CONTENT[1000:]),
+    ]
+    assert fetch(of(server, sha256=""), tmp_path).read_bytes() == CONTENT
+    assert len(waits) == 4
+
+
+def test_without_length_or_chunks_only_a_checksum_tells_the_end(server, tmp_path):
+    server.answers = [says(200, {}, CONTENT)]
+    fails(lambda: fetch(of(server, sha256=""), tmp_path), "does not say how long", "by hand")
+    assert names(tmp_path) == []
+    server.answers = [says(200, {}, CONTENT)]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "3000000"}, {}, {"Transfer-Encoding": "chunked"}])
+@pytest.mark.parametrize("size", [1_000_000, 9_000_000])
+def test_what_is_far_larger_or_smaller_than_it_should_be_is_not_taken(server, tmp_path, headers, size):
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(CONTENT), CONTENT)
+    server.answers = [says(200, headers, chunks if "Transfer-Encoding" in headers else CONTENT)]
+    fails(lambda: fetch(of(server, size=size), tmp_path), f"not about {size / 1e6} MB", "by hand")
+    assert not (tmp_path / "sounds.zip").exists()
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert written < 2_500_000 if size < len(CONTENT) else written < 4_000_000
+    assert written == 0 or headers != {"Content-Length": "3000000"}
+
+
+def test_a_page_that_asks_to_log_in_does_not_cost_the_part(server, tmp_path):
+    done = interrupted(server, tmp_path)
+    server.answers = [says(200, {"Content-Length": "6"}, b"<html>")]
+    fails(lambda: fetch(of(server, size=2_900_000), tmp_path), "a proxy answers in its place")
+    assert (tmp_path / PARTIAL).stat().st_size == done
+
+
+def test_what_does_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2_000_000))
+    fails(lambda: fetch(of(server), tmp_path), "3.0 MB are to come, 2.0 MB fit", "make room")
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_one_line_and_the_part_is_gone_on_with(server, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        fails(lambda: fetch(of(server), tmp_path), os.strerror(errno.EFBIG), "make room")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(server.seen) == 1
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [None, "bytes=1000000-"]
+
+
+def test_a_folder_that_cannot_be_is_one_line(server, tmp_path):
+    (tmp_path / "file").touch()
+    fails(lambda: fetch(of(server), tmp_path / "file" / "folder"), "cannot be written", "another folder")
+    (tmp_path / PARTIAL).mkdir()
+    fails(lambda: fetch(of(server), tmp_path), "cannot be written", "another folder")
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:PORT/there", "/there", "there"])
+def test_redirections_are_followed(server, tmp_path, target):
+    server.answers = [says(302, {"Location": target.replace("PORT", str(server.server_port)), "Content-Length": "0"})]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("path") == ["/sounds.zip", "/there"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["file:///etc/hostname", "FILE:/etc/hostname", "ftp://127.0.0.1/x", "data:,x", "http://[", "//[", "x:\x1b[2J"],
+)
+def test_redirections_out_of_http_are_not_followed(server, tmp_path, target):
+    server.answers = [says(302, {"Location": target})]
+    fails(lambda: fetch(of(server, sha256=""), tmp_path), "not followed", "by hand")
+    assert names(tmp_path) == []
+
+
+def test_redirections_do_not_lead_out_of_https():
+    assert module._redirected("https://a/b", "/c", Path("x")) == "https://a/c"
+    assert module._redirected("http://a/b", "https://a/c d", Path("x")) == "https://a/c%20d"
+    fails(lambda: module._redirected("https://a/b", "http://a/c", Path("x")), "not followed")
+
+
+def test_redirections_end(server, tmp_path):
+    server.answers = 20 * [says(302, {"Location": "/there", "Content-Length": "0"})]
+    fails(lambda: fetch(of(server), tmp_path), "redirected more than 10 times")
+    assert len(server.seen) == 11
+
+
+def test_the_body_of_a_redirection_is_not_read(server, tmp_path):
+    def endless(answer):
+        answer.say(302, {"Location": "/there"}, b"some")
+        server.done.wait(20)
+
+    server.answers = [endless]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://x/y", "/etc/hostname", "data:,x"])
+def test_only_http_is_fetched(tmp_path, url):
+    fails(lambda: fetch(Download(url, "sounds.zip", "", 0), tmp_path), "only http and https")
+
+
+def test_what_is_not_there_ends_at_once_and_what_is_busy_is_asked_again(server, tmp_path, waits):
+    server.answers = [says(404, {"Content-Length": "0"})]
+    fails(lambda: fetch(of(server), tmp_path), "404 Not Found", f"by hand to {tmp_path / 'sounds.zip'}")
+    assert waits == []
+    server.answers = [says(503, {"Content-Length": "0"}), says(429), lambda answer: None]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert len(waits) == 3
+
+
+def test_a_busy_server_does_not_cost_the_part(server, tmp_path):
+    done = interrupted(server, tmp_path)
+    server.answers = 2 * [says(503, {"Content-Length": "0"})]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == 3 * [f"bytes={done}-"]
+
+
+def test_no_server_at_all_ends_in_one_line(server, tmp_path, waits):
+    closed = Download("http://127.0.0.1:1/sounds.zip", "sounds.zip", "", 0)
+    fails(lambda: fetch(closed, tmp_path), os.strerror(errno.ECONNREFUSED), "same command starts again")
+    assert tuple(waits) == module.WAITS
+    assert names(tmp_path) == []
+
+
+def test_what_a_server_says_cannot_write_to_the_terminal(server, tmp_path):
+    def raw(text):
+        return lambda answer: answer.wfile.write(text.encode("latin-1"))
+
+    server.answers = [raw("HTTP/1.1 404 \x1b]0;gone\x07\r\n\r\n")]
+    fails(lambda: fetch(of(server), tmp_path), "404")
+    server.answers = [raw("\x1b]0;gone\x07" * 1000 + "\r\n\r\n") for _ in range(7)]
+    fails(lambda: fetch(of(server), tmp_path), "x1b")
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_silence_ends(server, tmp_path, monkeypatch, head):
+    monkeypatch.setattr(module, "TIMEOUT", 0.05)
+    monkeypatch.setattr(module, "WAITS", (0.0,))
+
+    def silent(answer):
+        if head:
+            answer.say(200, {"Content-Length": "3000000", **server.version}, CONTENT[:1_000_000])
+        server.done.wait(20)
+
+    server.answers = [silent, silent]
+    fails(lambda: fetch(of(server), tmp_path), "timed out", "tried 2 times")
+
+
+def test_a_trickle_is_taken_for_broken(server, tmp_path, monkeypatch):
+    clock = itertools.count(step=1000.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    fails(lambda: fetch(of(server), tmp_path), "bytes in 1000 s")
+    monkeypatch.setattr(module, "SLOWEST", 10)  # a block of 2 ** 18 bytes is more than 10,000: not slow
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_proxies_are_those_of_the_environment(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    download = Download("http://sounds.invalid/a.zip", "sounds.zip", SHA256, 0)
+    assert fetch(download, tmp_path / "a").read_bytes() == CONTENT
+    assert server.asked("path") == ["http://sounds.invalid/a.zip"]
+    monkeypatch.setenv("no_proxy", "sounds.invalid")
+    fails(lambda: fetch(download, tmp_path / "b"), "tried 7 times")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy")
+    fails(lambda: fetch(download, tmp_path / "c"), "socks5")
+
+
+def test_a_second_process_is_refused_while_one_is_at_it(server, tmp_path):
+    with (tmp_path / LOCK).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fails(lambda: fetch(of(server), tmp_path), "another process")
+        assert server.seen == []
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT  # a lock left by one that was killed
+    assert names(tmp_path) == ["sounds.zip"]
+
+
+def test_a_file_system_without_locks_does_without(server, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert names(tmp_path) == ["sounds.zip"]
+
+
+def test_of_many_at_once_each_has_the_file_or_is_refused(server, tmp_path):
+    results = []
+
+    def call():
+        try:
+            results.append(fetch(of(server), tmp_path).read_bytes() == CONTENT)
+        except FetchError as error:
+            results.append("another process" in str(error))
+
+    for _ in range(5):
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert names(tmp_path) == ["sounds.zip"]
+        (tmp_path / "sounds.zip").unlink()
+    assert results == 40 * [True]
+    assert len(server.seen) == 5
+
+
+def test_a_lock_removed_while_it_is_waited_for_is_no_lock(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def late(number, how):  # the process that had the lock ends between our opening and our locking
+        if not calls:
+            os.unlink(tmp_path / LOCK)
+        calls.append(number)
+        flock(number, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with module._alone(tmp_path / "sounds.zip"):
+        assert len(calls) == 2
+        assert os.path.samestat(os.fstat(calls[1]), os.stat(tmp_path / LOCK))
+
+
+# Unpacking
+
+TREE = {"meta/list.csv": b"a,b\n", "audio/1.wav": CONTENT[:70_000], "audio/deep/er/2.wav": b"", "read me": b"x" * 512}
+
+
+def tar_of(path, tree=TREE, mode="w:gz", members=()):
+    """A tar of files by name and content, after `members`: tuples of fields of TarInfo and a content."""
+    with tarfile.open(path, mode) as archive:
+        for fields, content in members:
+            info = tarfile.TarInfo("name")
+            for name, value in fields.items():
+                setattr(info, name, value)
+            info.size = fields.get("size", len(content))
+            archive.addfile(info, io.BytesIO(content))
+        for name, content in tree.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zip_of(path, tree=TREE, members=()):
+    """A zip of files by name and content, after `members`: tuples of fields of ZipInfo and a content."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for fields, content in members:
+            info = zipfile.ZipInfo("name")
+            for name, value in fields.items():
+                setattr(info, name, value)
+            archive.writestr(info, content)
+        for name, content in tree.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tree_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def everything(folder):
+    return {str(p.relative_to(folder)): p.lstat().st_mode for p in sorted(Path(folder).rglob("*"))}
+
+
+def refused(archive, *parts):
+    """Unpacks what must be refused; nothing changes anywhere around it."""
+    around = archive.parent
+    before = everything(around), tree_of(around)
+    text = fails(lambda: unpack(archive, around / "out" / "sounds"), str(archive), *parts)
+    assert not (around / "out" / "sounds").exists()
+    assert names(around / "out") == []
+    (around / "out").rmdir()
+    assert (everything(around), tree_of(around)) == before
+    return text
+
+
+KINDS = {
+    "sounds.zip": zip_of,
+    "sounds.tar": lambda path, *rest, **more: tar_of(path, *rest, mode="w", **more),
+    "sounds.tar.gz": tar_of,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_unpacks_whatever_it_is_called(tmp_path, kind):
+    archive = KINDS[kind](tmp_path / "archive", {f"./{name}": content for name, content in TREE.items()})
+    folder = tmp_path / "new" / "sounds"
+    assert unpack(archive, folder) == folder
+    assert tree_of(folder) == TREE
+    assert names(folder.parent) == ["sounds"]
+    assert (folder / "meta").stat().st_mode & 0o777 == 0o777 & ~umask()
+
+
+def test_what_was_unpacked_before_is_left_as_it_is(tmp_path):
+    archive, folder = zip_of(tmp_path / "a.zip"), tmp_path / "sounds"
+    unpack(archive, folder)
+    (folder / "read me").write_text("mine")
+    archive.unlink()
+    assert unpack(archive, folder) == folder
+    assert (folder / "read me").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled_also_behind_a_link(tmp_path):
+    archive = zip_of(tmp_path / "a.zip")
+    (tmp_path / "disk" / "far").mkdir(parents=True)
+    (tmp_path / "sounds").symlink_to(tmp_path / "disk" / "far")
+    assert unpack(archive, tmp_path / "sounds") == tmp_path / "sounds"
+    assert tree_of(tmp_path / "disk" / "far") == TREE
+    (tmp_path / "file").touch()
+    fails(lambda: unpack(archive, tmp_path / "file"), "no folder")
+
+
+def test_permissions_of_an_archive_are_left(tmp_path):
+    archive = tar_of(tmp_path / "a", {}, members=[({"mode": 0o6777}, b"x")])
+    assert stat.S_IMODE((unpack(archive, tmp_path / "sounds") / "name").stat().st_mode) == 0o666 & ~umask()
+    archive = zip_of(tmp_path / "b", {}, members=[({"external_attr": (stat.S_IFREG | 0o6777) << 16}, b"x")])
+    assert stat.S_IMODE((unpack(archive, tmp_path / "more") / "name").stat().st_mode) == 0o666 & ~umask()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../x", "..", "a/../../x", "a/..", "/x", "//x", "/", "ABSOLUTE/x", "./../x", ".", "./."),
+        *("a/" * 40 + "x", "x" * 256, "é" * 200, "/".join(8 * ["x" * 200])),
+    ],
+)
+def test_no_name_leads_out_of_the_folder(tmp_path, kind, name):
+    refused(KINDS[kind](tmp_path / kind, {"good": b"x", name.replace("ABSOLUTE", str(tmp_path)): b"bad"}))
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    members = [({"name": "x", "pax_headers": {"path": "a\0b"}}, b"x")]
+    refused(tar_of(tmp_path / "a", {}, members=members), "cannot be a file's name")
+    members = [({"name": "x", "pax_headers": {"path": "a\x1b[2J\nb" * 100 + "/../.."}}, b"x")]
+    refused(tar_of(tmp_path / "a", {}, members=members), "leads out", r"\x1b[2J\n")
+    fails(lambda: module._parts(tmp_path, "\ud800"), "cannot be a file's name")
+
+
+LINKS = [
+    {"type": tarfile.SYMTYPE, "linkname": "/etc"},
+    {"type": tarfile.SYMTYPE, "linkname": ".."},
+    {"type": tarfile.SYMTYPE, "linkname": "good"},
+    {"type": tarfile.LNKTYPE, "linkname": "/etc/hostname"},
+    {"type": tarfile.LNKTYPE, "linkname": "good"},
+    {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3},
+    {"type": tarfile.BLKTYPE},
+    {"type": tarfile.FIFOTYPE},
+    {"type": b"?"},
+    {"pax_headers": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}},
+]
+
+
+@pytest.mark.parametrize("fields", LINKS)
+def test_a_tar_of_links_or_devices_is_refused(tmp_path, fields):
+    content = b"1\n0\n9\n".ljust(512, b"\0") + b"sparse123" if "pax_headers" in fields else b""
+    archive = tar_of(tmp_path / "a", {"good": b"x", "name/hostname": b"bad"}, members=[(fields, content)])
+    refused(archive, "link, a device or sparse")
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK])
+def test_a_zip_of_links_or_devices_is_refused(tmp_path, kind):
+    archive = zip_of(tmp_path / "a", members=[({"external_attr": (kind | 0o777) << 16, "create_system": 3}, b"/etc")])
+    refused(archive, "link or a device")
+
+
+def test_a_zip_encrypted_or_packed_in_an_uncommon_way_is_refused(tmp_path):
+    refused(zip_of(tmp_path / "a", members=[({"compress_type": zipfile.ZIP_LZMA}, b"x")]), "uncommon")
+    archive = zip_of(tmp_path / "a", {"x": b"x"})
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    archive.write_bytes(data)
+    refused(archive, "encrypted")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("second", ["one", "./one", "one/two", "one/two/three"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_no_member_overwrites_another(tmp_path, kind, second):
+    fields = {"zip": {"filename": "one"}}.get(kind[-3:], {"name": "one"})
+    archive = KINDS[kind](tmp_path / kind, {second: b"bad"}, members=[(fields, b"good")])
+    refused(archive, "twice")
+
+
+def test_names_that_differ_in_case_are_two_files_where_the_disk_has_it_so(tmp_path):
+    tree = {"A": b"1", "a": b"2"}
+    (tmp_path / "Probe").touch()
+    archive = zip_of(tmp_path / "z", tree)
+    if (tmp_path / "probe").exists():
+        refused(archive, "twice")
+    else:
+        assert tree_of(unpack(archive, tmp_path / "sounds")) == tree
+
+
+@pytest.mark.parametrize("kind", ["sounds.zip", "sounds.tar.gz"])
+def test_a_bomb_is_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(module, "FLOOR", 0)
+    refused(KINDS[kind](tmp_path / kind, {"bomb": bytes(3_000_000)}), "100 times")
+    monkeypatch.setattr(module, "EACH", 1 << 20)
+    refused(KINDS[kind](tmp_path / kind, {f"{i}": b"" for i in range(20)}), "100 times")
+
+
+def test_what_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=50_000))
+    refused(zip_of(tmp_path / "a.zip"), "0.1 MB that fit; make room")
+
+
+def test_a_zip_that_lies_about_sizes_or_overlaps_is_refused(tmp_path, monkeypatch):
+    archive = zip_of(tmp_path / "a", {"x": bytes(1_000_000)})
+    data = archive.read_bytes()
+    at = data.index(b"PK\1\2")
+    archive.write_bytes(data[: at + 24] + struct.pack("<I", 10) + data[at + 28 :])
+    refused(archive, "damaged")
+
+    monkeypatch.setattr(module, "FLOOR", 0)
+    archive = zip_of(tmp_path / "a", {"x": CONTENT[:100_000]})  # each of 300 entries is the same file
+    data = archive.read_bytes()
+    at, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    entry, tail = data[at:end], data[end:]
+    tail = tail[:8] + struct.pack("<HHII", 300, 300, 300 * len(entry), at) + tail[20:]
+    archive.write_bytes(data[:at] + b"".join(entry[:46] + entry[46:] for _ in range(300)) + tail)
+    refused(archive)
+
+
+def header(kind, size, name=b"././@LongLink"):
+    info = tarfile.TarInfo(name.decode())
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_does_not_fill_the_memory(tmp_path, kind):
+    with gzip.open(tmp_path / "a", "wb", 1) as file:
+        file.write(header(kind, 1 << 33))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    refused(tmp_path / "a", "beyond all measure")
+
+
+def test_what_follows_the_end_does_not_go_on_for_ever(tmp_path):
+    archive = tar_of(tmp_path / "a", mode="w")
+    packed = gzip.compress(archive.read_bytes() + bytes(1 << 23))
+    archive.write_bytes(packed)
+    refused(archive, "beyond all measure")
+
+
+def test_sizes_below_nothing_are_refused(tmp_path):
+    (tmp_path / "a").write_bytes(header(tarfile.REGTYPE, -512, b"x") + bytes(2048))
+    refused(tmp_path / "a", "negative size")
+    refused(tar_of(tmp_path / "a", members=[({"pax_headers": {"size": "-1024"}}, b"x" * 2000)]), "damaged")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_cut_off_anywhere_is_refused(tmp_path, kind):
+    data = KINDS[kind](tmp_path / kind).read_bytes()
+    last = data.rindex(b"x" * 512) + 512 if kind == "sounds.tar" else len(data) - 1  # two blocks of zeros and padding
+    cuts = {*range(0, last, 5000), *range(0, min(last, 3000), 512), last - 1, last}
+    for cut in sorted(cuts):
+        (tmp_path / kind).write_bytes(data[:cut])
+        refused(tmp_path / kind)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+    data = bytearray(tar_of(tmp_path / "a", mode="w").read_bytes())
+    data[data.index(b"read me")] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    refused(tmp_path / "a", "bad checksum")
+
+
+@pytest.mark.parametrize("kind", ["sounds.zip", "sounds.tar.gz"])
+def test_an_archive_damaged_anywhere_is_refused_or_the_same(tmp_path, kind):
+    tree = {name: content[:3000] for name, content in TREE.items()}
+    data = KINDS[kind](tmp_path / kind, tree).read_bytes()
+    rng = np.random.default_rng(0)
+    same = 0
+    for _ in range(100):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), rng.integers(1, 4)):
+            damaged[at] = rng.integers(256)
+        (tmp_path / kind).write_bytes(damaged)
+        with contextlib.suppress(FetchError):
+            folder = unpack(tmp_path / kind, tmp_path / "out" / "sounds")
+            # times, comments and the like are in no checksum; in a zip, neither are names nor what is listed
+            same += tree_of(folder) == tree
+            assert {*tree_of(folder).values()} <= {*tree.values()}
+            shutil.rmtree(folder)
+        assert names(tmp_path / "out") == []
+        assert names(tmp_path) == ["out", kind]
+    assert same < 50
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", bytes(2048), b"PK\3\4", b"\x1f\x8b", gzip.compress(b"x")])
+def test_what_is_no_archive_is_told(tmp_path, content):
+    (tmp_path / "sounds.zip").write_bytes(content)
+    refused(tmp_path / "sounds.zip", "move it away and run the same command")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_of_nothing_is_refused(tmp_path, kind):
+    refused(KINDS[kind](tmp_path / kind, {}), "no file")
+
+
+def test_an_archive_that_is_not_there_is_told(tmp_path):
+    fails(lambda: unpack(tmp_path / "a.zip", tmp_path / "sounds"), "a.zip", os.strerror(errno.ENOENT))
+    assert names(tmp_path) == []
+
+
+def test_an_interrupted_unpacking_leaves_nothing_and_is_done_again(tmp_path, monkeypatch):
+    archive = zip_of(tmp_path / "a.zip")
+    order = []
+
+    def stop(*_):
+        order.append("renamed")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sync", lambda: order.append("synced"))
+        patched.setattr(os, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(archive, tmp_path / "sounds")
+    assert order == ["synced", "renamed"]
+    assert names(tmp_path) == ["a.zip"]
+    (tmp_path / ".sounds.partial" / "of a killed one").mkdir(parents=True)
+    (tmp_path / ".sounds.lock").touch()
+    assert tree_of(unpack(archive, tmp_path / "sounds")) == TREE
+    assert names(tmp_path) == ["a.zip", "sounds"]
+
+
+def test_a_full_disk_leaves_nothing_of_what_was_unpacked(tmp_path):
+    archive = zip_of(tmp_path / "a.zip")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        fails(lambda: unpack(archive, tmp_path / "sounds"), os.strerror(errno.EFBIG), "make room")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["a.zip"]
+
+
+def test_a_second_process_does_not_unpack_at_the_same_time(tmp_path):
+    archive = zip_of(tmp_path / "a.zip")
+    with (tmp_path / ".sounds.lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fails(lambda: unpack(archive, tmp_path / "sounds"), "another process")
+    assert tree_of(unpack(archive, tmp_path / "sounds")) == TREE
