@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from datar_jax.chips import ENVIRONMENT, LIBTPU, topology
 from datar_jax.config import AudioConfig, ConfigError
 
 PREPARE = (
-    "python -m datar_jax prepare NAME --lists=DIR --audio=DIR --out=DIR [--config=configs/NAME.py] "
+    "python -m datar_jax prepare NAME (--lists=DIR --audio=DIR | --fetch=DIR) --out=DIR [--config=configs/NAME.py] "
     "[--config.audio.field=value ...] [--coding=pcm|flac] [--shard-clips=2048] [--workers=N]"
 )
 PLAN = (
@@ -42,21 +43,23 @@ def prepare(arguments: list[str]) -> int:
     Raises:
       ConfigError: an option that cannot be, lists that cannot be used, or sounds that are not there.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from datar_jax.corpora import CORPORA
+    from datar_jax.fetch import FetchError, fetch, unpack
     from datar_jax.places import place
     from datar_jax.prepare import Recipe
     from datar_jax.prepare import prepare as write
-    from datar_jax.report import make_console
     from datar_jax.shards import tell
     from datar_jax.store import DataError
 
     names = ", ".join(CORPORA)
     parser = argparse.ArgumentParser(prog="python -m datar_jax prepare", usage=PREPARE, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help=f"one of {names}")
-    parser.add_argument("--lists", required=True, type=Path, help="folder of the official lists")
-    parser.add_argument("--audio", required=True, help="folder or URL of the sounds, at any depth")
+    parser.add_argument("--lists", type=Path, help="folder of the official lists")
+    parser.add_argument("--audio", help="folder or URL of the sounds, at any depth")
+    parser.add_argument("--fetch", type=Path, help="folder to get the published archive into, in place of those two")
     parser.add_argument("--out", required=True, help="folder or URL to write to")
     parser.add_argument("--config", help="a Python file with get_config(), for its front end (rate, statistics)")
     parser.add_argument(
@@ -69,6 +72,13 @@ def prepare(arguments: list[str]) -> int:
         raise ConfigError(f"{known.name}: not a data set that is known; give one of {names}")
     corpus = CORPORA[known.name]
     overrides = settings.read_overrides(rest, PREPARE)
+    if known.fetch and not corpus.downloads:
+        raise ConfigError(f"--fetch={known.fetch}: {corpus.title} lies in no one place; give --lists and --audio")
+    if not known.fetch and not (known.lists and known.audio):
+        missing = "--audio" if known.lists else "--lists"
+        raise ConfigError(
+            f"{missing} is not given; --lists is a folder with {corpus.lists}; --audio one with the sounds"
+        )
     if overrides and not known.config:
         raise ConfigError(f"--config.{next(iter(overrides))}: needs --config=configs/NAME.py")
     audio = (
@@ -76,22 +86,30 @@ def prepare(arguments: list[str]) -> int:
     )
     recipe = Recipe(audio, known.coding, known.shard_clips, known.workers)
 
-    console = make_console()
+    def counted(bar: Progress, what: str) -> Callable[[int, int], None]:
+        task = bar.add_task(what, total=None)
+        return lambda done, total: bar.update(task, completed=done, total=total or None)
+
+    console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    lists, sounds = known.lists, known.audio
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("clips", total=None)
+            for download in corpus.downloads if known.fetch else ():
+                archive = fetch(download, known.fetch, counted(bar, f"bytes of {download.name}"))
+                lists = unpack(archive, known.fetch / download.name.partition(".")[0])
+                sounds = str(lists)
             card = write(
                 known.name,
                 corpus,
-                known.lists,
-                place(known.audio, "--audio"),
+                lists,
+                place(sounds, "--audio"),
                 place(known.out, "--out"),
                 recipe,
-                lambda done, total: bar.update(task, completed=done, total=total),
+                counted(bar, "clips"),
                 lambda line: console.print(line, markup=False, soft_wrap=True),
             )
-    except DataError as error:
+    except (DataError, FetchError) as error:
         raise ConfigError(str(error)) from None
     except KeyboardInterrupt:
         print("datar_jax: stopped; the same command continues", file=sys.stderr)

@@ -203,8 +203,11 @@ def _alone(out: Place) -> Iterator[None]:
             except OSError:
                 raise ConfigError(f"--out={out.url!r}: another preparation is writing there; wait for it") from None
             yield
-    except PermissionError as error:
-        raise ConfigError(f"--out={out.url!r}: cannot be written ({error.strerror}); give another folder") from None
+    except OSError as error:
+        raise ConfigError(
+            f"--out={out.url!r}: cannot be written ({error.strerror or error}); mend that and give the same command, "
+            "which continues, or give another folder"
+        ) from None
 
 
 def _finished(out: Place, plans: list[Plan], recipe: Recipe) -> dict[str, Part]:

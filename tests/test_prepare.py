@@ -1,6 +1,7 @@
 """From lists and sounds to shards and back: true samples, the same bytes after a stop, every clip accounted for."""
 
 import dataclasses
+import errno
 import json
 import pickle
 import threading
@@ -19,7 +20,7 @@ from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
-from datar_jax.places import place
+from datar_jax.places import Place, place
 from datar_jax.prepare import Recipe, prepare
 from datar_jax.run import _statistics  # the numbers that a run would normalise by
 from datar_jax.shards import open_shards, pieces
@@ -299,6 +300,26 @@ def test_one_folder_is_written_by_one_preparation(small, tmp_path):
         leave.set()
         first.join()
     assert opened(tmp_path / "out")[0].card.here == 6
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch):
+    take, taken = Place.take, []
+
+    def full(self, file):
+        if taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(file)
+        take(self, file)
+
+    monkeypatch.setattr(Place, "take", full)
+    with pytest.raises(ConfigError, match="cannot be written .No space left on device.; .*the same command, which"):
+        run(small, tmp_path / "out")
+    monkeypatch.undo()
+    seen = []
+    run(small, tmp_path / "out", progress=lambda *at: seen.append(at))
+    assert seen[0] == (3, 7)
+    run(small, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_path):
