@@ -312,7 +312,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch)
         take(self, file)
 
     monkeypatch.setattr(Place, "take", full)
-    with pytest.raises(ConfigError, match="cannot be written .No space left on device.; .*the same command, which"):
+    with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); .*the same command, which"):
         run(small, tmp_path / "out")
     monkeypatch.undo()
     seen = []
