@@ -14,11 +14,12 @@ Ours: the model, AdamW and its rate, the decay of the mean, batch 128. Where tra
 recipe is another: --config.data.balance=false --config.train.epochs=60.
 """
 
-from datar_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
+from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
 
 
 def get_config() -> Config:
     return Config(
+        audio=AudioConfig(frontend="device"),
         data=DataConfig(kind="prepared", labels="multi", balance=True, window_seconds=10.0),
         model=datar_tiny(),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=192, mixup=0.5),

@@ -18,7 +18,7 @@ from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, Opt
 
 def get_config() -> Config:
     return Config(
-        audio=AudioConfig(sample_rate=24_000, window_ms=11.0, hop_ms=5.0),
+        audio=AudioConfig(sample_rate=24_000, window_ms=11.0, hop_ms=5.0, frontend="device"),
         data=DataConfig(kind="prepared", window_seconds=2.0),
         model=msgspec.structs.replace(datar_tiny(), dropout=0.5),
         augment=AugmentConfig(freq_masks=2, freq_width=27, time_masks=2, time_width=25),

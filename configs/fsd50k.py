@@ -13,11 +13,12 @@ Ours: the model, AdamW, the decay of the mean. Most clips are far shorter than 3
 three times cheaper, crops the others at random in training and averages their views in evaluation.
 """
 
-from datar_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
+from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
 
 
 def get_config() -> Config:
     return Config(
+        audio=AudioConfig(frontend="device"),
         data=DataConfig(kind="prepared", labels="multi", balance=True, window_seconds=30.0),
         model=datar_tiny(),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=192, mixup=0.5),

@@ -12,11 +12,12 @@ Ours: the model, AdamW and its rate; label smoothing 0.1, as in CAV-MAE (Gong et
 
 import msgspec
 
-from datar_jax.config import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
+from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
 
 
 def get_config() -> Config:
     return Config(
+        audio=AudioConfig(frontend="device"),
         data=DataConfig(kind="prepared", window_seconds=8.0),
         model=msgspec.structs.replace(datar_tiny(), drop_path=0.3),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=192, mixup=0.3),
