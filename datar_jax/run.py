@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,22 @@ import msgspec
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import Progress
 
 from datar_jax import metrics
-from datar_jax.cache import prepare
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
-from datar_jax.distributed import wait_for_all
 from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
+from datar_jax.material import Material, normalisation, open_store, usable_split
 from datar_jax.model import count_parameters
-from datar_jax.places import place
 from datar_jax.plot import confusion_png, curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
-from datar_jax.scoring import Material, score_clips
+from datar_jax.scoring import score_clips
 from datar_jax.sharding import make_mesh
-from datar_jax.shards import open_shards, read_statistics
-from datar_jax.splits import Split, check_classes, split
+from datar_jax.splits import Split, split
 from datar_jax.step import Task
-from datar_jax.store import Store, default_window, report_bad, statistics, usable
+from datar_jax.store import Store, default_window
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (
@@ -49,8 +45,6 @@ MOVABLE = (
         "mesh.fsdp",
     ),
 )
-
-SOME = 2048  # clips of prepared data that statistics are taken of, for a front end that they were not prepared for
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,10 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
         console.print(note, markup=False, soft_wrap=True)
     _claim(config, workdir)
 
-    store = _store(config, dataset, workdir, console)
+    store = open_store(config, dataset, workdir, console)
     names = {prefix[:-1]: dataset.labels[part] for prefix, part in metrics.parts(dataset.heads).items()}
     _write(workdir / "labels.json", names if len(names) > 1 else dataset.labels)
-    splits = {fold: _usable(dataset, store, each, console) for fold, each in splits.items()}
+    splits = {fold: usable_split(dataset, store, each, console) for fold, each in splits.items()}
     frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
     frames = frames or max(default_window(store, each.train, config.audio) for each in splits.values())
     check_windows(config, frames, f"a window of {frames * config.audio.hop / config.audio.sample_rate:g} s")
@@ -188,61 +182,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _store(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Store:
-    """All clips, decoded once, with one report of what cannot be used.
-
-    The first process goes ahead: where the others see its disk, they find what it left.
-    """
-    cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
-    if jax.process_index():
-        wait_for_all("sounds")
-    if dataset.card:
-        root = place(config.data.root, "data.root")
-        store: Store = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
-    else:
-        store = _decoded(config, dataset, cache, console)
-    if not jax.process_index():
-        wait_for_all("sounds")
-    if report := report_bad(store, config.data.max_bad_fraction):
-        console.print(report, markup=False, soft_wrap=True)
-    return store
-
-
-def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) -> Store:
-    """The cache of a folder or a list of sounds, with a bar while it is computed."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=len(dataset))
-        return prepare(
-            dataset,
-            config.audio,
-            cache,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            lambda line: console.print(line, markup=False, soft_wrap=True),
-        )
-
-
-def _statistics(config: Config, dataset: Dataset, store: Store, train: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of the training spectrograms: of all of them, or of some of a prepared data set's."""
-    if dataset.card:
-        parts = {clip.split or f"fold {clip.fold}" for clip in (dataset.clips[i] for i in train)}
-        known = read_statistics(place(config.data.root, "data.root"), config.audio, sorted(parts))
-        if known:
-            return known
-        train = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), SOME)).astype(int))]
-    return statistics(store, train)
-
-
-def _usable(dataset: Dataset, store: Store, each: Split, console: Console) -> Split:
-    """A split without the clips that cannot be used."""
-    sides: dict[str, Any] = {}
-    for side in ("train", "validation", "test"):
-        sides[side], lost = usable(store, getattr(each, side))
-        if lost:
-            console.print(f"{lost} {side} clips cannot be used and are left out", markup=False)
-    check_classes(dataset, sides["train"], sides["test"])
-    return replace(each, **sides)
-
-
 def _run_split(
     config: Config,
     mesh: Mesh,
@@ -260,7 +199,7 @@ def _run_split(
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
-    mean, std = _statistics(config, dataset, store, each.train)
+    mean, std = normalisation(config, dataset, store, each.train)
     material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})

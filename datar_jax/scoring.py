@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from datar_jax.datasets import Dataset
-from datar_jax.pipeline import TrainBatches, eval_batches, train_batches
+from datar_jax.material import Material
+from datar_jax.pipeline import eval_batches
 from datar_jax.sharding import batch_sharding
-from datar_jax.splits import Split
 from datar_jax.step import Task, TrainState, jit_eval_step
-from datar_jax.store import Store
 
 
 class TrainingError(RuntimeError):
@@ -24,32 +21,6 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):
     """A signal came while clips were scored."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What one split is trained and scored on."""
-
-    store: Store
-    dataset: Dataset
-    split: Split
-    mean: float  # of the training spectrograms, decibels
-    std: float
-
-    def train_batches(self, task: Task) -> TrainBatches:
-        """Endless batches of this process."""
-        train = task.config.train
-        return train_batches(
-            self.store,
-            self.dataset,
-            self.split.train,
-            task.frames,
-            train.batch_size,
-            train.seed,
-            task.config.data,
-            jax.process_index(),
-            jax.process_count(),
-        )
 
 
 def score_clips(

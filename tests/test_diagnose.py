@@ -21,9 +21,10 @@ from datar_jax.config import DataConfig
 from datar_jax.datasets import Clip, Dataset
 from datar_jax.diagnose import diagnose
 from datar_jax.loop import fit
+from datar_jax.material import Material
 from datar_jax.pipeline import TrainBatches
 from datar_jax.report import Report
-from datar_jax.scoring import Material, TrainingError
+from datar_jax.scoring import TrainingError
 from datar_jax.splits import Split
 from datar_jax.step import Task
 

@@ -20,9 +20,9 @@ from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
+from datar_jax.material import normalisation
 from datar_jax.places import Place, place
 from datar_jax.prepare import Recipe, prepare
-from datar_jax.run import _statistics  # the numbers that a run would normalise by
 from datar_jax.shards import open_shards, pieces
 from datar_jax.store import DataError, statistics
 
@@ -192,11 +192,11 @@ def test_statistics_are_those_of_the_training_clips(small, tmp_path):
     dataset, store = opened(tmp_path / "out")
     train = np.array([i for i, clip in enumerate(dataset.clips) if clip.split == "train"])
     config = Config(audio=AUDIO, data=DataConfig(root=str(tmp_path / "out"), kind="prepared"), model=SMALL)
-    found = _statistics(config, dataset, store, train)
+    found = normalisation(config, dataset, store, train)
     np.testing.assert_allclose(found, statistics(store, train), rtol=1e-6)
     other = msgspec.structs.replace(config, audio=msgspec.structs.replace(AUDIO, hop_ms=20.0))
     wider = open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, other.audio, tmp_path)
-    assert _statistics(other, dataset, wider, train) == statistics(wider, train) != found
+    assert normalisation(other, dataset, wider, train) == statistics(wider, train) != found
 
 
 def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
