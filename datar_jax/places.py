@@ -73,9 +73,10 @@ class Place:
 
     def give(self, file: Path) -> None:
         """Copies this file to a path of this machine, whole or not at all."""
-        partial = file.with_name(f".{file.name}.partial")
-        self.system.get_file(self.path, str(partial))
-        partial.replace(file)
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:  # processes may meet here
+            partial = Path(folder, file.name)
+            self.system.get_file(self.path, str(partial))
+            partial.replace(file)
 
     def remove(self) -> None:
         """Takes the file away, if there is one."""
