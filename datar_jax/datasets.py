@@ -38,7 +38,7 @@ class Clip:
     split: str | None = None  # one of SIDES
     start: float = 0.0  # seconds
     end: float = 0.0  # seconds; 0 means the end of the file
-    group: str = ""  # clips of one group stay on one side
+    group: str = ""  # clips of one group stay on one side; empty: the clip is a group by itself
     record: int = 0  # in a shard: the first one of this clip
     samples: int = 0  # in a shard: how many there are; 0 where only decoding tells
 
@@ -293,8 +293,7 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
 def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
     """Fills in each clip's group: what `pattern` finds in its name, else the file it comes from."""
     if not pattern:
-        clips = tuple(dataclasses.replace(clip, group=clip.name) for clip in dataset.clips)
-        return dataclasses.replace(dataset, clips=clips)
+        return dataset
     finds = [re.search(pattern, clip.name) for clip in dataset.clips]
     found = sum(find is not None for find in finds)
     if not found:

@@ -10,7 +10,7 @@ Shapes: B batch, N samples, W samples of a window, F mel bins (low to high), T f
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.fft
@@ -20,7 +20,7 @@ from datar_jax.config import AudioConfig
 if TYPE_CHECKING:
     import jax
 
-COLUMNS = 4096  # frames of a spectrogram that are computed at a time
+COLUMNS = 128  # frames that are transformed at a time: what lies between stays in a core's cache
 
 
 def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
@@ -49,10 +49,10 @@ def log_mel_excerpt(excerpt_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
     """Log-mel columns of what `excerpt` cut out: float32 (F, T) in decibels."""
     framed_TxW = np.lib.stride_tricks.sliding_window_view(excerpt_N, audio.window)[:: audio.hop]
     mel_FxT = np.empty((audio.mels, len(framed_TxW)), np.float32)
-    for first in range(0, len(framed_TxW), COLUMNS):  # the spectrum of an hour would take gigabytes
+    for first in range(0, len(framed_TxW), COLUMNS):
         spectrum = scipy.fft.rfft(framed_TxW[first : first + COLUMNS] * hann(audio), n=audio.fft, axis=-1)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
-        mel_FxT[:, first : first + COLUMNS] = mel_basis(audio) @ power.T
+        mel_FxT[:, first : first + COLUMNS] = _filters(audio) @ power.T
     np.maximum(mel_FxT, np.float32(10 ** (audio.floor_db / 10)), out=mel_FxT)
     np.log10(mel_FxT, out=mel_FxT)
     mel_FxT *= np.float32(10)
@@ -143,6 +143,14 @@ def mel_basis(audio: AudioConfig) -> np.ndarray:
     )
     basis_FxK.flags.writeable = False
     return basis_FxK
+
+
+@functools.lru_cache(maxsize=8)
+def _filters(audio: AudioConfig) -> Any:
+    """`mel_basis` by its rows' few numbers that are not zero: of a bin's power at most two filters take a share."""
+    import scipy.sparse
+
+    return scipy.sparse.csr_array(mel_basis(audio))
 
 
 @functools.lru_cache(maxsize=8)

@@ -194,14 +194,9 @@ def eval_batches(
     """
     _check(store, indices, batch_size, shards)
     rows = batch_size // shards
-    counts = [len(views(int(store.frames[i]), window_frames)) for i in indices]
-    drawn_Nx2 = np.stack(
-        [
-            np.repeat(np.arange(len(indices)), counts),
-            np.concatenate([views(int(store.frames[i]), window_frames) for i in indices]),
-        ],
-        axis=1,
-    )
+    starts = [views(int(store.frames[i]), window_frames) for i in indices]
+    rows_N = np.repeat(np.arange(len(indices)), list(map(len, starts)))
+    drawn_Nx2 = np.stack([rows_N, np.concatenate(starts)], axis=1)
     lack = -len(drawn_Nx2) % batch_size
     mask = np.repeat(np.array([1, 0], np.float32), [len(drawn_Nx2), lack])
     drawn_Nx2 = np.concatenate([drawn_Nx2, np.repeat(drawn_Nx2[:1], lack, axis=0)])

@@ -45,7 +45,7 @@ def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
     elif dataset.folds:
         sides = _sides_by_fold(dataset, config, fold or config.fold)
     else:
-        sides = [_side_by_hash(clip.group, config.test_fraction) for clip in dataset.clips]
+        sides = [_side_by_hash(clip.group or clip.name, config.test_fraction) for clip in dataset.clips]
     if config.validation_fold and not dataset.folds:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
     _refuse_straddling(dataset, sides, bool(config.group))
@@ -114,6 +114,6 @@ def _refuse_straddling(dataset: Dataset, sides: Sequence[str], grouped: bool) ->
         if sides[i] != sides[j]:
             remedy = "move one, or change data.group" if grouped else "keep one"
             raise ConfigError(
-                f"group {clip.group!r} stands on two sides: {dataset.where(j)} is in {sides[j]}, "
+                f"group {clip.group or clip.name!r} stands on two sides: {dataset.where(j)} is in {sides[j]}, "
                 f"{dataset.where(i)} in {sides[i]}; {remedy}"
             )

@@ -81,12 +81,13 @@ class Samples(Store):
         """
         if self.audio.frontend == "host":
             return super().batch(clips_B, starts_B, window_frames)
-        samples_BxN = np.zeros((len(clips_B), excerpt_size(self.audio, window_frames)), np.int16)
+        samples_BxN = np.empty((len(clips_B), excerpt_size(self.audio, window_frames)), np.int16)
         scale_B = np.empty(len(clips_B), np.float32)
         frames_B = np.minimum(self.frames[clips_B] - starts_B, window_frames).astype(np.int32)
         for b, (clip, start) in enumerate(zip(clips_B, starts_B)):
             samples_N, scale_B[b] = self._excerpt(int(clip), int(start), int(frames_B[b]))
             samples_BxN[b, : samples_N.size] = samples_N
+            samples_BxN[b, samples_N.size :] = 0
         return {"samples": samples_BxN, "scale": scale_B, "frames": frames_B}
 
     def _excerpt(self, index: int, start: int, frames: int) -> tuple[np.ndarray, float]:

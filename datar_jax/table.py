@@ -69,7 +69,7 @@ class Table:
         head = not self._titled
         for cells in self._cells():
             self.row = self._reader.line_num
-            if not any(cell.strip() for cell in cells):
+            if not "".join(cells).strip():
                 continue
             if head and (cells[0].startswith("# ") or [cell.strip() for cell in cells] == self._header):
                 continue
@@ -79,7 +79,7 @@ class Table:
                     f"{self.path}, row {self.row}: {len(cells)} cells, but there are {len(self._header)} columns "
                     f"({', '.join(self._header)}); quote cells that hold a comma"
                 )
-            self._values = {name: cell.strip() for name, cell in zip(self._header, cells)}
+            self._values = dict(zip(self._header, map(str.strip, cells)))
             yield self._values
 
     def _cells(self) -> Iterator[list[str]]:

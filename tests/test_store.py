@@ -69,6 +69,16 @@ def test_the_device_computes_the_batches_of_the_host(stores, draw):
         np.testing.assert_allclose(spectrograms(task, device)["mel"], host["mel"], rtol=0, atol=0.05)
 
 
+def test_a_short_clip_is_padded_with_nothing_that_lay_in_memory(stores, monkeypatch):
+    _, features, waves = stores
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, 7, dtype))
+    short = int(np.argmin(waves.frames))
+    clips, starts, size = np.array([short]), np.array([0]), excerpt_size(DEVICE, int(waves.frames[short]))
+    assert (waves.batch(clips, starts, 20)["samples"][0, size:] == 0).all()
+    padded = features.batch(clips, starts, 20)["mel"][0, :, waves.frames[short] :]
+    assert padded.size and (padded == HOST.floor_db).all()
+
+
 def test_a_step_learns_the_same_from_either_front_end(stores):
     dataset, features, waves = stores
     mesh = make_mesh(c.MeshConfig(data=1), jax.devices()[:1])
