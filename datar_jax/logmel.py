@@ -60,10 +60,11 @@ def log_mel_excerpt(excerpt_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
 
 
 def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig) -> jax.Array:
-    """`log_mel_excerpt` of a batch, traceable and differentiable: two matrix products, no transform, no gather.
+    """`log_mel_excerpt` of a batch, traceable and differentiable: matrix products, no transform, no gather.
 
-    The window lies in the matrix of cosines and sines. The product is the more exact form, too: against librosa in
-    double precision it errs less than a transform in single precision.
+    The window lies in matrices of cosines and sines. Samples at equal distance from a window's middle share a cosine,
+    and a sine but for its sign: their sums and differences halve the work. Against librosa in double precision the
+    result errs less than a fast transform in single precision.
 
     Args:
       excerpt_BxN: float32, N = (T - 1) * audio.hop + audio.window.
@@ -87,8 +88,13 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
     hops_BxMxH = padded.reshape(-1, frames - 1 + parts, hop)
     framed_BxTxW = jnp.concatenate([hops_BxMxH[:, i : i + frames] for i in range(parts)], axis=-1)[..., :window]
     exact = jax.lax.Precision.HIGHEST
-    real_BxTxK, imaginary_BxTxK = jnp.split(jnp.matmul(framed_BxTxW, fourier(audio), precision=exact), 2, axis=-1)
-    power_BxTxK = jnp.square(real_BxTxK) + jnp.square(imaginary_BxTxK)
+    middle, pairs = window // 2, (window - 1) // 2
+    early, late = framed_BxTxW[..., 1 : pairs + 1], framed_BxTxW[..., window - pairs :][..., ::-1]
+    even, odd = early + late, early - late
+    if window % 2 == 0:  # one sample has no partner; the first of a window is zero
+        even = jnp.concatenate([even, framed_BxTxW[..., middle : middle + 1]], axis=-1)
+    cosines, sines = fourier(audio)
+    power_BxTxK = jnp.square(_product(even, cosines)) + jnp.square(_product(odd, sines))
     mel_BxFxT = jnp.einsum("fk,btk->bft", mel_basis(audio), power_BxTxK, precision=exact)
     sound_BxT = jnp.arange(frames) < frames_B[:, None]
     least = 10 ** (audio.floor_db / 10)
@@ -162,15 +168,37 @@ def hann(audio: AudioConfig) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def fourier(audio: AudioConfig) -> np.ndarray:
-    """Windowed cosines and sines (their sign does not show in a power), side by side: float32 (W, 2 K), read-only."""
-    sample_W, bin_K = np.arange(audio.window), np.arange(audio.fft // 2 + 1)
-    angle_WxK = 2 * np.pi * (sample_W[:, None] * bin_K % audio.fft) / audio.fft
-    window_Wx1 = 0.5 - 0.5 * np.cos(2 * np.pi * sample_W[:, None] / audio.window)
-    both_Wx2K = np.concatenate([window_Wx1 * np.cos(angle_WxK), window_Wx1 * np.sin(angle_WxK)], axis=1)
-    both_Wx2K = both_Wx2K.astype(np.float32)
-    both_Wx2K.flags.writeable = False
-    return both_Wx2K
+def fourier(audio: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Windowed cosines and sines around the window's middle, float64, read-only.
+
+    Returns:
+      (W // 2, K) for samples 1, 2, ... as far as the middle, and ((W - 1) // 2, K) for those before it.
+    """
+    sample_J = np.arange(1, audio.window // 2 + 1)[:, None]
+    angle_JxK = 2 * np.pi * (sample_J - audio.window / 2) * np.arange(audio.fft // 2 + 1) / audio.fft
+    window_J = 0.5 - 0.5 * np.cos(2 * np.pi * sample_J / audio.window)
+    cosines, sines = window_J * np.cos(angle_JxK), (window_J * np.sin(angle_JxK))[: (audio.window - 1) // 2]
+    cosines.flags.writeable = sines.flags.writeable = False
+    return cosines, sines
+
+
+def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """`x @ matrix` to more than the digits of float32, where the large terms of a sum cancel.
+
+    What x and the matrix have in their first seven bits is multiplied and added without rounding, in bfloat16 too; the
+    rest is so much smaller that its rounding is.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    exact = jax.lax.Precision.HIGHEST
+    top = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
+    step = jnp.ldexp(jnp.ones_like(top), jnp.frexp(top)[1] - 7)
+    coarse = jnp.round(x / step) * step
+    coarse_matrix = np.round(matrix * 2**7) / 2**7
+    rest = jnp.matmul(coarse, (matrix - coarse_matrix).astype(np.float32), precision=exact)
+    rest += jnp.matmul(x - coarse, matrix.astype(np.float32), precision=exact)
+    return jnp.matmul(coarse, coarse_matrix.astype(np.float32)) + rest
 
 
 def _window(audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:

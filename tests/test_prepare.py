@@ -2,24 +2,33 @@
 
 import dataclasses
 import errno
+import functools
+import hashlib
+import http.server
+import io
 import json
 import pickle
 import threading
+import zipfile
 
 import msgspec
 import numpy as np
 import pytest
 import soundfile
+from test_corpora import LISTS
 from test_logmel import sound
 from test_store import SMALL
 
 from datar_jax import prepare as room
 from datar_jax import shards
+from datar_jax.__main__ import main
 from datar_jax.audio import decode
 from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
+from datar_jax.corpora import CORPORA
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
+from datar_jax.fetch import Download
 from datar_jax.material import normalisation
 from datar_jax.places import Place, place
 from datar_jax.prepare import Recipe, prepare
@@ -100,7 +109,7 @@ def test_every_listed_clip_is_accounted_for(small, tmp_path):
     rows = (tmp_path / "out" / "manifest.csv").read_text().splitlines()
     assert rows[6].startswith("gone,2,train,,missing,no file of its name,,,,,list.csv,7")
     assert rows[7].startswith("broken,2,train,,unreadable,cannot be decoded")
-    assert card.lists == {"list.csv": __import__("hashlib").sha256(b"the list").hexdigest()}
+    assert card.lists == {"list.csv": hashlib.sha256(b"the list").hexdigest()}
     names = ("train-00000-of-00003", "train-00001-of-00003", "test-00000-of-00001")  # the third one would be empty
     assert {shard.name for shard in card.shards} == {f"{name}.array_record" for name in names}
 
@@ -320,6 +329,41 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch)
     assert seen[0] == (3, 7)
     run(small, tmp_path / "whole")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_published_archive_is_fetched_unpacked_and_prepared(tmp_path, monkeypatch, capsys):
+    site = tmp_path / "site"
+    site.mkdir()
+    with zipfile.ZipFile(site / "packed.zip", "w") as archive:
+        archive.writestr("ESC-50-x/meta/esc50.csv", LISTS["esc50"]["meta/esc50.csv"])
+        for i, name in enumerate(("1-100032-A-0", "1-100038-A-14", "1-100210-A-36")):
+            stream = io.BytesIO()
+            soundfile.write(stream, sound(AUDIO, 0.3, i), 8_000, format="WAV")
+            archive.writestr(f"ESC-50-x/audio/{name}.wav", stream.getvalue())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://localhost:{server.server_port}/packed.zip"
+    digest = hashlib.sha256((site / "packed.zip").read_bytes()).hexdigest()
+    order = ["prepare", "esc50", f"--fetch={tmp_path / 'got'}", f"--out={tmp_path / 'out'}", "--workers=1"]
+
+    def offer(sha256):
+        download = Download(url, "ESC-50.zip", sha256, 0)
+        monkeypatch.setitem(CORPORA, "esc50", dataclasses.replace(CORPORA["esc50"], downloads=(download,)))
+
+    try:
+        offer("0" * 64)
+        assert main(order) == 2
+        assert "ESC-50.zip" in capsys.readouterr().err
+        offer(digest)
+        assert main(order) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "ESC-50: 3 of 3 listed clips are here" in capsys.readouterr().out
+    assert main(order) == 0, "what was fetched is not fetched again"
+    dataset, store = opened(tmp_path / "out", AudioConfig())
+    assert dataset.folds == (1, 2, 5) and store.lengths.tolist() == [4_800] * 3
 
 
 def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_path):
