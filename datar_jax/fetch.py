@@ -79,7 +79,7 @@ class _Whole:
     """What a partial file is a part of, in the words of its server."""
 
     url: str
-    version: str  # strong ETag or time of change; empty where the server names none
+    version: str  # ETag, which may be a weak one, or time of change; empty where the server names none
     size: int | None  # bytes; None where it does not say
 
 
@@ -198,7 +198,7 @@ def _try(
     done, whole = _kept(partial, notes, download.url)
     if done and done == whole.size:  # killed before it had its name
         return
-    headers = {"User-Agent": "datar-jax", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": "datar-jax"}
     if done:
         headers |= {"Range": f"bytes={done}-", "If-Range": whole.version}
     with _open(download.url, headers, path) as response:
@@ -250,9 +250,8 @@ def _kept(partial: Path, notes: Path, url: str) -> tuple[int, _Whole]:
 
 
 def _version(headers: http.client.HTTPMessage) -> str:
-    """What tells one version of a file from another, byte for byte; empty where the server gives nothing like that."""
-    given = str(headers.get("ETag", headers.get("Last-Modified", ""))).strip()
-    return given if VERSION.fullmatch(given) else ""
+    """What may tell one version of a file from another; empty where the server gives nothing of the kind."""
+    return str(headers.get("ETag", headers.get("Last-Modified", ""))).strip()
 
 
 def _goes_on(response: http.client.HTTPResponse, done: int, whole: _Whole) -> bool:
@@ -449,8 +448,8 @@ def _zip(archive: Path, file: BinaryIO) -> Iterator[Member]:
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _foreign(archive, f"{_plain(info.filename)} in it is a link or a device")
-            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise _foreign(archive, f"{_plain(info.filename)} in it is encrypted or packed in an uncommon way")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA may ask for 4 GB
+                raise _foreign(archive, f"{_plain(info.filename)} in it is packed in an uncommon way")
             if info.is_dir():
                 yield info.filename, None
             else:

@@ -95,6 +95,10 @@ def says(status, headers=(), body=b""):
     return lambda answer: answer.say(status, headers, body)
 
 
+def rest(done, length):
+    return {"Content-Range": f"bytes {done}-2999999/3000000", "Content-Length": str(length), "ETag": '"one"'}
+
+
 @pytest.fixture
 def server(monkeypatch):
     for name in list(os.environ):
@@ -168,7 +172,7 @@ def test_a_file_is_fetched_once_and_told_of(server, tmp_path):
 
     assert fetch(of(server), path.parent) == path
     assert fetch(of(server, sha256=""), path.parent) == path
-    assert len(server.seen) == 1
+    assert server.asked("Accept-Encoding") == ["identity"]  # once, and not packed by the server
 
 
 def umask():
@@ -230,10 +234,33 @@ def test_a_whole_of_another_length_under_the_same_version_is_not_gone_on_with(se
 )
 def test_a_rest_that_is_not_the_one_asked_for_is_not_appended(server, tmp_path, headers):
     done = interrupted(server, tmp_path)
-    right = {"Content-Range": f"bytes {done}-2999999/3000000", "Content-Length": "3", "ETag": '"one"'}
+    right = rest(done, 3)
     server.answers = [says(206, {**right, **headers} if headers else {"Content-Length": "3"}, b"bad")]
     assert fetch(of(server), tmp_path).read_bytes() == CONTENT
     assert server.asked("Range") == [f"bytes={done}-", None]
+
+
+@pytest.mark.parametrize("status", [203, 416])
+def test_a_rest_under_another_status_is_not_appended(server, tmp_path, status):
+    done = interrupted(server, tmp_path)
+    server.answers = [says(status, rest(done, len(CONTENT) - done), CONTENT[done:])]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [f"bytes={done}-", None]
+
+
+def test_of_a_rest_that_is_too_long_only_the_rest_is_appended(server, tmp_path):
+    done = interrupted(server, tmp_path)
+    server.answers = [says(206, rest(done, len(CONTENT) - done + 10), CONTENT[done:] + b"0123456789")]
+    assert fetch(of(server, sha256=""), tmp_path).read_bytes() == CONTENT
+    assert server.asked("Range") == [f"bytes={done}-"]
+
+
+@pytest.mark.parametrize("status", [203, 204, 206, 416])
+def test_an_answer_to_another_request_is_asked_for_again(server, tmp_path, status, waits):
+    right = {"Content-Range": "bytes 0-2999999/3000000", "Content-Length": "0", "ETag": '"one"'}
+    server.answers = [says(status, right)]
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert len(waits) == 1
 
 
 def test_a_part_of_another_address_is_not_gone_on_with(server, tmp_path):
@@ -258,12 +285,14 @@ def test_a_part_that_only_lacks_its_name_gets_it(server, tmp_path):
     assert names(tmp_path) == ["sounds.zip"]
 
 
-@pytest.mark.parametrize(
-    "notes",
-    [b"", b"\xff", b"[]", b"7", b"{}", b'{"url": 1}', b"[" * 100_000]
-    + [json.dumps({"url": "URL", "version": version, "size": size}).encode() for version, size in
-       [(None, 3_000_000), ('"one"', None), ('"one"', "3000000"), ('"one"', -1), ('"a"\r\nX: y', 3_000_000)]],
-)  # fmt: skip
+NO_NOTES = [b"", b"\xff", b"[]", b"7", b"{}", b'{"url": 1}', b"[" * 100_000]
+WRONG_NOTES = [
+    *({"version": None, "size": 3_000_000}, {"version": '"a"\r\nX: y', "size": 3_000_000}),
+    *({"version": '"one"', "size": size} for size in (None, 3e6, "3000000", -1)),
+]
+
+
+@pytest.mark.parametrize("notes", [*NO_NOTES, *(json.dumps({"url": "URL", **notes}).encode() for notes in WRONG_NOTES)])
 def test_damaged_notes_make_it_start_anew(server, tmp_path, notes):
     interrupted(server, tmp_path)
     (tmp_path / NOTES).write_bytes(notes.replace(b"URL", server.url.encode()))
@@ -277,6 +306,14 @@ def test_a_wrong_checksum_names_both_and_removes_the_download_alone(server, tmp_
     found = hashlib.sha256(OTHER).hexdigest()
     fails(lambda: fetch(of(server), tmp_path), str(tmp_path / "sounds.zip"), f"{found}, not {SHA256}", "same command")
     assert names(tmp_path) == ["mine"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(server, tmp_path, monkeypatch):
+    order, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: order.append("synced"))
+    monkeypatch.setattr(os, "replace", lambda *paths: order.append("renamed") or replace(*paths))
+    fetch(of(server), tmp_path)
+    assert order == ["synced", "renamed"]
 
 
 def test_a_part_spoilt_on_the_disk_is_found_by_the_checksum(server, tmp_path):
@@ -472,12 +509,25 @@ def test_silence_ends(server, tmp_path, monkeypatch, head):
     fails(lambda: fetch(of(server), tmp_path), "timed out", "tried 2 times")
 
 
-def test_a_trickle_is_taken_for_broken(server, tmp_path, monkeypatch):
-    clock = itertools.count(step=1000.0)
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    fails(lambda: fetch(of(server), tmp_path), "bytes in 1000 s")
-    monkeypatch.setattr(module, "SLOWEST", 10)  # a block of 2 ** 18 bytes is more than 10,000: not slow
-    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+def test_a_trickle_is_taken_for_broken(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def sends(*amounts, seconds=25):  # a block every 25 s, where two timeouts are a minute
+        amounts = iter(amounts)
+
+        def read1(most):
+            now[0] += seconds
+            return b"x" * next(amounts)
+
+        return module._receive(types.SimpleNamespace(read1=read1), 10**9)
+
+    slowest = 25 * module.SLOWEST
+    received = sends(*30 * [slowest])
+    assert sum(len(block) for block in itertools.islice(received, 30)) == 30 * slowest
+    received = sends(*3 * [100 * slowest], 1, 1, 1)  # that it was fast once does not help
+    with pytest.raises(module._Broken, match="sent 3 bytes in 75 s"):
+        list(received)
 
 
 def test_proxies_are_those_of_the_environment(server, tmp_path, monkeypatch):
@@ -529,6 +579,21 @@ def test_of_many_at_once_each_has_the_file_or_is_refused(server, tmp_path):
         (tmp_path / "sounds.zip").unlink()
     assert results == 40 * [True]
     assert len(server.seen) == 5
+
+
+def test_what_another_process_was_quicker_with_is_taken(server, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def waited(path):
+        (tmp_path / "sounds.zip").write_bytes(CONTENT)
+        (tmp_path / "sounds" / "read me").parent.mkdir(exist_ok=True)
+        (tmp_path / "sounds" / "read me").write_text("theirs")
+        yield
+
+    monkeypatch.setattr(module, "_alone", waited)
+    assert fetch(of(server), tmp_path) == tmp_path / "sounds.zip"
+    assert server.seen == []
+    shutil.rmtree(tmp_path / "sounds")
+    assert names(unpack(tmp_path / "sounds.zip", tmp_path / "sounds")) == ["read me"]
 
 
 def test_a_lock_removed_while_it_is_waited_for_is_no_lock(tmp_path, monkeypatch):
@@ -681,7 +746,7 @@ LINKS = [
 def test_a_tar_of_links_or_devices_is_refused(tmp_path, fields):
     content = b"1\n0\n9\n".ljust(512, b"\0") + b"sparse123" if "pax_headers" in fields else b""
     archive = tar_of(tmp_path / "a", {"good": b"x", "name/hostname": b"bad"}, members=[(fields, content)])
-    refused(archive, "link, a device or sparse")
+    assert "damaged" not in refused(archive, "link, a device or sparse")
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK])
@@ -761,6 +826,29 @@ def test_a_header_does_not_fill_the_memory(tmp_path, kind):
         for _ in range(64):
             file.write(bytes(1 << 20))
     refused(tmp_path / "a", "beyond all measure")
+
+
+def test_what_lies_between_contents_is_counted_anew_after_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BETWEEN", 30_000)  # less than any of these together
+    folders = [({"name": f"folder{i}", "type": tarfile.DIRTYPE}, b"") for i in range(100)]
+    archive = tar_of(tmp_path / "a", {**TREE, "more": CONTENT[:70_000]}, members=folders)
+    assert tree_of(unpack(archive, tmp_path / "sounds")) == {**TREE, "more": CONTENT[:70_000]}
+    assert (tmp_path / "sounds" / "folder99").is_dir()
+
+
+def test_nothing_is_kept_of_members_that_are_done(tmp_path, monkeypatch):
+    opened, tar_open = [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *a, **k: opened.append(tar_open(*a, **k)) or opened[-1])
+    with (tmp_path / "a").open("wb") as file:
+        for i in range(50):
+            file.write(tarfile.TarInfo.create_pax_global_header({f"key{i}": "value"}))
+            file.write(header(tarfile.REGTYPE, 0, b"name%d" % i))
+        file.write(bytes(1024))
+    for name, blocks in module._members(tmp_path / "a"):
+        assert list(blocks) == []
+        assert len(opened[-1].members) <= 1, name
+        assert len(opened[-1].pax_headers) <= 1, name
+    assert name == "name49"
 
 
 def test_what_follows_the_end_does_not_go_on_for_ever(tmp_path):
