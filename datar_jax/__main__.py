@@ -47,12 +47,13 @@ def prepare(arguments: list[str]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from datar_jax.corpora import CORPORA
-    from datar_jax.fetch import FetchError, fetch, unpack
+    from datar_jax.fetch import FetchError, fetch
     from datar_jax.places import place
     from datar_jax.prepare import Recipe
     from datar_jax.prepare import prepare as write
     from datar_jax.shards import tell
     from datar_jax.store import DataError
+    from datar_jax.unpack import unpack
 
     names = ", ".join(CORPORA)
     parser = argparse.ArgumentParser(prog="python -m datar_jax prepare", usage=PREPARE, allow_abbrev=False)

@@ -1,12 +1,10 @@
-"""Published archives, fetched and unpacked: checked, resumed, and kept inside their folder.
+"""Published archives, fetched: checked, and resumed where they broke off.
 
-Neither a server nor an archive is believed. Of a file on the network, the whole length has to be known or the transfer
-has to say where it ends, and a part is only gone on with where the server names the same version of it (RFC 9110,
-sections 13.1.5 and 14). Out of an archive come files and folders below one folder, nothing else: links of either kind
-are refused altogether, for they are what holes in `tarfile`'s own filters were made of, and no data set needs them.
+A server is not believed. The whole length has to be known or the transfer has to say where it ends, and a part is only
+gone on with where the server names the same version of it (RFC 9110, sections 13.1.5 and 14).
 
 For a file NAME there may lie beside it: `.NAME.partial`, what came so far; `.NAME.partial.json`, of what it is a part;
-`.NAME.lock`, while a process is at it. For a folder NAME likewise, `.NAME.partial` being a folder.
+`.NAME.lock`, while a process is at it.
 """
 
 from __future__ import annotations
@@ -14,30 +12,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import gzip
 import hashlib
 import http.client
-import io
 import json
 import os
 import re
 import shutil
 import ssl
-import stat
 import string
-import struct
-import tarfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any
 
 TIMEOUT = 30.0  # seconds in which a server has to say something
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)  # seconds before each further try
@@ -46,14 +37,6 @@ VERSION = re.compile(r'"[!#-~]{1,200}"|\w{3}, [\w :]{1,40}', re.ASCII)  # an ETa
 BLOCK = 1 << 18  # bytes held at once
 REDIRECTS = 10
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that pass
-
-RATIO = 100  # what comes out of an archive may be this much larger than it; wav and text stay far below
-FLOOR = 1 << 26  # bytes that may always come out
-EACH = 4096  # bytes that a file counts as at least, so that empty ones are bounded, too
-BETWEEN = 1 << 22  # bytes of a tar between two contents: headers, long names, the padding at the end
-DEPTH, LONGEST = 32, 1024  # folders and bytes of a name
-
-Member = tuple[str, Iterator[bytes] | None]  # name, content; None for a folder
 
 
 class FetchError(ValueError):
@@ -107,44 +90,12 @@ def fetch(download: Download, folder: Path, progress: Callable[[int, int], None]
     try:
         if not _is_there(path, download):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(path):
+            with alone(path):
                 if not _is_there(path, download):  # another process may just have been done
                     _fetch(download, path, progress)
     except OSError as error:
-        raise _unwritten(path, error) from error
+        raise unwritten(path, error) from error
     return path
-
-
-def unpack(archive: Path, folder: Path) -> Path:
-    """Has the content of a zip, tar or tar.gz lie in a folder of its own, which appears whole or not at all.
-
-    What the file is says its content, not its name. Files are made anew with the permissions of any new file; times,
-    owners and permissions of the archive are left. Memory does not grow with the sizes of files; a zip's table of
-    contents is held whole.
-
-    Args:
-      archive: the file.
-      folder: one that is there and not empty was unpacked before and is left as it is. Where the file system has
-        locks, a second process is refused while one is at it.
-
-    Returns:
-      `folder`.
-
-    Raises:
-      FetchError: the archive is missing or damaged; or holds links, devices, encrypted or sparse files, a name twice,
-        or one that leads out; or more comes out of it than the disk has room for or than 100 times its size; or the
-        folder cannot be written. Then nothing stays of what was unpacked.
-    """
-    place = Path(os.path.realpath(folder))  # what a link leads to may be an empty folder on another disk
-    try:
-        if not _is_full(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(place):
-                if not _is_full(place):
-                    _unpack(archive, place)
-    except OSError as error:
-        raise _unwritten(folder, error) from error
-    return folder
 
 
 # Fetching
@@ -165,7 +116,7 @@ def _is_there(path: Path, download: Download) -> bool:
 
 def _fetch(download: Download, path: Path, progress: Callable[[int, int], None] | None) -> None:
     """Tries until all bytes are there, verifies them, gives them their name."""
-    partial, notes = _beside(path, "partial"), _beside(path, "partial.json")
+    partial, notes = beside(path, "partial"), beside(path, "partial.json")
     for wait in (*WAITS, None):
         try:
             _try(download, path, partial, notes, progress)
@@ -180,7 +131,7 @@ def _fetch(download: Download, path: Path, progress: Callable[[int, int], None] 
                 ) from error
         time.sleep(wait)
     if download.sha256 and (found := _sha256(partial)) != download.sha256:
-        _discard(partial, notes)
+        discard(partial, notes)
         raise FetchError(
             f"{path}: what {download.url} sent has the sha256 {found}, not {download.sha256}, and was removed; the "
             "same command fetches it again; if that does not help, another version is published there"
@@ -188,7 +139,7 @@ def _fetch(download: Download, path: Path, progress: Callable[[int, int], None] 
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
-    _discard(notes)
+    discard(notes)
 
 
 def _try(
@@ -210,7 +161,7 @@ def _try(
                     f"fetch it by hand to {path}"
                 )
         elif not done or not _goes_on(response, done, whole):
-            _discard(partial, notes)  # the next try is for all of it
+            discard(partial, notes)  # the next try is for all of it
             raise _Broken(f"answers {int(response.status)} to a request for {'the rest' if done else 'the file'}")
         if whole.size is not None:
             _check_size(download, path, whole.size)
@@ -292,16 +243,16 @@ def _open(url: str, headers: dict[str, str], path: Path) -> Any:
                 raise _Broken(reason) from error
             target = error.headers.get("Location", "") if error.code in (301, 302, 303, 307, 308) else ""
             if not target:
-                raise FetchError(f"{path}: {_plain(url)} {reason}; fetch it by hand to {path}") from error
+                raise FetchError(f"{path}: {plain(url)} {reason}; fetch it by hand to {path}") from error
             url = _redirected(url, target, path)
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise FetchError(
-                    f"{path}: the certificate of {_plain(url)} is not trusted ({_plain(cause)}); mend the clock, the "
+                    f"{path}: the certificate of {plain(url)} is not trusted ({plain(cause)}); mend the clock, the "
                     f"proxy or the certificates of this machine, or fetch it by hand to {path}"
                 ) from error
-            raise _Broken(_plain(cause) or type(error).__name__) from error
+            raise _Broken(plain(cause) or type(error).__name__) from error
     raise FetchError(f"{path}: redirected more than {REDIRECTS} times; fetch it by hand to {path}")
 
 
@@ -313,9 +264,7 @@ def _redirected(url: str, target: str, path: Path) -> str:
     except ValueError:  # no URL
         joined, scheme = target, ""
     if scheme != "https" and (scheme, urllib.parse.urlsplit(url).scheme) != ("http", "http"):
-        raise FetchError(
-            f"{path}: {_plain(url)} redirects to {_plain(joined)}, not followed; fetch it by hand to {path}"
-        )
+        raise FetchError(f"{path}: {plain(url)} redirects to {plain(joined)}, not followed; fetch it by hand to {path}")
     return joined
 
 
@@ -330,7 +279,7 @@ def _receive(response: http.client.HTTPResponse, left: int | None) -> Iterator[b
         try:
             block = response.read1(BLOCK if left is None else min(BLOCK, left))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Broken(_plain(error) or type(error).__name__) from error
+            raise _Broken(plain(error) or type(error).__name__) from error
         if not block:
             if left:
                 raise _Broken(f"broke off {left} bytes before its end")
@@ -348,209 +297,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Unpacking
+# What stands beside a file while it arrives
 
 
-def _is_full(folder: Path) -> bool:
-    """Whether a folder is there with something in it; raises FetchError where something else is."""
-    if not os.path.lexists(folder):
-        return False
-    if not folder.is_dir():
-        raise FetchError(f"{folder}: is there and is no folder; move it away")
-    return any(folder.iterdir())
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    partial = _beside(folder, "partial")
-    if partial.exists():  # of a process that was killed
-        shutil.rmtree(partial)
-    partial.mkdir()
-    try:
-        _write(archive, partial)
-        os.sync()  # one for all: what a power cut takes must not lie under the name of something whole
-        os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _write(archive: Path, folder: Path) -> None:
-    """Writes all members of an archive below an empty folder that nobody else writes to."""
-    try:
-        size = archive.stat().st_size
-    except OSError as error:
-        raise FetchError(f"{archive}: cannot be read ({error.strerror}); give the path of the archive") from error
-    most, free = RATIO * size + FLOOR, shutil.disk_usage(folder).free
-    left = min(most, free)
-
-    def take(amount: int) -> None:
-        nonlocal left
-        left -= amount
-        if left < 0 and free < most:
-            raise FetchError(f"{archive}: more comes out of it than the {free / 1e6:.1f} MB that fit; make room")
-        if left < 0:
-            raise _foreign(archive, f"more than {RATIO} times its size comes out of it")
-
-    files = 0
-    for name, blocks in _members(archive):
-        parts = _parts(archive, name)
-        target = folder.joinpath(*parts)
-        take(EACH)
-        try:
-            (target if blocks is None else target.parent).mkdir(parents=True, exist_ok=True)
-            if blocks is None:
-                continue
-            with target.open("xb") as file:
-                for block in blocks:
-                    take(len(block))
-                    file.write(block)
-            files += 1
-        except (
-            FileExistsError,
-            NotADirectoryError,
-        ) as error:  # a name in two cases, too, where they are one to the disk
-            raise _foreign(archive, f"it holds {_plain(name)} twice, or as a file and as a folder") from error
-    if not files:
-        raise _foreign(archive, "it holds no file")
-
-
-def _parts(archive: Path, name: str) -> list[str]:
-    """A member's name taken apart; raises FetchError where it leads out of its folder, or nowhere."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
-        raise _foreign(archive, f"it holds {_plain(name)}, which leads out of its folder")
-    try:
-        lengths = [len(os.fsencode(part)) for part in parts]
-    except UnicodeEncodeError:
-        lengths = [LONGEST]
-    if "\0" in name or len(parts) > DEPTH or max(lengths, default=0) > 255 or sum(lengths) >= LONGEST:
-        raise _foreign(archive, f"it holds {_plain(name)}, which cannot be a file's name")
-    return parts
-
-
-def _members(archive: Path) -> Iterator[Member]:
-    """Members of an archive in their order; each content has to be taken before the next member is."""
-    with _reading(archive), archive.open("rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        if start[:2] == b"PK":
-            yield from _zip(archive, file)
-        elif start[:2] == b"\x1f\x8b":
-            with gzip.open(file) as plain:
-                yield from _tar(archive, plain)
-        else:
-            yield from _tar(archive, file)
-
-
-def _zip(archive: Path, file: BinaryIO) -> Iterator[Member]:
-    with zipfile.ZipFile(file) as contents:
-        for info in contents.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _foreign(archive, f"{_plain(info.filename)} in it is a link or a device")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA may ask for 4 GB
-                raise _foreign(archive, f"{_plain(info.filename)} in it is packed in an uncommon way")
-            if info.is_dir():
-                yield info.filename, None
-            else:
-                yield info.filename, _blocks(archive, contents.open(info))
-
-
-def _tar(archive: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[Member]:
-    """Members of a tar that is read once, from its start to its end."""
-    meter = _Meter(file, BETWEEN)
-    with tarfile.open(fileobj=meter, mode="r|", tarinfo=_Header) as contents:
-        while (member := contents.next()) is not None:
-            if member.isdir():
-                yield member.name, None
-            elif member.isfile() and not member.issparse():
-                content = contents.extractfile(member)
-                assert content is not None  # it is of a file
-                meter.left = member.size + BETWEEN
-                yield member.name, _blocks(archive, content)
-            else:
-                raise _foreign(archive, f"{_plain(member.name)} in it is a link, a device or sparse")
-            meter.left = BETWEEN
-            contents.members.clear()  # type: ignore[attr-defined] # it keeps all that it has seen
-            contents.pax_headers = {}
-    while meter.read(BLOCK):  # to the checksum of gzip
-        pass
-
-
-class _Header(tarfile.TarInfo):
-    """`tarfile` takes a damaged or missing header for the end; here only zeros are the end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if buf and not any(buf):
-                raise
-            raise tarfile.ReadError(f"{error or 'no header'}") from None
-        if header.size < 0:
-            raise tarfile.ReadError("a negative size")
-        return header
-
-
-class _Meter(io.RawIOBase):
-    """A file of which no more than `left` bytes are read: tarfile holds whatever a header asks for in memory."""
-
-    def __init__(self, file: BinaryIO | gzip.GzipFile, left: int):
-        self.file, self.left = file, left
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.file.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise tarfile.ReadError("a header beyond all measure")
-        return block
-
-
-def _blocks(archive: Path, content: IO[bytes]) -> Iterator[bytes]:
-    with _reading(archive), content:
-        while block := content.read(BLOCK):
-            yield block
-
-
-@contextlib.contextmanager
-def _reading(archive: Path) -> Iterator[None]:
-    """Says in one line what the libraries say about an archive that they cannot read.
-
-    Put around reading only: what goes wrong in writing is not the archive's.
-    """
-    try:
-        yield
-    except FetchError:
-        raise
-    except (
-        *(OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError),
-        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error),
-    ) as error:
-        reason = _plain(error) or type(error).__name__
-        raise _foreign(archive, f"it is damaged, or no zip, tar or tar.gz ({reason})") from error
-
-
-def _foreign(archive: Path, what: str) -> FetchError:
-    return FetchError(f"{archive}: {what}; move it away and run the same command, which fetches it again")
-
-
-# Both
-
-
-def _beside(path: Path, ending: str) -> Path:
+def beside(path: Path, ending: str) -> Path:
+    """A hidden name next to a file or a folder."""
     return path.with_name(f".{path.name}.{ending}")
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Only one process is in this block for a path, where the file system has locks."""
-    lock = _beside(path, "lock")
+    lock = beside(path, "lock")
     number = _locked(lock, path)
     try:
         yield
     finally:
-        _discard(lock)  # before it is let go, so that who takes it next sees that it is gone
+        discard(lock)  # before it is let go, so that who takes it next sees that it is gone
         os.close(number)
 
 
@@ -570,15 +333,17 @@ def _locked(lock: Path, path: Path) -> int:
         os.close(number)  # it was let go and removed in between
 
 
-def _discard(*paths: Path) -> None:
+def discard(*paths: Path) -> None:
+    """Removes files, if they are there."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
-def _unwritten(path: Path, error: OSError) -> FetchError:
+def unwritten(path: Path, error: OSError) -> FetchError:
+    """One line for what the disk refused."""
     return FetchError(f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder")
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """What a stranger wrote, fit for one line on a terminal."""
     return ascii(str(text))[1:-1][:200]
