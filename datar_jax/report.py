@@ -288,6 +288,9 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
         ("steps, seconds of training", f"{result['steps']:,}, {result['train_seconds']:.0f}"),
         ("training clips per second", f"{result['clips_per_second']:.0f}"),
     ]
+    if data := result.get("data"):
+        copy = f"{data['here']:,} of {data['listed']:,} clips, SHA-256 {data['clips_sha256'][:16]}"
+        rows.append((f"this copy of {data['title']}", copy))
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)

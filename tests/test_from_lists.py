@@ -74,6 +74,7 @@ def test_from_the_rows_to_a_score(name: str, tmp_path: Path, capsys: pytest.Capt
     steps = {"train.epochs": str(math.ceil(16 / len(learned))), "train.batch_size": "8", "train.eval_batch_size": "8"}
     given = [f"--config.{field}={value}" for field, value in {**fields, **steps}.items()]
     assert train.main([f"--config={config}", f"--workdir={workdir}", *given]) == 0, capsys.readouterr().err
+    assert f"{here} of {len(listed)} clips, SHA-256" in capsys.readouterr().out.replace("\n", " "), "beside the score"
     result = json.loads((workdir / "result.json").read_text())
     assert result["clips"] == len(test)
     assert result["steps"] == 2
