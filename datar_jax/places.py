@@ -35,9 +35,9 @@ class Place:
     def __truediv__(self, name: str) -> Place:
         return Place(f"{self.url.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.system)
 
-    def exists(self) -> bool:
-        """Whether there is a file or a folder of that name."""
-        return bool(self.system.exists(self.path))
+    def is_folder(self) -> bool:
+        """Whether there is a folder of that name; in a bucket, whether a name begins with it."""
+        return bool(self.system.isdir(self.path))
 
     def size(self) -> int:
         """Bytes of the file; -1 where there is none."""
@@ -115,8 +115,10 @@ def place(url: str, field: str) -> Place:
     """The file or folder of a path or URL.
 
     Raises:
-      ConfigError: a scheme that is not known, or whose package is not installed.
+      ConfigError: nothing was given, a scheme that is not known, or one whose package is not installed.
     """
+    if not url:  # fsspec would take it for the current folder
+        raise ConfigError(f"{field}='': give a folder or a URL; the current folder is .")
     try:
         system, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:

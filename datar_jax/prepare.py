@@ -17,8 +17,10 @@ import io
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
+import threading
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ from datar_jax.shards import Card, Coding, Questions, Shard, Statistics, Sums
 from datar_jax.store import DataError, quantise
 
 PARTS = "parts"  # folder of what is known of each finished shard
+WRITING = ".writing-"  # how the folder of a shard that is being written begins
 WHOLE = 1.0  # seconds by which a file may be longer than a segment and still be taken for the segment itself
 CHUNK = 8  # clips that go to a worker at a time
 
@@ -113,7 +116,8 @@ def prepare(
       tell: called with lines for a person.
 
     Raises:
-      ConfigError: lists that cannot be used, no sound that they name, or a folder that another preparation writes to.
+      ConfigError: lists that cannot be used, no sound that they name, or a folder that another preparation writes to
+        or that holds something else.
     """
     listing = corpus.read(lists)
     for note in listing.notes:
@@ -121,11 +125,14 @@ def prepare(
     found = _find(listing, audio, tell)
     plans = _plans(listing, found, recipe.shard_clips)
     with _alone(out):
+        _refuse_others(name, out)
         done = _finished(out, plans, recipe)
         if len(done) < len(plans):
             (out / shards.CARD).remove()  # what lies there is no whole data set from here on
         _write_shards([plan for plan in plans if plan.name not in done], audio, out, recipe, done, progress, plans)
-        return _finish(name, corpus, listing, found, plans, done, out, recipe)
+        card = _finish(name, corpus, listing, found, plans, done, out, recipe, tell)
+        _remove_former(out, plans, tell)
+        return card
 
 
 # Finding
@@ -133,7 +140,7 @@ def prepare(
 
 def _find(listing: Listing, audio: Place, tell: Callable[[str], None]) -> list[File | None]:
     """The file of each segment, or None."""
-    if not audio.exists():
+    if not audio.is_folder():
         raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")
     by_stem: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
     for name, version in audio.files():
@@ -157,7 +164,7 @@ def _find(listing: Listing, audio: Place, tell: Callable[[str], None]) -> list[F
         for s in listing.segments
     ]
     if several:
-        tell(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]}")
+        tell(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]!r}")
     if not any(found):
         names = [*listing.segments[0].cut, *listing.segments[0].whole][:3] if listing.segments else []
         raise ConfigError(
@@ -202,12 +209,30 @@ def _alone(out: Place) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ConfigError(f"--out={out.url!r}: another preparation is writing there; wait for it") from None
+            for left in out.local.glob(f"{WRITING}*"):  # by one that was killed
+                shutil.rmtree(left)
             yield
     except OSError as error:
         raise ConfigError(
             f"--out={out.url!r}: cannot be written ({error.strerror or error}); mend that and give the same command, "
             "which continues, or give another folder"
         ) from None
+
+
+def _refuse_others(name: str, out: Place) -> None:
+    """Leaves alone what no preparation wrote, or that of another data set: shards of both would have the same names."""
+    if not (out / PARTS).is_folder():
+        for file in (shards.CARD, shards.MANIFEST, shards.STATISTICS):
+            if (out / file).size() >= 0:
+                raise ConfigError(
+                    f"--out={out.url!r}: holds a {file}, but no {PARTS}/ as a preparation leaves; give another folder"
+                )
+    try:
+        card = shards.read_card(out)
+    except ConfigError:
+        return  # there is none, or it will be written anew
+    if card.corpus != name:
+        raise ConfigError(f"--out={out.url!r}: holds {card.title}; give another folder, or delete that one")
 
 
 def _finished(out: Place, plans: list[Plan], recipe: Recipe) -> dict[str, Part]:
@@ -265,7 +290,7 @@ def _write_shard(plan: Plan, cooked: Iterable[_Cooked | str], out: Place, recipe
 
     outcomes, sums = [], collections.defaultdict[str, Sums](Sums)
     records = 0
-    with tempfile.TemporaryDirectory(dir=out.local, prefix=".writing-") as folder:
+    with tempfile.TemporaryDirectory(dir=out.local, prefix=WRITING) as folder:
         path = Path(folder, plan.name)
         writer = ArrayRecordWriter(str(path), shards.WRITING)
         for segment, each in zip(plan.segments, cooked, strict=True):
@@ -286,6 +311,8 @@ def _write_shard(plan: Plan, cooked: Iterable[_Cooked | str], out: Place, recipe
         if records:
             out.system.makedirs(out.path, exist_ok=True)
             (out / plan.name).take(path)
+        else:
+            (out / plan.name).remove()  # one that was there before, of sounds that could be used then
     return Part(_key(plan, recipe), shard, tuple(outcomes), dict(sums))
 
 
@@ -343,14 +370,15 @@ def _in_order(
     if not clips:
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, -(-len(clips) // CHUNK)), multiprocessing.get_context("spawn"), _deaf
+        min(workers, -(-len(clips) // CHUNK)), multiprocessing.get_context("spawn"), _end_with_parent
     )
     pending: collections.deque[concurrent.futures.Future[list[_Cooked | str]]] = collections.deque()
     chunks = (clips[i : i + CHUNK] for i in range(0, len(clips), CHUNK))
     try:
         while True:
             for chunk in itertools.islice(chunks, 2 * workers + 2 - len(pending)):
-                pending.append(pool.submit(cook, chunk))
+                with _deaf():
+                    pending.append(pool.submit(cook, chunk))
             if not pending:
                 return
             yield from pending.popleft().result()
@@ -363,9 +391,29 @@ def _in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _deaf() -> None:
-    """Ctrl-C goes to every process of a terminal; the first one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started in here never hear Ctrl-C, which goes to all of a terminal: the first ends the others.
+
+    For this one it is only put off.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """Lets this process end when the one that started it was killed: its queue would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # Finishing
@@ -380,6 +428,7 @@ def _finish(
     done: dict[str, Part],
     out: Place,
     recipe: Recipe,
+    tell: Callable[[str], None],
 ) -> Card:
     """Manifest, statistics and, last, the card."""
     where = {
@@ -398,11 +447,11 @@ def _finish(
             clips.update(repr(about).encode())
         at = (shard, outcome.record, outcome.samples) if status == shards.HERE else ("", "", "")
         rows.append((*about, status, outcome.reason, file.name if file else "", *at, segment.source, segment.row))
-    if not counts[shards.HERE]:
-        reason = next(row[5] for row in rows if row[4] == shards.UNREADABLE)
-        raise ConfigError(
-            f"none of the {counts[shards.UNREADABLE]} sounds that were found can be used; the first: {reason}"
-        )
+    if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
+        first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
+        if not counts[shards.HERE]:
+            raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
+        tell(f"{len(unreadable):,} clips cannot be used; {first}")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(shards.MANIFEST_COLUMNS)
@@ -432,6 +481,17 @@ def _finish(
     )
     (out / shards.CARD).write(_json(card))
     return card
+
+
+def _remove_former(out: Place, plans: list[Plan], tell: Callable[[str], None]) -> None:
+    """Takes away the shards of an earlier preparation that had other lists, sounds or sizes: no card names them."""
+    kept = {f"{plan.name}.json" for plan in plans}
+    former = [name for name, _ in (out / PARTS).files() if name not in kept]
+    for name in former:
+        (out / name.removesuffix(".json")).remove()
+        (out / PARTS / name).remove()
+    if former:
+        tell(f"{len(former)} shards of an earlier preparation are taken away, the first: {former[0][:-5]}")
 
 
 def _json(value: Any) -> bytes:

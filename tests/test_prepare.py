@@ -7,9 +7,14 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -98,7 +103,8 @@ def test_every_listed_clip_is_accounted_for(small, tmp_path):
     lines, seen = [], []
     card = run(small, tmp_path / "out", lines=lines, progress=lambda *at: seen.append(at))
     assert (card.listed, card.here, card.missing, card.unreadable) == (8, 6, 1, 1)
-    assert lines == ["a note"] and seen[0] == (0, 7) and seen[-1] == (7, 7)
+    unreadable = "1 clips cannot be used; the first, 'broken_000001.wav': cannot be decoded (Format not recognised.)"
+    assert lines == ["a note", unreadable] and seen[0] == (0, 7) and seen[-1] == (7, 7)
     dataset, _ = opened(tmp_path / "out")
     assert [clip.name for clip in dataset.clips] == ["-id0_30", "-id1_30", "-id2_30", "long_1", "long_4", "short"]
     assert [clip.labels for clip in dataset.clips] == [(0,), (0,), (0,), (1,), (1,), (2,)]
@@ -282,7 +288,7 @@ def test_what_cannot_be_is_said(small, tmp_path):
     with pytest.raises(ConfigError, match=r"none of the 8 clips.* named bark/-id0_000030 or -id"):
         run((small[0], tmp_path / "empty"), tmp_path / "other")
     only = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("broken_000001",))))
-    with pytest.raises(ConfigError, match="none of the 1 sounds that were found can be used; the first: cannot be"):
+    with pytest.raises(ConfigError, match=r"none of the 1 sounds that were found can be used; the first, .*: cannot"):
         run((only, small[1]), tmp_path / "other")
     video = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("-id0_000030", "film"))))
     (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.mp4")
@@ -371,7 +377,7 @@ def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_pa
     soundfile.write(small[1] / "abc" / "long.wav", sound(AUDIO, 6.0, 1), 8_000)
     lines = []
     run(small, tmp_path / "out", lines=lines)
-    assert "2 clips have more than one file; the first by its path is taken, as abc/long.wav" in lines
+    assert "2 clips have more than one file; the first by its path is taken, as 'abc/long.wav'" in lines
     assert "abc/long.wav" in (tmp_path / "out" / "manifest.csv").read_text()
 
 
@@ -382,9 +388,83 @@ def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
 
 
 def die(*_):
-    import os
-
     os._exit(9)
+
+
+def test_what_a_killed_preparation_left_is_taken_away(small, tmp_path):
+    run(small, tmp_path / "whole")
+    (tmp_path / "out" / ".writing-1").mkdir(parents=True)
+    (tmp_path / "out" / ".writing-1" / "train-00000-of-00003.array_record").write_bytes(b"half of it")
+    run(small, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+KILLED = """
+import os, signal
+from datar_jax.prepare import _in_order
+
+def cook(clips):
+    return ["" for _ in clips]
+
+if __name__ == "__main__":
+    for _ in _in_order([None] * 999, cook, 2):
+        print("at work", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    # What they print to is closed when the last of them has ended.
+    command = [sys.executable, tmp_path / "killed.py"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"at work\n")
+
+
+def test_processes_do_not_hear_ctrl_c():
+    assert set(room._in_order([None] * 3, _blocked, 1)) == {"SIGINT"}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def _blocked(clips):
+    return [" ".join(each.name for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())) for _ in clips]
+
+
+def test_shards_that_no_card_names_are_taken_away(small, tmp_path):
+    out, lines = tmp_path / "out", []
+    run(small, out)
+    run(small, out, dataclasses.replace(RECIPE, shard_clips=100), lines)
+    assert "3 shards of an earlier preparation are taken away, the first: train-00000-of-00003.array_record" in lines
+    run(small, tmp_path / "whole", dataclasses.replace(RECIPE, shard_clips=100))
+    assert content(out) == content(tmp_path / "whole")
+    # The only clip of the test side: no sound any more, and then no file.
+    (small[1] / "short.ogg").write_bytes(b"nothing")
+    for here in (True, False):
+        run(small, out, dataclasses.replace(RECIPE, shard_clips=100))
+        assert not (out / "test-00000-of-00001.array_record").exists()
+        assert (out / "parts" / "test-00000-of-00001.array_record.json").exists() == here
+        opened(out)
+        if here:
+            (small[1] / "short.ogg").unlink()
+
+
+@pytest.mark.parametrize("file", ["manifest.csv", "corpus.json", "statistics.json"])
+def test_a_folder_with_something_else_is_left_alone(small, tmp_path, file):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).write_text("path,label")
+    with pytest.raises(ConfigError, match=rf"--out=.*: holds a {file}, but no parts/ .*give another folder"):
+        run(small, tmp_path / "out")
+    assert (tmp_path / "out" / file).read_text() == "path,label"
+
+
+def test_a_folder_of_another_data_set_is_left_alone(small, tmp_path):
+    run(small, tmp_path / "out")
+    before = content(tmp_path / "out")
+    change(tmp_path / "out" / "corpus.json", '"corpus": "small"', '"corpus": "large"')
+    with pytest.raises(ConfigError, match=r"--out=.*: holds A Corpus; give another folder"):
+        run(small, tmp_path / "out")
+    assert {name for name, data in content(tmp_path / "out").items() if before[name] != data} == {"corpus.json"}
 
 
 def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
