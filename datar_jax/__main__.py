@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
@@ -29,12 +30,18 @@ def main(arguments: list[str]) -> int:
     """Runs a sub-command; the exit status is 0, 1 where the program does not fit, 2 for what the caller has to mend."""
     try:
         commands = {"prepare": prepare, "plan": plan}
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(f"usage: {PREPARE}\n       {PLAN}")
+            return 0
         if arguments[:1] == [] or arguments[0] not in commands:
             raise ConfigError(f"{' '.join(arguments[:1]) or 'nothing'}: not a command; usage: {PREPARE}, or {PLAN}")
         return commands[arguments[0]](arguments[1:])
     except ConfigError as error:
         print(f"datar_jax: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("datar_jax: stopped; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def prepare(arguments: list[str]) -> int:
@@ -51,16 +58,16 @@ def prepare(arguments: list[str]) -> int:
     from datar_jax.places import place
     from datar_jax.prepare import Recipe
     from datar_jax.prepare import prepare as write
-    from datar_jax.shards import tell
+    from datar_jax.shards import MANIFEST, tell
     from datar_jax.store import DataError
     from datar_jax.unpack import unpack
 
     names = ", ".join(CORPORA)
     parser = argparse.ArgumentParser(prog="python -m datar_jax prepare", usage=PREPARE, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help=f"one of {names}")
-    parser.add_argument("--lists", type=Path, help="folder of the official lists")
+    parser.add_argument("--lists", type=_folder, help="folder of the official lists")
     parser.add_argument("--audio", help="folder or URL of the sounds, at any depth")
-    parser.add_argument("--fetch", type=Path, help="folder to get the published archive into, in place of those two")
+    parser.add_argument("--fetch", type=_folder, help="folder to get the published archive into, in place of those two")
     parser.add_argument("--out", required=True, help="folder or URL to write to")
     parser.add_argument("--config", help="a Python file with get_config(), for its front end (rate, statistics)")
     parser.add_argument(
@@ -75,6 +82,8 @@ def prepare(arguments: list[str]) -> int:
     overrides = settings.read_overrides(rest, PREPARE)
     if known.fetch and not corpus.downloads:
         raise ConfigError(f"--fetch={known.fetch}: {corpus.title} lies in no one place; give --lists and --audio")
+    if known.fetch and (known.lists or known.audio):
+        raise ConfigError(f"--fetch={known.fetch}: in place of --lists and --audio; give it without them")
     if not known.fetch and not (known.lists and known.audio):
         missing = "--audio" if known.lists else "--lists"
         raise ConfigError(
@@ -93,7 +102,7 @@ def prepare(arguments: list[str]) -> int:
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lists, sounds = known.lists, known.audio
+    lists, sounds, out = known.lists, known.audio, place(known.out, "--out")
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             for download in corpus.downloads if known.fetch else ():
@@ -105,17 +114,14 @@ def prepare(arguments: list[str]) -> int:
                 corpus,
                 lists,
                 place(sounds, "--audio"),
-                place(known.out, "--out"),
+                out,
                 recipe,
                 counted(bar, "clips"),
                 lambda line: console.print(line, markup=False, soft_wrap=True),
             )
     except (DataError, FetchError) as error:
         raise ConfigError(str(error)) from None
-    except KeyboardInterrupt:
-        print("datar_jax: stopped; the same command continues", file=sys.stderr)
-        return 130
-    console.print(f"{tell(card)}; all of it in {known.out}/manifest.csv", markup=False, soft_wrap=True)
+    console.print(f"{tell(card)}; all of it in {(out / MANIFEST).url}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -160,18 +166,21 @@ def plan(arguments: list[str]) -> int:
     return 0 if plans[place].fits else 1
 
 
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()  # which a shell does not after an equals sign
+
+
 def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 or more")
+    return int(text)
 
 
 def _length(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: give seconds, more than 0")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e6:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: give seconds, more than 0")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     if not path.is_file():
         known = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no file there"
         raise ConfigError(f"--config={path}: no such file; {path.parent} has: {known}")
+    if path.suffix != ".py":
+        raise ConfigError(f"--config={path}: not a Python file; give one with get_config(), such as those in configs/")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

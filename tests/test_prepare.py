@@ -467,6 +467,46 @@ def test_a_folder_of_another_data_set_is_left_alone(small, tmp_path):
     assert {name for name, data in content(tmp_path / "out").items() if before[name] != data} == {"corpus.json"}
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "--lists is not given"),
+        (["--lists=a"], "--audio is not given"),
+        (["--lists=a", "--audio=b", "--fetch=c"], "--fetch=c: in place of --lists and --audio"),
+        (["--lists=META", "--audio=b", "--out="], "--out='': give a folder or a URL"),
+        (["--lists=META", "--audio=META/esc50.csv"], "no such folder"),
+        (["--lists=META", "--audio=b", "--config=README.md"], "README.md: not a Python file"),
+        (["--lists=META", "--audio=b", "--shard-clip=3"], "--shard-clip=3: not an option"),
+    ],
+)
+def test_a_command_that_cannot_be_is_one_line(tmp_path, capsys, options, text):
+    (tmp_path / "esc50.csv").write_text("filename,fold,target,category\n1-1-A-0.wav,1,0,dog\n")
+    options = [option.replace("META", str(tmp_path)) for option in options]
+    assert main(["prepare", "esc50", f"--out={tmp_path / 'out'}", *options]) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])
+def test_a_count_that_is_none_is_named(capsys, text):
+    with pytest.raises(SystemExit):
+        main(["prepare", "esc50", "--out=x", f"--shard-clips={text}"])
+    assert f"--shard-clips: {text}: give a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_help_is_help(small, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "prepare", stop)
+    options = [f"--lists={tmp_path}", f"--audio={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert main(["prepare", "esc50", *options]) == 130
+    assert capsys.readouterr().err == "datar_jax: stopped; the same command goes on\n"
+    assert main(["--help"]) == 0
+    assert "prepare NAME" in capsys.readouterr().out
+
+
 def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
     run(small, tmp_path / "out")
     dataset, store = opened(tmp_path / "out")
