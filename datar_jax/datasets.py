@@ -86,9 +86,14 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
     if not config.root:
         raise ConfigError("data.root='': give the folder that holds the data set")
     if config.kind == "prepared":
+        for field in ("train_list", "subset"):
+            if text := getattr(config, field):
+                raise ConfigError(f"data.{field}={text!r}: prepared data have their own sides and classes; leave it ''")
         return _with_groups(_read_prepared(config.root), config.group)
     if not root.is_dir():
         raise ConfigError(f"data.root={config.root!r}: no such folder ({root.resolve()}); give one that exists")
+    if (root / shards.CARD).is_file():
+        raise ConfigError(f"data.kind={config.kind!r}: {root} holds prepared data; give data.kind='prepared'")
     dataset = {"folder": _read_folder, "csv": _read_manifest, "esc": _read_esc}[config.kind](root, config)
     if config.train_list:
         if config.kind != "folder":

@@ -79,7 +79,8 @@ def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tupl
 
 
 def _unheard(untested: list[str]) -> tuple[str, ...]:
-    return (f"no test clip of class {', '.join(untested)}: its score will be missing",) if untested else ()
+    names = ", ".join(untested[:20]) + (f" and {len(untested) - 20} more" if len(untested) > 20 else "")
+    return (f"no test clip of class {names}: its score will be missing",) if untested else ()
 
 
 def _classes_without(dataset: Dataset, indices: np.ndarray) -> list[str]:

@@ -467,6 +467,17 @@ def test_a_folder_of_another_data_set_is_left_alone(small, tmp_path):
     assert {name for name, data in content(tmp_path / "out").items() if before[name] != data} == {"corpus.json"}
 
 
+def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
+    run(small, tmp_path / "out")
+    root = str(tmp_path / "out")
+    for kind in ("folder", "csv", "esc"):
+        with pytest.raises(ConfigError, match=rf"data\.kind='{kind}': .* holds prepared data; give .*'prepared'"):
+            read_dataset(DataConfig(root=root, kind=kind))
+    for field in ({"train_list": "a", "test_list": "b"}, {"subset": "esc10"}):
+        with pytest.raises(ConfigError, match=rf"data\.{next(iter(field))}=.*: prepared data have their own"):
+            read_dataset(DataConfig(root=root, kind="prepared", **field))
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

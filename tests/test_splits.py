@@ -122,6 +122,13 @@ def test_list_files_say_which_side(tmp_path):
         read_dataset(DataConfig(root=str(tmp_path), train_list="train.txt", test_list="none.txt"))
 
 
+def test_many_classes_without_a_test_clip_are_counted():
+    dataset = dataset_of([f"{i:03}/x" for i in range(100)])
+    (note,) = check_classes(dataset, np.arange(100), np.arange(1))
+    names = ", ".join(f"{i:03}" for i in range(1, 21))
+    assert note == f"no test clip of class {names} and 79 more: its score will be missing"
+
+
 def test_classes_without_clips_are_named():
     dataset = dataset_of(["a/0", "a/1", "b/0", "b/1", "c/0"])
     assert check_classes(dataset, np.array([0, 2, 4]), np.array([1])) == (
