@@ -388,7 +388,8 @@ def _in_order(
             "need less"
         ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with _deaf():  # a second Ctrl-C in here would leave the pool half shut down, and this process waiting for it
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager

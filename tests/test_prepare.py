@@ -1,5 +1,6 @@
 """From lists and sounds to shards and back: true samples, the same bytes after a stop, every clip accounted for."""
 
+import concurrent.futures
 import dataclasses
 import errno
 import functools
@@ -425,6 +426,22 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 def test_processes_do_not_hear_ctrl_c():
     assert set(room._in_order([None] * 3, _blocked, 1)) == {"SIGINT"}
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_second_ctrl_c_waits_until_the_processes_have_ended(monkeypatch):
+    masks = []
+
+    class Pool(concurrent.futures.ProcessPoolExecutor):
+        def shutdown(self, **how):
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            super().shutdown(**how)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    cooked = room._in_order([None] * 99, _blocked, 1)
+    next(cooked)
+    with pytest.raises(KeyboardInterrupt):
+        cooked.throw(KeyboardInterrupt)
+    assert masks == [{signal.SIGINT}]
 
 
 def _blocked(clips):
