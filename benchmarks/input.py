@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import hashlib
 import multiprocessing
 import os
 import subprocess
@@ -174,13 +175,33 @@ def show_cores(costs: Costs, rates: dict[str, float]) -> None:
 
 def show_scaling(folder: Path, workers: tuple[int, ...] = (0, 1, 2), threads: tuple[int, ...] = (1, 2, 4)) -> None:
     print("## Reading processes and threads\n")
-    tell("Clips/s by the wall clock, from pcm shards.")
-    print(header(["features", "data.workers", *(f"data.threads={count}" for count in threads)]), flush=True)
+    tell(
+        "Clips/s by the wall clock, from pcm shards. `CPUs to be had`: what other work left just before, as found by "
+        "threads that ask for all of it."
+    )
+    titles = ["features", "data.workers", *(f"data.threads={count}" for count in threads), "CPUs to be had"]
+    print(header(titles), flush=True)
     for front in FRONT_ENDS:
         for count in workers:
+            free = in_child(to_be_had)
             rates = in_child(scaling, folder, front, count, threads)
-            print(row(front, count, *(f"{rate:,.0f}" for rate in rates)), flush=True)
+            print(row(front, count, *(f"{rate:,.0f}" for rate in rates), f"{free:.1f}"), flush=True)
     print()
+
+
+def to_be_had(seconds: float = 1.0) -> float:
+    """CPU seconds a second that as many threads as there are CPUs get."""
+    zeros = bytes(1 << 22)
+    processor, begun = time.process_time(), time.perf_counter()
+
+    def busy() -> None:
+        while time.perf_counter() < begun + seconds:
+            hashlib.sha256(zeros)  # other threads run meanwhile
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for _ in range(os.cpu_count() or 1):
+            pool.submit(busy)
+    return (time.process_time() - processor) / (time.perf_counter() - begun)
 
 
 def scaling(folder: Path, front: str, workers: int, threads: tuple[int, ...], seconds: float = 1.5) -> list[float]:

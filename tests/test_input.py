@@ -95,3 +95,4 @@ def test_a_start_is_told_in_seconds_and_megabytes(made):
 
 def test_the_pipeline_runs_with_threads(made):
     assert len(input.scaling(made[1], "device", 0, (1, 2), seconds=0.01)) == 2
+    assert 0 < input.to_be_had(seconds=0.05) <= (os.cpu_count() or 1) + 0.5
