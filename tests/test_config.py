@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import pytest
 from hypothesis import given
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from datar_jax import config as c
 from datar_jax import settings
 from datar_jax.sharding import make_mesh, state_shardings
-from datar_jax.step import Task, abstract_state, train_step
+from datar_jax.step import Task, abstract_state, batch_shapes, train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 GROUPS = {name: type(getattr(c.Config(), name)) for name in c.Config.__struct_fields__}
@@ -310,12 +309,7 @@ def test_every_file_in_configs_traces_a_step(path: Path) -> None:
     task = Task(config, classes, frames, steps=100)
     state = abstract_state(task)
     state_shardings(state, make_mesh(c.MeshConfig()))  # a rule covers every leaf
-    n = config.train.batch_size
-    batch = {
-        "mel": jax.ShapeDtypeStruct((n, config.audio.mels, frames), jnp.float32),
-        "frames": jax.ShapeDtypeStruct((n,), jnp.int32),
-        "target": jax.ShapeDtypeStruct((n, classes), jnp.float32),
-    }
+    batch = batch_shapes(task, config.train.batch_size)
     after, numbers = jax.eval_shape(partial(train_step, task), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {name: x.shape for name, x in numbers.items()} == dict.fromkeys(

@@ -40,8 +40,8 @@ def test_every_contestant_is_timed(costs):
             features = {"mel"} if front == "host" else set()
             parts = {"read", "decode", *features} if origin != "cache" else set()
             assert there == {"batch", "transfer", *parts}
-    # 500 frames of 400 samples by 257 cosines and 257 sines, and 128 filters over 257 bins
-    assert costs.macs == 500 * (400 * 2 * 257 + 128 * 257)
+    # 500 frames: 200 sums by 257 cosines and 199 differences by 257 sines, each three times, and 128 filters
+    assert costs.macs == 500 * 257 * (3 * (200 + 199) + 128)
 
 
 def test_the_tables_say_what_was_found(costs, capsys, monkeypatch):
