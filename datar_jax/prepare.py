@@ -453,6 +453,9 @@ def _finish(
         if not counts[shards.HERE]:
             raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
         tell(f"{len(unreadable):,} clips cannot be used; {first}")
+    sides = {row[2] for row in rows if row[4] == shards.HERE}
+    if lacking := [side for side in ("train", "test") if not {side, ""} & sides]:
+        tell(f"no {' and no '.join(lacking)} clip is here: a run needs one")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(shards.MANIFEST_COLUMNS)

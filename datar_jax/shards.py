@@ -38,6 +38,7 @@ PIECE = 20.0  # seconds of a clip that lie in one record, at most
 OPEN = 256  # shards whose files are kept open at a time
 WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random
 READING = "readahead_buffer_size:0,max_parallelism:0"
+AGAIN = "delete it and prepare the data again, which makes no other shard"  # where only its bytes tell
 
 Coding = Literal["pcm", "flac"]
 
@@ -263,11 +264,9 @@ class Shards(Samples):
                 content = self._files.read(int(self.shard_C[index]), int(self.record_C[index]) + i)
                 record, samples_N = decode_record(content)
             except (OSError, RuntimeError, ValueError, IndexError) as error:
-                raise DataError(
-                    f"{self.path}/{name}: clip {index} cannot be read ({error}); prepare it again"
-                ) from None
+                raise DataError(f"{self.path}/{name}: clip {index} cannot be read ({error}); {AGAIN}") from None
             if len(samples_N) != bounds[i + 1] - bounds[i] or record.piece != i:
-                raise DataError(f"{self.path}/{name}: holds another clip than corpus.json says; prepare it again")
+                raise DataError(f"{self.path}/{name}: holds another clip than corpus.json says; {AGAIN}")
             scale = record.scale
             parts.append(samples_N[max(0, first - bounds[i]) : last - bounds[i]])
         return np.concatenate(parts) if len(parts) > 1 else parts[0], scale

@@ -246,9 +246,13 @@ def test_a_damaged_shard_is_named(small, tmp_path):
     data[len(data) // 8] ^= 1
     path.write_bytes(data)
     dataset, store = opened(tmp_path / "out")
-    text = r"train-00000-of-00003\.array_record: clip \d cannot be read .*prepare it again"
+    text = r"train-00000-of-00003\.array_record: clip \d cannot be read .*delete it and prepare"
     with pytest.raises(DataError, match=text):
         [store.read(i, 0, 100) for i in range(len(dataset))]
+    path.unlink()
+    run(small, tmp_path / "out")
+    run(small, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -482,6 +486,13 @@ def test_a_folder_of_another_data_set_is_left_alone(small, tmp_path):
     with pytest.raises(ConfigError, match=r"--out=.*: holds A Corpus; give another folder"):
         run(small, tmp_path / "out")
     assert {name for name, data in content(tmp_path / "out").items() if before[name] != data} == {"corpus.json"}
+
+
+def test_a_side_without_a_clip_is_said(small, tmp_path):
+    lines = []
+    (small[1] / "short.ogg").unlink()
+    run(small, tmp_path / "out", lines=lines)
+    assert lines[-1] == "no test clip is here: a run needs one"
 
 
 def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
