@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 
@@ -95,14 +95,23 @@ class Place:
             yield copy
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """Names of all files below this folder, relative and with forward slashes, and what changes when one does."""
+        """Names of all files below this folder, relative and with forward slashes, and what changes when one does.
+
+        Raises:
+          ConfigError: a folder cannot be read: its files would be missing.
+        """
         if self.local is not None:
             for folder, names in _folders(self.local):
                 for name in names:
-                    with contextlib.suppress(OSError):  # a link to nothing
+                    below = (folder / name).relative_to(self.local).as_posix()
+                    try:
                         status = (folder / name).stat()
-                        below = (folder / name).relative_to(self.local)
-                        yield below.as_posix(), f"{status.st_size} {status.st_mtime_ns}"
+                    except FileNotFoundError:  # a link to nothing
+                        continue
+                    except OSError as error:  # whoever opens it is told again
+                        yield below, str(error.strerror)
+                    else:
+                        yield below, f"{status.st_size} {status.st_mtime_ns}"
             return
         for path, about in sorted(self.system.find(self.path, detail=True).items()):
             name = path[len(self.path.rstrip("/")) :].strip("/")
@@ -132,8 +141,12 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders below `root` and the files in each, in order; hidden ones left out, linked folders entered once."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); mend that, or take it away")
+
     seen: set[str] = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, onerror=fail, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             inner.clear()
             continue

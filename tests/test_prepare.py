@@ -495,6 +495,21 @@ def test_a_side_without_a_clip_is_said(small, tmp_path):
     assert lines[-1] == "no test clip is here: a run needs one"
 
 
+def test_what_cannot_be_listed_is_not_called_missing(small, tmp_path, monkeypatch):
+    (small[1] / "gone_000001.wav").symlink_to("gone_000001.wav")  # a link to itself: there, and not to be opened
+    assert run(small, tmp_path / "out").unreadable == 2
+    scandir = os.scandir
+
+    def broken(path):
+        if os.path.basename(path) == "bark":
+            raise OSError(errno.EIO, "Input/output error", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(ConfigError, match=r"bark': cannot be read \(Input/output error\)"):
+        run(small, tmp_path / "out")
+
+
 def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
     run(small, tmp_path / "out")
     root = str(tmp_path / "out")
