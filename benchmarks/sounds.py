@@ -12,10 +12,11 @@ import soundfile
 
 from datar_jax import shards
 from datar_jax.config import DataConfig
+from datar_jax.cook import Recipe
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
 from datar_jax.places import place
-from datar_jax.prepare import Recipe, prepare
+from datar_jax.prepare import prepare
 from datar_jax.synthesis import KINDS, render
 
 RATE = 44_100  # Hz of the recordings

@@ -53,10 +53,10 @@ def prepare(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from datar_jax.cook import Recipe
     from datar_jax.corpora import CORPORA
     from datar_jax.fetch import FetchError, fetch
     from datar_jax.places import place
-    from datar_jax.prepare import Recipe
     from datar_jax.prepare import prepare as write
     from datar_jax.shards import MANIFEST, tell
     from datar_jax.store import DataError

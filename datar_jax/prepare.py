@@ -7,7 +7,6 @@ continues a preparation that was stopped, and ends in the same bytes as one that
 from __future__ import annotations
 
 import collections
-import concurrent.futures.process
 import contextlib
 import csv
 import fcntl
@@ -15,47 +14,28 @@ import functools
 import hashlib
 import io
 import itertools
-import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
-import threading
-import unicodedata
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import soundfile
 
 from datar_jax import shards
-from datar_jax.audio import SUFFIXES, AudioError, decode
-from datar_jax.config import AudioConfig, ConfigError
+from datar_jax.config import ConfigError
+from datar_jax.cook import Cooked, Recipe, cook, cook_all
 from datar_jax.corpora.corpus import Corpus, Listing, Segment
-from datar_jax.logmel import log_mel
+from datar_jax.corpora.find import File, find
 from datar_jax.places import Place
-from datar_jax.shards import Card, Coding, Questions, Shard, Statistics, Sums
-from datar_jax.store import DataError, quantise
+from datar_jax.shards import Card, Questions, Shard, Statistics, Sums
 
 PARTS = "parts"  # folder of what is known of each finished shard
 WRITING = ".writing-"  # how the folder of a shard that is being written begins
-WHOLE = 1.0  # seconds by which a file may be longer than a segment and still be taken for the segment itself
-CHUNK = 8  # clips that go to a worker at a time
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How sounds are kept."""
-
-    audio: AudioConfig  # its rate is that of the samples; the rest is what the statistics are of
-    coding: Coding = "pcm"
-    shard_clips: int = 2048
-    workers: int = 1
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -82,15 +62,6 @@ class Plan:
     name: str
     segments: tuple[Segment, ...]
     files: tuple[File, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file below the audio folder."""
-
-    name: str  # relative, with forward slashes
-    version: str  # changes when the file does
-    cut: bool  # whether its name says that it is the segment and not the recording
 
 
 def prepare(
@@ -122,7 +93,7 @@ def prepare(
     listing = corpus.read(lists)
     for note in listing.notes:
         tell(note)
-    found = _find(listing, audio, tell)
+    found = find(listing, audio, tell)
     plans = _plans(listing, found, recipe.shard_clips)
     with _alone(out):
         _refuse_others(name, out)
@@ -133,45 +104,6 @@ def prepare(
         card = _finish(name, corpus, listing, found, plans, done, out, recipe, tell)
         _remove_former(out, plans, tell)
         return card
-
-
-# Finding
-
-
-def _find(listing: Listing, audio: Place, tell: Callable[[str], None]) -> list[File | None]:
-    """The file of each segment, or None."""
-    if not audio.is_folder():
-        raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")
-    by_stem: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-    for name, version in audio.files():
-        by_stem[_nfc(PurePosixPath(name).stem)].append((name, version))
-    several: list[str] = []
-
-    def look(wanted: str, cut: bool) -> File | None:
-        wanted = _nfc(wanted)
-        near = by_stem.get(wanted.rpartition("/")[2], [])
-        if "/" in wanted:
-            near = [each for each in near if f"/{_nfc(each[0])}".rpartition(".")[0].endswith(f"/{wanted}")]
-        if not near:
-            return None
-        near = sorted(near, key=lambda each: (PurePosixPath(each[0]).suffix.lower() not in SUFFIXES, each[0]))
-        if len(near) > 1 and PurePosixPath(near[1][0]).suffix.lower() in SUFFIXES:
-            several.append(near[0][0])
-        return File(*near[0], cut)
-
-    found = [
-        next(filter(None, itertools.chain((look(n, True) for n in s.cut), (look(n, False) for n in s.whole))), None)
-        for s in listing.segments
-    ]
-    if several:
-        tell(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]!r}")
-    if not any(found):
-        names = [*listing.segments[0].cut, *listing.segments[0].whole][:3] if listing.segments else []
-        raise ConfigError(
-            f"--audio={audio.url!r}: none of the {len(listing.segments)} clips of the lists is there; the first would "
-            f"be named {' or '.join(names)}, with an ending such as .wav or .flac"
-        )
-    return found
 
 
 def _plans(listing: Listing, found: list[File | None], shard_clips: int) -> list[Plan]:
@@ -270,9 +202,9 @@ def _write_shards(
     count = total - sum(len(plan.segments) for plan in todo)
     progress(count, total)
     clips = [(segment, file) for plan in todo for segment, file in zip(plan.segments, plan.files)]
-    with contextlib.closing(_in_order(clips, functools.partial(_cook, audio, recipe), recipe.workers)) as cooked:
+    with contextlib.closing(cook_all(clips, functools.partial(cook, audio, recipe), recipe.workers)) as cooked:
 
-        def told() -> Iterator[_Cooked | str]:
+        def told() -> Iterator[Cooked | str]:
             for number, each in enumerate(cooked, count + 1):
                 progress(number, total)
                 yield each
@@ -284,7 +216,7 @@ def _write_shards(
             done[plan.name] = part
 
 
-def _write_shard(plan: Plan, cooked: Iterable[_Cooked | str], out: Place, recipe: Recipe) -> Part:
+def _write_shard(plan: Plan, cooked: Iterable[Cooked | str], out: Place, recipe: Recipe) -> Part:
     """One shard, whole or not at all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -314,107 +246,6 @@ def _write_shard(plan: Plan, cooked: Iterable[_Cooked | str], out: Place, recipe
         else:
             (out / plan.name).remove()  # one that was there before, of sounds that could be used then
     return Part(_key(plan, recipe), shard, tuple(outcomes), dict(sums))
-
-
-@dataclass(frozen=True)
-class _Cooked:
-    records: list[bytes]
-    samples: int
-    sums: Sums
-
-
-def _cook(audio: Place, recipe: Recipe, clips: list[tuple[Segment, File]]) -> list[_Cooked | str]:
-    """Records of some clips, or why there are none."""
-    return [_cook_one(audio, recipe, segment, file) for segment, file in clips]
-
-
-def _cook_one(audio: Place, recipe: Recipe, segment: Segment, file: File) -> _Cooked | str:
-    ending = PurePosixPath(file.name).suffix.lower()
-    if ending not in SUFFIXES:
-        return f"no decoder for {ending or 'a file without an ending'}; extract its sound, as .wav or .flac"
-    try:
-        with (audio / file.name).here() as path:
-            start, end = (0.0, 0.0) if file.cut else _bounds(path, segment)
-            samples_N = decode(path, recipe.audio.sample_rate, start, end)
-    except AudioError as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    kept_N, scale = quantise(samples_N)
-    mel_FxT = log_mel(kept_N * np.float32(scale), recipe.audio).astype(np.float64)
-    sums = Sums(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
-    records = shards.encode(segment.id, segment.labels, kept_N, scale, recipe.audio.sample_rate, recipe.coding)
-    return _Cooked(records, len(kept_N), sums)
-
-
-def _bounds(path: Path, segment: Segment) -> tuple[float, float]:
-    """Where in a recording the segment lies; nowhere special in a file that is no longer than the segment."""
-    if not segment.end:
-        return segment.start, 0.0
-    try:
-        about = soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, OSError):
-        return segment.start, segment.end  # decoding says what is wrong
-    seconds = about.frames / about.samplerate
-    if seconds <= segment.end - segment.start + WHOLE:
-        return 0.0, 0.0
-    return segment.start, min(segment.end, seconds)
-
-
-def _in_order(
-    clips: list[tuple[Segment, File]],
-    cook: Callable[[list[tuple[Segment, File]]], list[_Cooked | str]],
-    workers: int,
-) -> Generator[_Cooked | str, None, None]:
-    """Cooks clips in `workers` processes that run only a little ahead of the reader."""
-    if not clips:
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, -(-len(clips) // CHUNK)), multiprocessing.get_context("spawn"), _end_with_parent
-    )
-    pending: collections.deque[concurrent.futures.Future[list[_Cooked | str]]] = collections.deque()
-    chunks = (clips[i : i + CHUNK] for i in range(0, len(clips), CHUNK))
-    try:
-        while True:
-            for chunk in itertools.islice(chunks, 2 * workers + 2 - len(pending)):
-                with _deaf():
-                    pending.append(pool.submit(cook, chunk))
-            if not pending:
-                return
-            yield from pending.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise DataError(
-            "a process that decodes died, perhaps for want of memory; the same command continues, and fewer --workers "
-            "need less"
-        ) from None
-    finally:
-        with _deaf():  # a second Ctrl-C in here would leave the pool half shut down, and this process waiting for it
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that are started in here never hear Ctrl-C, which goes to all of a terminal: the first ends the others.
-
-    For this one it is only put off.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent() -> None:
-    """Lets this process end when the one that started it was killed: its queue would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 # Finishing
@@ -500,8 +331,3 @@ def _remove_former(out: Place, plans: list[Plan], tell: Callable[[str], None]) -
 
 def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def _nfc(name: str) -> str:
-    """One spelling of accented names: file systems differ in theirs."""
-    return unicodedata.normalize("NFC", name)

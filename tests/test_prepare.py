@@ -31,13 +31,14 @@ from datar_jax.__main__ import main
 from datar_jax.audio import decode
 from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
+from datar_jax.cook import Recipe, cook_all
 from datar_jax.corpora import CORPORA
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
 from datar_jax.fetch import Download
 from datar_jax.material import normalisation
 from datar_jax.places import Place, place
-from datar_jax.prepare import Recipe, prepare
+from datar_jax.prepare import prepare
 from datar_jax.shards import open_shards, pieces
 from datar_jax.store import DataError, statistics
 
@@ -387,7 +388,7 @@ def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_pa
 
 
 def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_cook", die)
+    monkeypatch.setattr(room, "cook", die)
     with pytest.raises(DataError, match="a process that decodes died"):
         run(small, tmp_path / "out")
 
@@ -406,13 +407,13 @@ def test_what_a_killed_preparation_left_is_taken_away(small, tmp_path):
 
 KILLED = """
 import os, signal
-from datar_jax.prepare import _in_order
+from datar_jax.cook import cook_all
 
 def cook(clips):
     return ["" for _ in clips]
 
 if __name__ == "__main__":
-    for _ in _in_order([None] * 999, cook, 2):
+    for _ in cook_all([None] * 999, cook, 2):
         print("at work", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -428,7 +429,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 
 def test_processes_do_not_hear_ctrl_c():
-    assert set(room._in_order([None] * 3, _blocked, 1)) == {"SIGINT"}
+    assert set(cook_all([None] * 3, _blocked, 1)) == {"SIGINT"}
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
@@ -441,7 +442,7 @@ def test_a_second_ctrl_c_waits_until_the_processes_have_ended(monkeypatch):
             super().shutdown(**how)
 
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
-    cooked = room._in_order([None] * 99, _blocked, 1)
+    cooked = cook_all([None] * 99, _blocked, 1)
     next(cooked)
     with pytest.raises(KeyboardInterrupt):
         cooked.throw(KeyboardInterrupt)
