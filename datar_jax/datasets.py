@@ -7,19 +7,18 @@ feature cache finds it unusable and reports it. Errors in a list name the file, 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from datar_jax import shards
 from datar_jax.audio import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.places import place
+from datar_jax.places import folders, place
 from datar_jax.shards import Card
 from datar_jax.table import Table, lines
 
@@ -116,8 +115,8 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
         else:
             files[_class(name)].append(name)
     labels = tuple(sorted(files))
-    folders = [_class(p.name) for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
-    empty = sorted(label for label in folders if label not in files)
+    classes = [_class(p.name) for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
+    empty = sorted(label for label in classes if label not in files)
     if not labels:
         raise ConfigError(
             f"data.root={config.root!r}: no sound in any sub-folder ({loose} sounds lie beside the sub-folders, "
@@ -140,28 +139,16 @@ def _class(name: str) -> str:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Names of all files below `root`, hidden ones left out, linked folders entered once.
+    """Names of all files below `root`.
 
     An empty folder that is named like a sound comes as one, so that it is reported and not passed over.
 
     Raises:
       ConfigError: a folder cannot be read.
     """
-
-    def fail(error: OSError) -> NoReturn:
-        raise ConfigError(f"data.root: {error.filename!r} cannot be read ({error.strerror}); change its permissions")
-
-    seen: set[str] = set()
-    for folder, inner, names in os.walk(root, onerror=fail, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
-        below = Path(folder).relative_to(root)
+    for folder, inner, names in folders(root):
+        below = folder.relative_to(root)
+        yield from ((below / name).as_posix() for name in names)
         if not inner and not names and len(below.parts) > 1 and below.suffix.lower() in SUFFIXES:
             yield below.as_posix()
 

@@ -101,7 +101,7 @@ class Place:
           ConfigError: a folder cannot be read: its files would be missing.
         """
         if self.local is not None:
-            for folder, names in _folders(self.local):
+            for folder, _, names in folders(self.local):
                 for name in names:
                     below = (folder / name).relative_to(self.local).as_posix()
                     try:
@@ -139,8 +139,12 @@ def _protocols(system: Any) -> tuple[str, ...]:
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below `root` and the files in each, in order; hidden ones left out, linked folders entered once."""
+def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders below `root`, the folders and the files in each, in order; hidden ones left out, links entered once.
+
+    Raises:
+      ConfigError: a folder cannot be read: its files would be missing.
+    """
 
     def fail(error: OSError) -> NoReturn:
         raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); mend that, or take it away")
@@ -152,4 +156,4 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+        yield Path(folder), inner, sorted(name for name in names if not name.startswith("."))

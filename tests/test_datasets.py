@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_read_is_no_silent_loss(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(ConfigError, match=r"^data\.root: .*b' cannot be read \(Permission denied\)"):
+    with pytest.raises(ConfigError, match=r"^'.*b': cannot be read \(Permission denied\)"):
         read_dataset(DataConfig(root=str(tmp_path)))
 
 
