@@ -459,6 +459,7 @@ def made(chips: int, step: float | None) -> plan.Plan:
         parameters=1_500_000,
         macs_per_clip=10**9,
         operations=12 * 10**9,
+        clip_bytes=64 * 500 * 4,
         compile_seconds=1.0,
         usable_bytes=2**34,
         needed_bytes=2**33 if step else 2**35,
