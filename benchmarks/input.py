@@ -56,6 +56,7 @@ PARTS = ("chain", "scaling", "start", "wait")
 STAGES = ("read", "decode", "resample", "mel")
 TARGETS = {"host": 5, "device": 20}  # times the plain chain, from pcm shards
 EXACT = 6  # passes in bfloat16 that make up a product at the highest precision
+PLANNED = {"datar_base": 2 * 277}  # docs/plan.md: 277 clips of 10 s a second on one v5e chip, so twice as many of 5 s
 PACKAGES = ("jax", "grain", "array_record", "librosa", "numpy", "scipy", "soundfile")
 
 Given = TypeVar("Given")
@@ -145,7 +146,7 @@ def show_chain(costs: Costs) -> None:
     microseconds = 1e6 * 2 * EXACT * costs.macs / CHIPS["v5e"].flops
     tell(
         f"Not the host's: features on the device are {costs.macs / 1e6:.0f} M multiply-accumulates a clip, in matrix "
-        f"products; {microseconds:.0f} microseconds of a v5e chip at its peak, in {EXACT} passes for float32. Where "
+        f"products; {microseconds:.0f} microseconds of a v5e chip at its peak, were each in {EXACT} passes. Where "
         f"this core is the device they take it {on_device:.2f} ms a clip, and the whole is "
         f"{plain_ms / (costs.whole('pcm device') + on_device):.1f} times the plain chain."
     )
@@ -155,16 +156,22 @@ def show_cores(costs: Costs, rates: dict[str, float]) -> None:
     """The cores that keep a host of eight v5e chips supplied; its vCPUs: cloud.google.com/tpu/docs/v5e, VM types."""
     print("## Cores for a host of eight v5e chips\n")
     tell(
-        "From pcm shards. Clips/s of a chip as given by --rates; else what its published peak allows at six operations "
-        "a multiply-accumulate: no chip reaches that, so no host needs more. Such a host has 224 vCPUs."
+        f"From pcm shards, {SECONDS:g} s a clip. Clips/s of a chip: as given by --rates; else as docs/plan.md expects; "
+        "else what its published peak allows at six operations a multiply-accumulate, which no chip reaches, so that "
+        "no host needs more. Such a host has 224 vCPUs."
     )
     titles = ["model", "G MACs a clip", "clips/s and chip", "clips/s, eight chips", "samples read, GB/s"]
     print(header([*titles, "cores, host features", "cores, device features"]))
     for name in ("datar_tiny", "datar_small", "datar_base"):
         macs = macs_per_clip(MODELS[name](), 527, HOST.mels, HOST.frames(SECONDS))
-        rate = rates.get(name, CHIPS["v5e"].flops / (6 * macs))
-        cells = [f"{rate:,.0f}" if name in rates else f"at most {rate:,.0f}", f"{8 * rate:,.0f}"]
-        cells.append(f"{8 * rate * 2 * SECONDS * HOST.sample_rate / 1e9:.1f}")
+        peak = CHIPS["v5e"].flops / (6 * macs)
+        rate = rates.get(name, PLANNED.get(name, peak))
+        source = "given" if name in rates else "docs/plan.md" if name in PLANNED else "peak"
+        cells = [
+            f"{rate:,.0f} ({source})",
+            f"{8 * rate:,.0f}",
+            f"{8 * rate * 2 * SECONDS * HOST.sample_rate / 1e9:.1f}",
+        ]
         cells += [f"{8 * rate * costs.whole(f'pcm {front}') / 1e3:.1f}" for front in FRONT_ENDS]
         print(row(name, f"{macs / 1e9:.2f}", *cells))
     print(flush=True)
