@@ -384,7 +384,7 @@ def test_two_heads_are_learned_by_heart() -> None:
         losses.append(float(numbers["loss"]))
     assert abs(losses[0] - 2 * np.log(2)) < 0.6, "the losses of two heads without an opinion"
     assert losses[-1] < 0.1 * losses[0]
-    scores = jit_eval_step(task, mesh)(state.params, state.statistics, clips["mel"], clips["frames"])
+    scores = jit_eval_step(task, mesh)(state.params, state.statistics, sound(clips))
     np.testing.assert_allclose(scores.reshape(B, 2, 2).sum(2), 1, rtol=1e-5)
     np.testing.assert_array_equal(scores > 0.5, clips["target"] > 0.5)
 
