@@ -135,9 +135,9 @@ def show_chain(costs: Costs) -> None:
             print(row(title, front, *cells, f"{whole:.3f}", f"{1e3 / whole:,.0f}", f"**{plain_ms / whole:.1f}**"))
     print()
     tell(
-        "`the rest`: drawing, cutting, putting together; from a cache, reading too. Samples were decoded and resampled "
-        f"when they were prepared or cached, {spent['preparing', 'decode']:.2f} ms a clip, once. Augmentation is part "
-        "of the step."
+        "`the rest`: drawing, cutting, putting together; from a cache, reading too; a difference of medians. Samples "
+        f"were decoded and resampled when they were prepared or cached, {spent['preparing', 'decode']:.2f} ms a clip, "
+        "once. Augmentation is part of the step."
     )
     missed = [front for front, least in TARGETS.items() if plain_ms / costs.whole(f"pcm {front}") < least]
     wanted = ", ".join(f"{least} times the plain chain with {front} features" for front, least in TARGETS.items())

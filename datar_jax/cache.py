@@ -34,7 +34,7 @@ from datar_jax.datasets import Clip, Dataset
 from datar_jax.logmel import log_mel
 from datar_jax.store import DataError, Samples, Store, columns, quantise
 
-FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
+FORMAT = 3  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
 PROBES = 4096  # clips whose checksum is verified when a cache is opened
 
