@@ -12,9 +12,11 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import hashlib
 import io
 import itertools
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -59,6 +61,8 @@ class Located(Protocol):
 
     @property
     def path(self) -> str: ...
+    @property
+    def labels(self) -> tuple[int, ...]: ...
     @property
     def record(self) -> int: ...
     @property
@@ -171,7 +175,8 @@ def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: Audi
             f"audio.sample_rate={audio.sample_rate}: {folder.url} holds {card.sample_rate} Hz; give that, or prepare "
             "the data again"
         )
-    home = folder.local or cache / "shards" / card.clips_sha256[:16]
+    content = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in card.shards]).encode())
+    home = folder.local or cache / "shards" / content.hexdigest()[:16]
     for shard in card.shards:
         path = home / shard.name
         if folder.local is None and not (path.exists() and path.stat().st_size == shard.size):
@@ -188,6 +193,7 @@ def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: Audi
         np.array([clip.samples for clip in clips], np.int64),
         np.array([number[clip.path] for clip in clips], np.int32),
         np.array([clip.record for clip in clips], np.int32),
+        np.array([_mark(clip.labels) for clip in clips], np.uint32),
     )
 
 
@@ -218,6 +224,11 @@ def decode_record(content: bytes) -> tuple[Record, np.ndarray]:
     return record, soundfile.read(io.BytesIO(record.samples), dtype="int16")[0]
 
 
+@functools.cache
+def _mark(labels: tuple[int, ...]) -> int:
+    return zlib.crc32(repr(labels).encode())
+
+
 def _coded(samples_N: np.ndarray, rate: int, coding: Coding) -> bytes:
     if coding == "pcm":
         return samples_N.astype("<i2").tobytes()
@@ -239,6 +250,7 @@ class Shards(Samples):
     lengths: np.ndarray
     shard_C: np.ndarray  # int32 (clips,), which shard each clip lies in
     record_C: np.ndarray  # int32 (clips,), its first record there
+    mark_C: np.ndarray  # uint32 (clips,), checksum of its labels: a shard of another preparation may fit in all else
     bad: tuple[tuple[str, str], ...] = ()  # what could not be used was left out when the shards were written
     frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
     _files: _Files = dataclasses.field(init=False, repr=False, compare=False)
@@ -248,7 +260,7 @@ class Shards(Samples):
         object.__setattr__(self, "_files", _Files([f"{self.path}/{name}" for name in self.names]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.path, self.audio, self.names, self.lengths, self.shard_C, self.record_C)
+        return Shards, (self.path, self.audio, self.names, self.lengths, self.shard_C, self.record_C, self.mark_C)
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
         """As `Samples.read`.
@@ -265,8 +277,9 @@ class Shards(Samples):
                 record, samples_N = decode_record(content)
             except (OSError, RuntimeError, ValueError, IndexError) as error:
                 raise DataError(f"{self.path}/{name}: clip {index} cannot be read ({error}); {AGAIN}") from None
-            if len(samples_N) != bounds[i + 1] - bounds[i] or record.piece != i:
-                raise DataError(f"{self.path}/{name}: holds another clip than corpus.json says; {AGAIN}")
+            found = (len(samples_N), record.piece, _mark(record.labels))
+            if found != (bounds[i + 1] - bounds[i], i, self.mark_C[index]):
+                raise DataError(f"{self.path}/{name}: holds other clips than {CARD} says; {AGAIN}")
             scale = record.scale
             parts.append(samples_N[max(0, first - bounds[i]) : last - bounds[i]])
         return np.concatenate(parts) if len(parts) > 1 else parts[0], scale

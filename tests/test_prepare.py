@@ -240,6 +240,22 @@ def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
     assert done == dataset.card
 
 
+def test_a_shard_of_clips_in_another_order_does_not_give_wrong_labels(tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for i in range(2):
+        soundfile.write(audio / f"{i}.wav", sound(AUDIO, 0.5, i), 8_000)
+    both = [segment(f"{i}", i, "train", (f"{i}",)) for i in range(2)]
+    for out, order in (("one", both), ("two", both[::-1])):
+        run((corpus(lambda lists, order=order: listing(tmp_path, *order)), audio), tmp_path / out)
+    name = "train-00000-of-00001.array_record"
+    assert (tmp_path / "one" / name).stat().st_size == (tmp_path / "two" / name).stat().st_size
+    (tmp_path / "two" / name).replace(tmp_path / "one" / name)
+    _, store = opened(tmp_path / "one")
+    with pytest.raises(DataError, match=r"holds other clips than corpus\.json says"):
+        store.read(0, 0, 100)
+
+
 def test_a_damaged_shard_is_named(small, tmp_path):
     run(small, tmp_path / "out")
     path = tmp_path / "out" / "train-00000-of-00003.array_record"
