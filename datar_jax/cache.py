@@ -1,10 +1,11 @@
 """Every clip is decoded once: the cache of whole clips, as spectrograms or, for a front end on the device, as samples.
 
-A cache is two files. `KEY.frames` holds all clips one after another, memory-mapped, as time-major float16 decibels
-(steps of at most 0.06 dB); `KEY.samples` holds them as int16 samples. `KEY.json`, written last, says where each clip
-lies. KEY is a hash of the audio settings and of each file's path, size and time of change, so that a changed file or
-setting makes another cache. Both files are written under a temporary name: what is interrupted leaves no cache. Neither
-is a pickle, nor read as one: whatever lies there in their place is numbers or damage.
+A cache is two files. `KEY.frames` holds all clips one after another, memory-mapped, as time-major float32 decibels, the
+very numbers that a trained model is later given of a file; `KEY.samples` holds them as int16 samples. `KEY.json`,
+written last, says where each clip lies. KEY is a hash of the audio settings and of each file's path, size and time of
+change, so that a changed file or setting makes another cache. Both files are written under a temporary name: what is
+interrupted leaves no cache. Neither is a pickle, nor read as one: whatever lies there in their place is numbers or
+damage.
 
 Shapes: N samples, F mel bins, T frames.
 """
@@ -34,7 +35,7 @@ from datar_jax.datasets import Clip, Dataset
 from datar_jax.logmel import log_mel
 from datar_jax.store import DataError, Samples, Store, columns, quantise
 
-FORMAT = 3  # of the cache files and of the front end's arithmetic; a change makes old caches unused
+FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
 PROBES = 4096  # clips whose checksum is verified when a cache is opened
 
@@ -50,13 +51,13 @@ class Features(Store):
     _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_flat", _Flat(self.path, self.frames, np.dtype(np.float16), (self.audio.mels,)))
+        object.__setattr__(self, "_flat", _Flat(self.path, self.frames, np.dtype(np.float32), (self.audio.mels,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Features, (self.path, self.audio, self.frames, self.bad)
 
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """As `Store.get`, float16, a view of the file."""
+        """As `Store.get`, float32, a view of the file."""
         return self._flat.rows(index, start, None if length is None else start + length)
 
 
@@ -234,7 +235,7 @@ def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float] | str:
         return str(error)
     if audio.frontend == "device":
         return quantise(samples_N)
-    return np.ascontiguousarray(log_mel(samples_N, audio).T, np.float16), 1.0
+    return np.ascontiguousarray(log_mel(samples_N, audio).T), 1.0
 
 
 def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features | Waves | str:
@@ -258,7 +259,7 @@ def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConf
         return f"{index_path.name} is the index of something else"
     try:
         size = store_path.stat().st_size
-        if size != (expected := sum(counts.tolist()) * (audio.mels if audio.frontend == "host" else 1) * 2):
+        if size != (expected := sum(counts.tolist()) * (4 * audio.mels if audio.frontend == "host" else 2)):
             return f"{store_path.name} has {size} bytes, not {expected}"
         store = _store(index, store_path, dataset, audio)
         for i in np.unique(np.linspace(0, len(counts) - 1, min(len(counts), PROBES)).astype(int)):
