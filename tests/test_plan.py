@@ -22,6 +22,7 @@ from datar_jax import __main__ as command
 from datar_jax import config as c
 from datar_jax import hlo, plan, settings
 from datar_jax.chips import CHIPS, topology
+from datar_jax.commands import plan as plan_command
 from datar_jax.hlo import Collective
 from datar_jax.macs import macs_per_clip
 from datar_jax.sharding import make_mesh
@@ -423,15 +424,14 @@ def test_slices_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_libtpu_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else pytest.fail(name))
-    monkeypatch.setattr(command.settings, "load", lambda *_: c.Config())
+    monkeypatch.setattr(plan_command.settings, "load", lambda *_: c.Config())
     assert command.main(["plan", "--config=configs/esc10.py", "--topology=v5e:2x2"]) == 2
     assert "pip install libtpu==" in capsys.readouterr().err
-    assert command.LIBTPU in (ROOT / "requirements-bench.txt").read_text().splitlines()
+    assert plan_command.LIBTPU in (ROOT / "requirements-bench.txt").read_text().splitlines()
 
 
 def test_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
-        ([], "not a command"),
         (["plant"], "plant: not a command"),
         (["plan", "--config=configs/esc10.py", "--topology=v5e:2x2", "--batches=3"], "--batches=3: not an option"),
         (["plan", "--config=configs/none.py", "--topology=v5e:2x2"], "no such file"),

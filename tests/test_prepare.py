@@ -575,7 +575,9 @@ def test_ctrl_c_is_one_line_and_help_is_help(small, tmp_path, capsys, monkeypatc
     assert main(["prepare", "esc50", *options]) == 130
     assert capsys.readouterr().err == "datar_jax: stopped; the same command goes on\n"
     assert main(["--help"]) == 0
-    assert "prepare NAME" in capsys.readouterr().out
+    assert "prepare" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "--help" in capsys.readouterr().out
 
 
 def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):

@@ -1,0 +1,39 @@
+"""Options that several commands share, and how a command's page looks."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+
+def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """The parser of one command: its page has what it does, its options, and an example that works."""
+    return argparse.ArgumentParser(
+        prog=f"python -m datar_jax {name}",
+        usage=usage,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def folder(text: str) -> Path:
+    """A path; a shell does not expand ~ after an equals sign."""
+    return Path(text).expanduser()
+
+
+def whole(text: str) -> int:
+    """A positive number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 or more")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A length of time."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e6:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: give seconds, more than 0")
