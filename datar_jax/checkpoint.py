@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from datar_jax.checksums import compare, describe, verify
+from datar_jax.record import BadCheckpoint, best_first, read_record, reason, record_path, sealed
 from datar_jax.step import TrainState
 
 DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
@@ -30,10 +30,6 @@ DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion 
 
 class CheckpointError(RuntimeError):
     """Checkpoints that cannot be used; its text says what to do."""
-
-
-class _Bad(Exception):
-    """Why one checkpoint cannot be used."""
 
 
 @dataclass
@@ -78,13 +74,13 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise CheckpointError(
-                f"{folder}: no place for checkpoints ({_why(error)}); give another --workdir"
+                f"{folder}: no place for checkpoints ({reason(error)}); give another --workdir"
             ) from None
         self._sweep()
         for step in self._manager.all_steps():
             try:
-                score = self._read_meta(step)["score"]
-            except _Bad:  # said when it is asked for
+                score = read_record(self._folder, step)["score"]
+            except BadCheckpoint:  # said when it is asked for
                 continue
             if score is not None:
                 self._scores[step] = score
@@ -107,7 +103,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             self._set_aside(step, "not of this run, which now stores that step itself")
         record = {"step": step, "data": data, "run": meta, "score": score, "leaves": describe(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_sealed(record)))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed(record)))
         if score is not None:
             self._scores[step] = score
         self._pending = step
@@ -147,14 +143,14 @@ class Checkpoints:
         """
         self._settle()
         newest_first = sorted(self._manager.all_steps(), reverse=True)
-        order = _best_first(self._scores, newest_first) if best else []
+        order = best_first(self._scores, newest_first) if best else []
         bad: dict[int, str] = {}
         for step in [*order, *(step for step in newest_first if step not in order)]:
             why = ""
             try:
                 state, meta = self._read(step, like)
             except Exception as error:  # orbax raises six kinds for a damaged folder, bare Exception among them
-                why = _why(error)
+                why = reason(error)
             if _any_process(bool(why)):
                 bad[step] = why or "another process cannot read it"
                 continue
@@ -179,7 +175,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best validation score; the latest one when nothing was scored."""
         self._settle()
-        return next(iter(_best_first(self._scores, self._manager.all_steps())), self.latest_step())
+        return next(iter(best_first(self._scores, self._manager.all_steps())), self.latest_step())
 
     def has_score(self, step: int) -> bool:
         """Whether a score is stored with that step."""
@@ -208,7 +204,7 @@ class Checkpoints:
 
     def _give_up(self, step: int, error: Exception) -> None:
         """A write failed: what is left of it goes, since it may be what fills the disk."""
-        why = _why(error)
+        why = reason(error)
         self._pending, self._failed = None, (step, why)
         self._scores.pop(step, None)
         self._sweep()
@@ -231,19 +227,19 @@ class Checkpoints:
 
     def _add_score(self, step: int, score: float) -> None:
         """Writes the line of a checkpoint anew."""
-        path = self._meta_path(step)
-        record = {**self._read_meta(step), "score": score}
+        path = record_path(self._folder, step)
+        record = {**read_record(self._folder, step), "score": score}
         try:
             if jax.process_index() == 0:
                 partial = path.with_name("metadata.partial")
                 with partial.open("w", encoding="utf-8") as file:
-                    json.dump(_sealed(record), file)
+                    json.dump(sealed(record), file)
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(path)
         except OSError as error:
-            self._failed = (step, _why(error))
-            self._say(f"{path}: its score could not be written ({_why(error)})")
+            self._failed = (step, reason(error))
+            self._say(f"{path}: its score could not be written ({reason(error)})")
             return
         self._scores[step] = score
 
@@ -263,38 +259,18 @@ class Checkpoints:
 
     # Reading
 
-    def _meta_path(self, step: int) -> Path:
-        return self._folder / str(step) / "meta" / "metadata"
-
-    def _read_meta(self, step: int) -> dict[str, Any]:
-        """The line of a checkpoint, verified."""
-        path = self._meta_path(step)
-        try:
-            record = json.loads(path.read_bytes())
-            crc = record.pop("crc", None)
-            whole = crc == _sealed(record)["crc"]
-        except FileNotFoundError:
-            raise _Bad("it has no meta/metadata: not a whole checkpoint of this program") from None
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise _Bad(f"meta/metadata cannot be read: {_why(error)}") from None
-        if not whole or not {"step", "data", "run", "score", "leaves"} <= set(record):
-            raise _Bad("meta/metadata is not what was written")
-        if record["step"] != step:
-            raise _Bad(f"it is of step {record['step']}")
-        return record
-
     def _strangers(self) -> dict[int, str]:
         """Folders named like a checkpoint that are none of this program: they must not be deleted as old ones."""
         found = {}
         for step in self._manager.all_steps():
             try:
-                self._read_meta(step)
-            except _Bad as bad:
+                read_record(self._folder, step)
+            except BadCheckpoint as bad:
                 found[step] = str(bad)
         return found
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        meta = self._read_meta(step)
+        meta = read_record(self._folder, step)
         compare(meta["leaves"], like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -305,29 +281,9 @@ class Checkpoints:
 
 def _kept(scores: dict[int, float], steps: Sequence[int]) -> set[int]:
     """The latest two, and the best one."""
-    return {*sorted(steps)[-2:], *_best_first(scores, steps)[:1]}
-
-
-def _best_first(scores: dict[int, float], steps: Sequence[int]) -> list[int]:
-    """Those of the steps that have a score; of equal ones the later first."""
-    return sorted((step for step in steps if step in scores), key=lambda step: (scores[step], step), reverse=True)
-
-
-def _sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with a checksum of its own."""
-    return {**record, "crc": zlib.crc32(json.dumps(record, sort_keys=True).encode())}
+    return {*sorted(steps)[-2:], *best_first(scores, steps)[:1]}
 
 
 def _any_process(flag: bool) -> bool:
     """Whether it holds on any process; waits for all of them."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
-
-
-def _why(error: BaseException) -> str:
-    """The part of an error that a person wants to read."""
-    while error.__cause__:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]

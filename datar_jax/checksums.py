@@ -6,7 +6,7 @@ Each part is summed by the process that holds it, and can be verified on any oth
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ class Mismatch(Exception):
     """A state is not the one that was described; its text says where."""
 
 
-def _leaves(state: TrainState) -> Iterator[tuple[str, jax.Array]]:
+def _leaves(state: Any) -> Iterator[tuple[str, jax.Array]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
@@ -67,8 +67,10 @@ def compare(leaves: dict[str, Any], like: TrainState) -> None:
             )
 
 
-def verify(leaves: dict[str, Any], state: TrainState) -> None:
-    """Compares checksums, on any mesh. Of several processes, each looks at the parts that lie whole with it.
+def verify(leaves: Mapping[str, Any], state: Any) -> None:
+    """Compares checksums of a state, or of a part of one, on any mesh.
+
+    Of several processes, each looks at the parts that lie whole with it.
 
     Raises:
       Mismatch: the first array that differs.

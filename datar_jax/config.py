@@ -286,6 +286,8 @@ class OptimConfig(Settings, frozen=True):
     clip_norm: float = 1.0  # global norm of the gradient; 0 switches clipping off
     ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 evaluates the weights themselves
     label_smoothing: float = 0.0
+    layer_decay: float = 1.0  # each block learns at this share of the rate of the one above it; 1: all alike
+    freeze: Literal["none", "backbone"] = "none"  # backbone: a linear probe; only the head learns, nothing is dropped
 
     def check(self) -> None:
         _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give more than 0, such as 1e-3")
@@ -296,6 +298,29 @@ class OptimConfig(Settings, frozen=True):
         _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "give 0 (off) or more")
         _require(0 <= self.ema < 1, "optim.ema", self.ema, "give 0 (off) or more, less than 1")
         _require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "give 0 to below 1")
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "give more than 0, 1 at most")
+
+
+class InitConfig(Settings, frozen=True):
+    """What a run starts from: fresh weights, or those of another model (fine-tuning).
+
+    The sizes of model and front end are then that model's, and what is typed for them goes over it.
+    """
+
+    source: str = msgspec.field(default="", name="from")  # a work directory, a checkpoint, an export, official weights
+    new: str = ""  # regular expression: parameters that may be new, beside the head
+    left: str = ""  # regular expression: parameters of the other model that may be left out, beside its head
+
+    def check(self) -> None:
+        for name in ("new", "left"):
+            value = getattr(self, name)
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ConfigError(f"init.{name}={value!r}: not a regular expression ({error})") from None
+            _require(
+                bool(self.source) or not value, f"init.{name}", value, "init.from is not given, which this goes with"
+            )
 
 
 class TrainConfig(Settings, frozen=True):
@@ -352,6 +377,7 @@ class Config(Settings, frozen=True):
     audio: AudioConfig = AudioConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +66,18 @@ def fit(
     checkpoints: Checkpoints,
     report: Report,
     profile: Path | None = None,
+    begin: Callable[[TrainState], TrainState] | None = None,
 ) -> Trained:
-    """Trains to the last step, from the newest checkpoint if there is one; `profile`: where a trace of steps shall go.
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    Args:
+      task: what is trained.
+      mesh: where.
+      material: on what.
+      checkpoints: where states are kept.
+      report: what is told.
+      profile: where a trace of steps shall go.
+      begin: gives a fresh state the weights that it shall start from.
 
     What is written does not depend on where a run was stopped: rows of steps stand in the file before the checkpoint
     that follows them does, and no step is told only because a run was stopped there.
@@ -84,6 +94,8 @@ def fit(
     if checkpoints.latest_step() is not None:
         state, position, clock = checkpoints.restore(state)
         batches.set_state(position)
+    elif begin:
+        state = begin(state)
     first = step = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
     report.begin(step, task.steps, checkpoints.has_score(step))

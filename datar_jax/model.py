@@ -248,8 +248,9 @@ class DATAR(nn.Module):
             a shifted window has more than one window to shift over. None means all.
 
         Returns:
-          Logits `(B, S)` and named intermediates: `features` `(B, C)`, the pooled vector before the head, and `stages`,
-          the map after each stage.
+          Logits `(B, S)` and named intermediates: `features` `(B, C)`, the pooled vector before the head; `columns`
+          `(B, T, C)`, the same of each column of the last map, whose mean over the sound it is; `stages`, the map after
+          each stage.
 
         Raises:
           ValueError: the spectrogram has another number of mel bins than the model was made for.
@@ -284,10 +285,11 @@ class DATAR(nn.Module):
         else:
             valid_BxT = columns(frames_B, x.shape[2], len(config.dims) + 1)
             count_B = jnp.maximum(valid_BxT.sum(1), 1)  # type: ignore[union-attr]
-            pooled_BxC = mask_columns(x, valid_BxT).mean(1).sum(1) / count_B[:, None]
+            x = mask_columns(x, valid_BxT)
+            pooled_BxC = x.mean(1).sum(1) / count_B[:, None]
         features_BxC = nn.Dropout(config.dropout, deterministic=not self.train, name="dropout")(pooled_BxC)
         logits_BxS = dense(self.classes, wide, "head")(features_BxC)
-        return logits_BxS, {"features": pooled_BxC, "stages": stages}
+        return logits_BxS, {"features": pooled_BxC, "columns": x.mean(1), "stages": stages}
 
 
 def count_parameters(params: Any) -> int:

@@ -1,7 +1,8 @@
-"""Schedule and optimiser: AdamW, warm-up and cosine, decay only where it belongs."""
+"""Schedule and optimiser: AdamW, warm-up and cosine, decay only where it belongs, each depth at its own rate."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -26,7 +27,43 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
+def rates(config: OptimConfig, params: Any) -> Any:
+    """Share of the learning rate of every parameter: 1 for the head, 0 where it is frozen.
+
+    With `layer_decay` the last norm has 1 too, each block that share of the one above it, and the stem the smallest (as
+    in BEiT, Bao et al., 2022); what lies between two stages goes with the block that follows.
+    """
+    names = [[part.key for part in path] for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    order = sorted({block for name in names if (block := _block(name[0]))})
+    depth = {block: i for i, block in enumerate(order, start=1)}
+
+    def rate(path: tuple[Any, ...], _: Any) -> float:
+        name = path[0].key
+        if name == "head":
+            return 1.0
+        if config.freeze == "backbone":
+            return 0.0
+        below = {"norm": len(order) + 1, "stem": 0, "adaptor": 0}.get(name)
+        if below is None:
+            below = depth[_block(name) or (int(name.removeprefix("down_")), 0)]
+        return float(config.layer_decay ** (len(order) + 1 - below))
+
+    return jax.tree_util.tree_map_with_path(rate, params)
+
+
+def _block(name: str) -> tuple[int, int] | None:
+    """Stage and number of the block that a parameter's first name says."""
+    found = re.fullmatch(r"stage_(\d+)_(\d+)", name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW."""
-    adamw = optax.adamw(schedule(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    """Clipping by global norm, then AdamW, then each parameter's share."""
+    parts = [optax.adamw(schedule(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask)]
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.layer_decay < 1 or config.freeze == "backbone":
+        parts.append(
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rates(config, updates)))
+        )
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]

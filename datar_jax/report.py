@@ -295,9 +295,9 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
         table.add_row(name, value)
     console.print(table)
     pictures = sorted(path.name for path in folder.glob("*.png"))
-    own = "metrics.jsonl, tensorboard/, checkpoints/, normalisation.json"
+    own = "metrics.jsonl, tensorboard/, checkpoints/, model.json"
     console.print(
-        f"In {folder}: result.json, {', '.join(pictures)}, config.json, labels.json, "
+        f"In {folder}: result.json, {', '.join(pictures)}, config.json, "
         + (f"and in each fold_N/ {own}" if "folds" in result else own),
         highlight=False,
         markup=False,

@@ -6,8 +6,8 @@ A work directory belongs to one configuration. With `data.fold=0` it holds one f
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,29 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from datar_jax import metrics
+from datar_jax import __version__, metrics
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
+from datar_jax.description import RUN, Description, ModelError, write_description, write_json
 from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
 from datar_jax.material import Material, normalisation, open_store, usable_split
 from datar_jax.model import count_parameters
 from datar_jax.plot import confusion_png, curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
+from datar_jax.saved import Saved, read_saved
 from datar_jax.scoring import score_clips
+from datar_jax.settings import from_dict
 from datar_jax.sharding import make_mesh
 from datar_jax.splits import Split, split
-from datar_jax.step import Task
+from datar_jax.step import Task, TrainState
 from datar_jax.store import Store, default_window
+from datar_jax.transfer import started, transfer
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (
-    *("data.root", "data.cache", "data.workers", "data.threads"),
+    *("init.from", "data.root", "data.cache", "data.workers", "data.threads"),
     *(
         "train.checkpoint_every",
         "train.log_every",
@@ -77,10 +81,9 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     for note in dict.fromkeys([*dataset.notes, *(note for each in splits.values() for note in each.notes)]):
         console.print(note, markup=False, soft_wrap=True)
     _claim(config, workdir)
+    source = _source(config)
 
     store = open_store(config, dataset, workdir, console)
-    names = {prefix[:-1]: dataset.labels[part] for prefix, part in metrics.parts(dataset.heads).items()}
-    _write(workdir / "labels.json", names if len(names) > 1 else dataset.labels)
     splits = {fold: usable_split(dataset, store, each, console) for fold, each in splits.items()}
     frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
     frames = frames or max(default_window(store, each.train, config.audio) for each in splits.values())
@@ -91,7 +94,9 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     for fold in folds:
         folder = workdir / f"fold_{fold}" if crossed else workdir
         done.append(
-            _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile)
+            _run_split(
+                config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source
+            )
         )
     headline = metrics.headline(config.data.labels, dataset.heads)
     result = _summarise([each.result for each in done], folds, headline) if crossed else done[0].result
@@ -159,7 +164,7 @@ def _claim(config: Config, workdir: Path) -> None:
     tree = msgspec.to_builtins(config)
     if path.exists():
         try:
-            before = _flat(json.loads(path.read_text(encoding="utf-8")))
+            before = _flat(_completed(json.loads(path.read_text(encoding="utf-8"))))
         except json.JSONDecodeError:
             raise ConfigError(f"{path}: not readable as JSON; delete it, or give another --workdir") from None
         now = _flat(json.loads(msgspec.json.encode(tree)))
@@ -173,6 +178,14 @@ def _claim(config: Config, workdir: Path) -> None:
         _write(path, tree)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}); give another one") from None
+
+
+def _completed(tree: Any) -> dict[str, Any]:
+    """A configuration as stored, with what fields have become that it had not yet."""
+    try:
+        return dict(json.loads(msgspec.json.encode(from_dict(tree))))
+    except ConfigError:
+        return dict(tree)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -194,21 +207,36 @@ def _run_split(
     crossed: bool,
     fold: int,
     profile: bool,
+    source: Saved | None,
 ) -> Scores:
     """Trains and scores one split."""
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
-    mean, std = normalisation(config, dataset, store, each.train)
+    # A network that was trained goes on seeing sound as it did.
+    known = source and source.description.normalisation
+    mean, std = known or normalisation(config, dataset, store, each.train)
     material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
-    _write(folder / "normalisation.json", {"mean_db": mean, "std_db": std})
+    heads = {head.name: head.size for head in dataset.heads}
+    description = Description(
+        config=config,
+        labels=dataset.labels,
+        heads=heads,
+        frames=frames,
+        mean_db=mean,
+        std_db=std,
+        provenance=_provenance(config, dataset, each, fold, steps, source),
+    )
+    if not jax.process_index():
+        write_description(folder / RUN, description)
     checkpoints = Checkpoints(folder / "checkpoints", report.say)
     try:
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
         name = f"fold {fold}: " if crossed else ""
         report.say(f"{name}{sides}; {steps} steps of {train.batch_size} clips")
-        trained = fit(task, mesh, material, checkpoints, report, folder / "profile" if profile else None)
+        begin = partial(_begin, source, description, report) if source else None
+        trained = fit(task, mesh, material, checkpoints, report, folder / "profile" if profile else None, begin)
         state = trained.state
         if len(each.validation):
             state = checkpoints.restore(state, best=True)[0]
@@ -234,6 +262,47 @@ def _run_split(
     _draw(folder, dataset, rows, [done], config)
     _write(folder / "result.json", result)
     return done
+
+
+def _source(config: Config) -> Saved | None:
+    """What the run starts from, if that is another model."""
+    if not config.init.source:
+        return None
+    try:
+        source = read_saved(config.init.source)
+    except ModelError as error:
+        raise ConfigError(f"init.from={config.init.source!r}: {error}") from None
+    if source.params is None:
+        raise ConfigError(f"init.from={config.init.source!r}: a program, without weights to train; give another form")
+    return source
+
+
+def _begin(source: Saved, description: Description, report: Report, state: TrainState) -> TrainState:
+    """The state that fine-tuning starts from; says what becomes of every parameter."""
+    given = transfer(source.params, source.description, state.params, description)
+    report.say(f"starts from {source.source}")
+    for line in given.account(description.labels):
+        report.say(line)
+    return started(state, source.params, given)
+
+
+def _provenance(
+    config: Config, dataset: Dataset, each: Split, fold: int, steps: int, source: Saved | None
+) -> dict[str, Any]:
+    """Where a model comes from: program, data, run, and what it started from."""
+    card = dataset.card
+    return {
+        "program": f"datar-jax {__version__}, jax {jax.__version__}",
+        "data": {
+            "kind": config.data.kind,
+            "name": card.title if card else Path(config.data.root).name,
+            **({"clips_sha256": card.clips_sha256} if card else {}),
+            **({"fold": fold} if dataset.folds else {}),
+            "clips": {side: len(getattr(each, side)) for side in ("train", "validation", "test")},
+        },
+        "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},
+        "pretraining": {"from": source.source, **source.description.provenance} if source else None,
+    }
 
 
 def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:
@@ -267,12 +336,5 @@ def _summarise(results: list[Row], folds: list[int], headline: str) -> Row:
 
 def _write(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all; one process writes for all."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # or a machine that goes down leaves an empty file under the name
-    partial.replace(path)
+    if not jax.process_index():
+        write_json(path, value)

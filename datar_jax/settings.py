@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, Settings
+from datar_jax.description import ModelError, find_description, read_description
 
 
 def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
@@ -35,9 +36,22 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
     tree = msgspec.to_builtins(module.get_config())
+    source = (overrides or {}).get("init.from", tree["init"]["from"])
+    if source:
+        tree |= _sizes(source, tree)
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
     return from_dict(tree)
+
+
+def _sizes(source: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Front end and model of what a run starts from; the classes are the data's, not that model's."""
+    try:
+        config = read_description(find_description(source)).config
+    except ModelError as error:
+        raise ConfigError(f"init.from={source!r}: {error}") from None
+    model = {**msgspec.to_builtins(config.model), "classes": 0}
+    return {"audio": msgspec.to_builtins(config.audio), "model": model}
 
 
 def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
@@ -83,7 +97,7 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
     for depth, name in enumerate(names):
         if not (isinstance(kind, type) and issubclass(kind, Settings)):
             raise ConfigError(f"{field}: {'.'.join(names[:depth])} has no fields of its own")
-        hints = get_type_hints(kind)
+        hints = _fields(kind)
         if name not in hints:
             where = ".".join(names[:depth])
             near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
@@ -98,8 +112,14 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
         node[names[-1]] = msgspec.to_builtins(MODELS[text]())
         return
     if isinstance(kind, type) and issubclass(kind, Settings):
-        raise ConfigError(f"{field}={text!r}: a group of fields; set one of {', '.join(get_type_hints(kind))}")
+        raise ConfigError(f"{field}={text!r}: a group of fields; set one of {', '.join(_fields(kind))}")
     node[names[-1]] = _parse(field, text, kind)
+
+
+def _fields(kind: type[Settings]) -> dict[str, Any]:
+    """Types of the fields of some settings, by the names that are typed."""
+    hints = get_type_hints(kind)
+    return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(kind)}
 
 
 def _parse(field: str, text: str, kind: Any) -> Any:

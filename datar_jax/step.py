@@ -19,7 +19,7 @@ from datar_jax.augment import Batch, augment, normalise
 from datar_jax.config import Config
 from datar_jax.logmel import excerpt_size, log_mel_jax
 from datar_jax.model import DATAR
-from datar_jax.optim import optimiser, schedule
+from datar_jax.optim import optimiser, rates, schedule
 from datar_jax.sharding import batch_sharding, replicated, state_shardings
 
 
@@ -149,8 +149,14 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
     """Mean loss over the batch and its gradient, in `accumulate` micro-batches."""
     config = task.config
 
+    # What is frozen has no gradient, and is the network that it was: nothing in it is dropped at random.
+    frozen = config.optim.freeze == "backbone"
+
     def mean_loss(params: Any, part: Batch, key: Array) -> Array:
-        model = task.model(train=True)
+        model = task.model(train=not frozen)
+        if frozen:
+            learns = rates(config.optim, params)
+            params = jax.tree.map(lambda x, rate: x if rate else jax.lax.stop_gradient(x), params, learns)
         logits, _ = model.apply({"params": params}, part["mel"], part["frames"], rngs={"dropout": key})
         loss = objective.loss(config.data.labels, task.heads)
         return loss(logits, part["target"], config.optim.label_smoothing).mean()

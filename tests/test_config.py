@@ -21,12 +21,15 @@ from datar_jax.step import Task, abstract_state, batch_shapes, train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 GROUPS = {name: type(getattr(c.Config(), name)) for name in c.Config.__struct_fields__}
-LEAVES = [f"{group}.{name}" for group, kind in GROUPS.items() for name in kind.__struct_fields__]
+LEAVES = {
+    f"{group}.{field.encode_name}": field.name
+    for group, kind in GROUPS.items()
+    for field in msgspec.structs.fields(kind)
+}
 
 
 def value(config: c.Config, field: str) -> Any:
-    group, name = field.split(".")
-    return getattr(getattr(config, group), name)
+    return getattr(getattr(config, field.split(".", maxsplit=1)[0]), LEAVES[field])
 
 
 def says(error: pytest.ExceptionInfo[c.ConfigError], *parts: str) -> None:

@@ -22,6 +22,7 @@ from datar_jax import loop, run
 from datar_jax.checkpoint import CheckpointError, Checkpoints
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.datasets import Dataset, Head, read_dataset
+from datar_jax.description import read_description
 from datar_jax.pipeline import TrainBatches
 from datar_jax.synthesis import render
 
@@ -110,8 +111,7 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left >= {
         "config.json",
-        "labels.json",
-        "normalisation.json",
+        "model.json",
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
@@ -120,7 +120,7 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
         "result.json",
     }
     assert any("tfevents" in path.name for path in (tmp_path / "run" / "tensorboard").iterdir())
-    assert json.loads((tmp_path / "run" / "labels.json").read_text()) == list(KINDS)
+    assert read_description(tmp_path / "run" / "model.json").labels == KINDS
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {
         "top1", "top5", "mean_class_accuracy", "mean_average_precision", "roc_auc", "d_prime", "loss", "clips",
@@ -218,8 +218,9 @@ def test_two_heads_are_trained_scored_and_drawn_each(
         "how_confusion.png",
         "curves.png",
     }
-    names = json.loads((tmp_path / "run" / "labels.json").read_text())
-    assert names == {"kind": list(KINDS), "how": ["alone", "together"]}
+    description = read_description(tmp_path / "run" / "model.json")
+    assert description.heads == {"kind": 3, "how": 2}
+    assert description.labels == (*KINDS, "alone", "together")
     assert abs(rows_of(tmp_path / "run")[0]["loss"] - np.log(3 * 2)) < 0.4, "no opinion on either question"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"kind_top1", "how_top1", "how_d_prime", "action_top1", "action_top5", "loss"} <= set(result)

@@ -1,0 +1,142 @@
+"""The model card: what a model is, what it was trained on, how well it does there, and what is not known of it.
+
+Markdown with the head that model hubs read (Mitchell et al., "Model Cards for Model Reporting", 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datar_jax.description import Description
+from datar_jax.report import NUMBERS
+
+UNKNOWN = "not stated"
+SHOWN = 100  # classes that are listed by name
+
+USES = {
+    "params": "`datar_jax.load(FOLDER)`, or `orbax.checkpoint.StandardCheckpointer().restore(FOLDER/params)`",
+    "safetensors": "`datar_jax.load(FOLDER)`, or any safetensors reader: kernels are (in, out) or (height, width, in, "
+    "out), so that PyTorch's Linear takes them transposed and its Conv2d permuted (3, 2, 0, 1)",
+    "stablehlo": "`jax.export.deserialize(bytearray(file)).call(waveform, length)`, which needs jax and flatbuffers only",
+    "onnx": "any ONNX runtime: inputs `waveform` and `length`, output `probabilities`",
+}
+
+
+def model_card(model: Description, parameters: int, form: str, weights: str, licences: Mapping[str, str]) -> str:
+    """The text of a card.
+
+    Args:
+      model: what is known of the model.
+      parameters: their number.
+      form: of the export, a key of `USES`.
+      weights: how numbers are stored: float32, bfloat16 or int8.
+      licences: of `weights` and of `data`, as the person who exports states them.
+    """
+    audio, provenance = model.audio, model.provenance
+    licence = licences.get("weights") or UNKNOWN
+    head = [
+        "---",
+        "library_name: datar-jax",
+        "pipeline_tag: audio-classification",
+        f"license: {licence if licence != UNKNOWN else 'other'}",
+        "tags: [audio-event-recognition, deformable-attention, jax]",
+        "---",
+    ]
+    shape = model.config.model
+    what = [
+        f"# DATAR: {len(model.labels)} classes of sound",
+        "",
+        "A pyramid transformer over log-mel spectrograms with deformable attention (arXiv 2312.16228, reimplemented by "
+        "DATAR-JAX).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {parameters:,}, stored as {weights} |",
+        f"| blocks, widths | {' · '.join(shape.spec)}, {' · '.join(map(str, shape.dims))} |",
+        f"| input | one channel at {audio.sample_rate:,} Hz, {model.seconds:g} s ({model.frames} frames of {audio.mels} mel "
+        "bins); shorter clips are padded and masked, longer ones cut into windows whose scores are averaged |",
+        f"| output | {_output(model)} |",
+        f"| use | {USES[form]} |",
+    ]
+    if form in ("stablehlo", "onnx"):
+        what.append(
+            f"| arguments | `waveform` float32 (batch, {model.frames * audio.hop}), a clip at its start and zeros behind "
+            "it; `length` int32 (batch,), its samples |"
+        )
+    parts = [head, what, _training(provenance), _numbers(provenance.get("numbers")), _licences(licences), _limits(model)]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n\n" + _classes(model) + "\n"
+
+
+def _output(model: Description) -> str:
+    kind = "that sum to 1" if model.config.data.labels == "single" else "of each class by itself"
+    if len(model.heads) > 1:
+        heads = ", ".join(f"{name} ({size})" for name, size in model.heads.items())
+        return f"probabilities {kind}, of each head: {heads}"
+    return f"probabilities {kind}"
+
+
+def _training(provenance: Mapping[str, Any]) -> list[str]:
+    lines = ["## Training", ""]
+    data, run = provenance.get("data", {}), provenance.get("run", {})
+    if data:
+        clips = ", ".join(f"{count:,} {side}" for side, count in data.get("clips", {}).items())
+        fold = f", fold {data['fold']} kept for the test" if "fold" in data else ""
+        digest = f", SHA-256 of its clips {data['clips_sha256']}" if "clips_sha256" in data else ""
+        lines.append(f"- data: {data.get('name', UNKNOWN)} ({data.get('kind', UNKNOWN)}){fold}: {clips} clips{digest}")
+    if run:
+        lines.append(f"- run: {run['epochs']} epochs, {run['steps']:,} steps, seed {run['seed']}")
+    lines.append(f"- program: {provenance.get('program', UNKNOWN)}")
+    before = provenance.get("pretraining")
+    lines.append(f"- pretraining: {_chain(before) if before else 'none'}")
+    return lines
+
+
+def _chain(before: Mapping[str, Any]) -> str:
+    """What a model started from, and what that one did."""
+    data = before.get("data", {})
+    told = f"started from {before.get('from', UNKNOWN)}, trained on {data.get('name', UNKNOWN)}"
+    if "fold" in data:
+        told += f" without fold {data['fold']}"
+    earlier = before.get("pretraining")
+    return f"{told}, which {_chain(earlier)}" if earlier else told
+
+
+def _numbers(numbers: Mapping[str, Any] | None) -> list[str]:
+    lines = ["## Numbers", ""]
+    if not numbers:
+        return [*lines, "Not evaluated: the run had not ended when this was exported."]
+    lines += [f"On {numbers['clips']:,} test clips, one seed:", "", "| | |", "|---|---|"]
+    for field, value in numbers.items():
+        name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
+        if name:
+            words, form = NUMBERS[name]
+            lines.append(f"| {field.removesuffix(name).replace('_', ' ')}{words} | {value:{form}} |")
+    return [*lines, f"| multiply-accumulates per window | {numbers['macs_per_clip'] / 1e6:,.0f} M |"]
+
+
+def _licences(licences: Mapping[str, str]) -> list[str]:
+    return [
+        "## Licences",
+        "",
+        f"- weights: {licences.get('weights') or UNKNOWN}",
+        f"- training data: {licences.get('data') or UNKNOWN}",
+        "- program: Apache-2.0",
+    ]
+
+
+def _limits(model: Description) -> list[str]:
+    audio = model.audio
+    return [
+        "## Limits",
+        "",
+        f"- It knows the {len(model.labels)} classes below and nothing else"
+        + (": whatever it hears, one of them comes out on top." if model.config.data.labels == "single" else "."),
+        f"- It hears {audio.fmin:g} to {audio.highest:g} Hz.",
+        "- Scores are not calibrated, and were measured on clips like those that it was trained on.",
+    ]
+
+
+def _classes(model: Description) -> str:
+    more = f", and {len(model.labels) - SHOWN} more (config.json)" if len(model.labels) > SHOWN else ""
+    return "## Classes\n\n" + ", ".join(model.labels[:SHOWN]) + more

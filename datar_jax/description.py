@@ -1,0 +1,135 @@
+"""What a model is, beside its weights: settings, classes, window, normalisation, where it comes from. Knows no jax.
+
+A run leaves it as `model.json` beside its checkpoints; an export holds the same as `config.json` beside its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from datar_jax.config import AudioConfig, Config, ConfigError
+
+RUN, EXPORT = "model.json", "config.json"
+
+
+class ModelError(ValueError):
+    """A model that cannot be used; its text is one line that names the file and says what to do."""
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything about a trained model but its weights."""
+
+    format: Literal["datar-jax 1"] = "datar-jax 1"
+    config: Config
+    labels: tuple[str, ...]  # of all heads, in the order of the scores
+    heads: dict[str, int] = {}  # classes of each head by its name; empty: one head has all
+    frames: int  # columns of the window that position tables and learned signals are made for
+    mean_db: float | None  # of the training spectrograms; they are normalised with both. None: never saw one
+    std_db: float | None
+    provenance: dict[str, Any] = {}  # data, run, pretraining, numbers: what the model card tells
+
+    def __post_init__(self) -> None:
+        sizes = tuple(self.heads.values())
+        if self.frames < 1 or (self.std_db is not None and not self.std_db > 0):
+            raise ConfigError(f"frames={self.frames}, std_db={self.std_db}: both must be more than 0")
+        if not self.labels or (sizes and (min(sizes) < 1 or sum(sizes) != len(self.labels))):
+            raise ConfigError(f"heads={self.heads}: do not share out the {len(self.labels)} labels")
+        if self.config.model.classes != len(self.labels):
+            raise ConfigError(f"model.classes={self.config.model.classes}: there are {len(self.labels)} labels")
+
+    @property
+    def audio(self) -> AudioConfig:
+        """The front end."""
+        return self.config.audio
+
+    @property
+    def normalisation(self) -> tuple[float, float] | None:
+        """Mean and deviation in decibels; None of a model that was not trained on spectrograms."""
+        return None if self.mean_db is None or self.std_db is None else (self.mean_db, self.std_db)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return self.frames * self.audio.hop / self.audio.sample_rate
+
+    def slices(self) -> dict[str, slice]:
+        """Which of the scores are of which head, by its name; of one head alone, of the empty name."""
+        ends = dict(zip(self.heads, _sums(self.heads.values())))
+        return {name: slice(end - self.heads[name], end) for name, end in ends.items()} or {
+            "": slice(0, len(self.labels))
+        }
+
+
+def _sums(sizes: Any) -> list[int]:
+    total, sums = 0, []
+    for size in sizes:
+        total += size
+        sums.append(total)
+    return sums
+
+
+def write_description(path: Path, description: Description) -> None:
+    """Writes it as JSON, whole or not at all."""
+    write_json(path, json.loads(msgspec.json.encode(description)))
+
+
+def read_description(path: Path) -> Description:
+    """Reads what `write_description` wrote.
+
+    Raises:
+      ModelError: the file is missing, damaged, of a later version, or contradicts itself.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Description)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: describes no model of this version ({error})") from None
+
+
+def find_description(path: str | Path) -> Path:
+    """The file that describes the model that lies at `path`.
+
+    Args:
+      path: a run's work directory (of one fold), its `checkpoints` or one of them, an export, or a file of one.
+
+    Raises:
+      ModelError: there is none; says what lies there instead.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise ModelError(f"{path}: no such file or folder; give a run's work directory or an export")
+    folder = place.parent if place.is_file() else place
+    if folder.name.isdecimal():
+        folder = folder.parent
+    if folder.name in ("checkpoints", "params"):
+        folder = folder.parent
+    if (folder / RUN).is_file():
+        return folder / RUN
+    if folds := sorted(each.parent.name for each in folder.glob(f"fold_*/{RUN}")):
+        raise ModelError(
+            f"{path}: holds {len(folds)} models, one a fold; give one of them, such as {folder / folds[0]}"
+        )
+    if (folder / EXPORT).is_file() and not (folder / "checkpoints").exists():
+        return folder / EXPORT
+    if (folder / "checkpoints").exists():
+        raise ModelError(f"{path}: has no {RUN}, as runs of earlier versions; the same training command writes it")
+    raise ModelError(f"{path}: neither a run's work directory nor an export of one")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that goes down leaves an empty file under the name
+    partial.replace(path)

@@ -1,0 +1,135 @@
+"""A trained model as files that others can use: its weights, or the whole of it as one program, and a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from datar_jax.card import model_card
+from datar_jax.description import EXPORT, Description, ModelError, write_description
+from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved
+from datar_jax.weights import Form, compress, restore, save_safetensors
+
+Format = Literal["params", "safetensors", "stablehlo", "onnx"]
+
+FILES = {"params": PARAMS, "safetensors": SAFETENSORS, "stablehlo": STABLEHLO, "onnx": ONNX}
+CARD = "README.md"
+
+
+def export(
+    path: str | Path, out: Path, form: Format, weights: Form = "float32", licences: dict[str, str] | None = None
+) -> Path:
+    """Writes a model as a folder: `config.json`, a model card, and the weights or the program.
+
+    Args:
+      path: the model, as `saved.read_saved`; it has weights.
+      out: a folder that is new or empty, or holds an export of the same format, which is replaced.
+      form: `params` through orbax, `safetensors`, or a whole program from waveform to probabilities.
+      weights: how numbers are stored; what computes is float32.
+      licences: of `weights` and of `data`, for the card.
+
+    Returns:
+      What holds the weights.
+
+    Raises:
+      ModelError: the model cannot be read, the folder holds something else, or the form cannot be had.
+    """
+    saved = read_saved(path)
+    if saved.params is None:
+        raise ModelError(f"{saved.source}: a program, without weights to export; give the run, or an export of weights")
+    if form in ("stablehlo", "onnx") and saved.description.normalisation is None:
+        raise ModelError(f"{saved.source}: never heard a sound; train it first (configs/finetune.py, init.from)")
+    if form not in get_args(Format):
+        raise ModelError(f"--format={form}: give one of {', '.join(get_args(Format))}")
+    _claim(out, form)
+    description = with_numbers(saved.description, Path(path))
+    target = out / FILES[form]
+    _WRITERS[form](target, saved, weights)
+    write_description(out / EXPORT, description)
+    parameters = sum(int(leaf.size) for leaf in _leaves(saved.params))
+    (out / CARD).write_text(model_card(description, parameters, form, weights, licences or {}), encoding="utf-8")
+    return target
+
+
+def with_numbers(model: Description, path: Path) -> Description:
+    """The description with what the run has measured, where that lies beside it."""
+    folder = path if path.is_dir() else path.parent
+    for each in (folder, folder.parent, folder.parent.parent):
+        if (each / "model.json").exists():
+            with contextlib.suppress(OSError, ValueError):
+                numbers = json.loads((each / "result.json").read_text(encoding="utf-8"))
+                return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": numbers})
+    return model
+
+
+def _claim(out: Path, form: str) -> None:
+    """Refuses a folder that holds anything but an export of that format."""
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"{out}: a file; give a folder")
+    known = {EXPORT, CARD, FILES[form]}
+    strangers = sorted(each.name for each in out.iterdir() if each.name not in known) if out.exists() else []
+    if strangers:
+        raise ModelError(f"{out}: holds {', '.join(strangers[:5])}; give a new folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{out}: {error.strerror}; give another folder") from None
+
+
+def _write_params(target: Path, saved: Saved, weights: Form) -> None:
+    import orbax.checkpoint as ocp
+
+    if weights == "int8":
+        raise ModelError("--weights=int8: orbax stores arrays as they are; give bfloat16, or --format=safetensors")
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(target.absolute(), compress(saved.params, weights), force=True)
+
+
+def _write_safetensors(target: Path, saved: Saved, weights: Form) -> None:
+    about = {"format": "flax", "program": str(saved.description.provenance.get("program", ""))}
+    save_safetensors(target, saved.params, weights, about)
+
+
+def _write_stablehlo(target: Path, saved: Saved, weights: Form) -> None:
+    from datar_jax.stablehlo import to_stablehlo
+
+    model = saved.description
+    program, samples = _program(model)
+    target.write_bytes(to_stablehlo(program, compress(saved.params, weights), samples))
+
+
+def _write_onnx(target: Path, saved: Saved, weights: Form) -> None:
+    from datar_jax.onnx import to_onnx
+
+    if weights != "float32":
+        raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
+    program, samples = _program(saved.description)
+    to_onnx(program, restore(compress(saved.params, weights)), samples, target)
+
+
+def _program(model: Description) -> tuple[Any, int]:
+    """The function from waveforms to probabilities, and the samples of its window."""
+    from datar_jax.program import waveform_program
+
+    assert model.normalisation
+    sizes = tuple(model.heads.values())
+    program = waveform_program(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
+    return program, model.frames * model.audio.hop
+
+
+def _leaves(params: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(params)
+
+
+_WRITERS = {
+    "params": _write_params,
+    "safetensors": _write_safetensors,
+    "stablehlo": _write_stablehlo,
+    "onnx": _write_onnx,
+}

@@ -1,0 +1,185 @@
+"""A trained model as a function: of a sound file, of samples, of a batch of windows.
+
+Shapes: B batch, N samples, F mel bins, T frames, C channels, S classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datar_jax import objective
+from datar_jax.audio import AudioError
+from datar_jax.augment import normalise
+from datar_jax.config import AudioConfig
+from datar_jax.description import Description, ModelError
+from datar_jax.recording import Reads, Recording, measure
+from datar_jax.saved import ONNX, Saved, read_saved
+from datar_jax.step import Task, spectrograms
+from datar_jax.store import Batch, views
+
+BATCH = 32  # windows at a time
+
+
+def load(path: str | Path) -> Model:
+    """A trained model, ready to use.
+
+        model = datar_jax.load("runs/mine")
+        model.top(model("dog.wav"))
+
+    Args:
+      path: a run's work directory (of one fold), one of its checkpoints, or an export in any form.
+
+    Raises:
+      ModelError: there is no model, or it cannot be used.
+    """
+    return Model(read_saved(path))
+
+
+class Model:
+    """Scores and embeds sounds, as the run that trained it evaluates: views of a long clip are averaged.
+
+    Attributes:
+      description: settings, classes, normalisation, where it comes from.
+      source: where it was read, for a person.
+      params: its weights, float32; None of an exported program.
+      labels: the classes, in the order of the scores; of several heads one after another.
+      heads: name and number of classes of each head; none: one head over all classes.
+      audio: the front end.
+      frames: columns of a window.
+      reads: what a batch holds, see `recording.Recording.windows`.
+    """
+
+    description: Description
+    source: str
+    params: Any
+    labels: tuple[str, ...]
+    heads: tuple[tuple[str, int], ...]
+    audio: AudioConfig
+    frames: int
+    reads: Reads
+
+    def __init__(self, saved: Saved) -> None:
+        self.description, self.source, self.params = saved.description, saved.source, saved.params
+        self.labels, self.heads = saved.description.labels, tuple(saved.description.heads.items())
+        self.audio, self.frames = saved.description.audio, saved.description.frames
+        if saved.program:
+            self.reads = "waveform"
+            self._program = _open_program(saved.program)
+            return
+        if saved.description.normalisation is None:
+            raise ModelError(f"{saved.source}: never heard a sound; train it first (configs/finetune.py, init.from)")
+        self.reads = "mel" if self.audio.frontend == "host" else "samples"
+        config = saved.description.config
+        model = msgspec.structs.replace(config.model, remat=False)  # there is no backward pass
+        sizes = tuple(saved.description.heads.values())
+        task = Task(msgspec.structs.replace(config, model=model), len(self.labels), self.frames, 1, sizes)
+        self._statistics = jnp.array(saved.description.normalisation, jnp.float32)
+        self._weights = jax.tree.map(jnp.asarray, saved.params)
+        self._forward = jax.jit(partial(_forward, task))
+
+    def __call__(self, sound: str | Path | ArrayLike, sample_rate: int | None = None) -> NDArray[np.float64]:
+        """Probabilities of one sound, (S,).
+
+        Args:
+          sound: a file, or samples: one channel (N,), or (N, channels), which are averaged.
+          sample_rate: of the samples in Hz; of a file it is known.
+
+        Raises:
+          AudioError: the sound cannot be used.
+          ValueError: samples without a rate, or of more than two axes.
+        """
+        recording = self._recording(sound, sample_rate)
+        starts = views(recording.frames, self.frames)
+        scores = [self.score(batch) for batch in _batches(recording, starts, self)]
+        return np.concatenate(scores)[: len(starts)].astype(np.float64).mean(0)
+
+    def top(self, scores_S: ArrayLike, count: int = 5) -> list[tuple[str, float]]:
+        """The best classes and their probabilities, best first."""
+        scores = np.asarray(scores_S)
+        return [(self.labels[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:count]]
+
+    def score(self, batch: Batch) -> NDArray[np.float32]:
+        """Probabilities of a batch of windows, (B, S); the batch as `reads` says."""
+        if self.reads == "waveform":
+            return self._program(batch["waveform"], batch["length"])
+        return np.asarray(self._forward(self._weights, self._statistics, batch)["scores"])
+
+    def embed(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """What the head sees of a batch of windows.
+
+        Returns:
+          `scores` (B, S); `clip` (B, C), the mean over the sound; `columns` (B, T, C), the same of each column of the
+          last map, and `column_scores` (B, T, S), what the head makes of each.
+
+        Raises:
+          ModelError: the model is an exported program, which gives probabilities only.
+        """
+        if self.reads == "waveform":
+            raise ModelError(f"{self.source}: a program gives probabilities only; use an export of its weights")
+        return {name: np.asarray(x) for name, x in self._forward(self._weights, self._statistics, batch).items()}
+
+    def _recording(self, sound: str | Path | ArrayLike, sample_rate: int | None) -> Recording:
+        if isinstance(sound, (str, Path)):
+            return measure(sound, self.audio)
+        if sample_rate is None:
+            raise ValueError("samples without a rate; give sample_rate in Hz")
+        samples = np.asarray(sound, np.float32)
+        if samples.ndim not in (1, 2) or not samples.size:
+            raise ValueError(f"samples of shape {samples.shape}; give (samples,) or (samples, channels)")
+        samples_N = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
+        if not np.isfinite(samples_N).all():
+            raise AudioError("holds NaN or infinity")
+        if sample_rate != self.audio.sample_rate:
+            import soxr
+
+            samples_N = soxr.resample(samples_N, sample_rate, self.audio.sample_rate)
+        return Recording("", self.audio, samples_N.size, float(np.abs(samples_N).max()), samples_N)
+
+
+def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:
+    """Scores and what they are made from."""
+    sound = spectrograms(task, batch)
+    mel = normalise(sound["mel"], *statistics)
+    logits, said = task.model(train=False).apply({"params": params}, mel, sound["frames"])
+    labels, head = task.config.data.labels, params["head"]
+    scores = partial(objective.scores, labels=labels, heads=task.heads)
+    column_logits = said["columns"] @ head["kernel"] + head["bias"]
+    return {
+        "scores": scores(logits),
+        "clip": said["features"],
+        "columns": said["columns"],
+        "column_scores": jax.vmap(scores, 1, 1)(column_logits),
+    }
+
+
+def _batches(recording: Recording, starts: Sequence[int], model: Model) -> Iterator[Batch]:
+    """Windows in batches of one size: as many as there are, `BATCH` at most, the last filled up."""
+    rows = recording.windows(starts, model.frames, model.reads)
+    size = min(len(starts), BATCH)
+    while block := [row for _, row in zip(range(size), rows)]:
+        block += block[:1] * (size - len(block))
+        yield {name: np.stack([row[name] for row in block]) for name in block[0]}
+
+
+def _open_program(path: Path) -> Any:
+    """A function of waveforms and lengths from an exported file."""
+    try:
+        if path.name == ONNX:
+            from datar_jax.onnx import from_onnx
+
+            return from_onnx(path)
+        from datar_jax.stablehlo import from_stablehlo
+
+        program = from_stablehlo(path.read_bytes())
+        return lambda waveform, length: np.asarray(program(waveform, length))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: {error}") from None

@@ -1,0 +1,132 @@
+"""A model at rest: description and weights, from a run's checkpoints or from an export. Nothing is changed there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from datar_jax.checksums import Mismatch, verify
+from datar_jax.description import EXPORT, RUN, Description, ModelError, find_description, read_description
+from datar_jax.record import BadCheckpoint, best_first, read_record, reason
+
+PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model as it lies on a disk.
+
+    Attributes:
+      source: where, for a person: the folder, and the step of a checkpoint.
+      description: everything but the weights.
+      params: the tree of parameters, float32; None where there is only a program.
+      program: the file of a whole program (StableHLO or ONNX); None where there are weights.
+    """
+
+    source: str
+    description: Description
+    params: Any
+    program: Path | None = None
+
+
+def read_saved(path: str | Path) -> Saved:
+    """Reads a model.
+
+    Args:
+      path: a run's work directory (of one fold), one of its checkpoints, or an export in any form. Of a run the weights
+        are those that it evaluates: of the best checkpoint by validation score, or of the newest; averaged ones where
+        it averages.
+
+    Raises:
+      ModelError: there is none, or it is damaged.
+    """
+    found = find_description(path)
+    description, folder = read_description(found), found.parent
+    if found.name == RUN:
+        step = int(Path(path).name) if Path(path).name.isdecimal() else None
+        step, params = _from_checkpoint(folder / "checkpoints", step)
+        return Saved(f"{folder} (step {step})", description, params)
+    return _from_export(folder, description, Path(path))
+
+
+def _from_export(folder: Path, description: Description, path: Path) -> Saved:
+    forms = [name for name in (SAFETENSORS, PARAMS, STABLEHLO, ONNX) if (folder / name).exists()]
+    name = path.name if path.name in forms else next(iter(forms), "")
+    if not name:
+        raise ModelError(f"{folder}: has {EXPORT}, but no weights beside it; export the model again")
+    if name == SAFETENSORS:
+        from datar_jax.weights import load_safetensors
+
+        return Saved(str(folder), description, load_safetensors(folder / name))
+    if name == PARAMS:
+        return Saved(str(folder), description, read_params(folder / name))
+    return Saved(str(folder), description, None, folder / name)
+
+
+def read_params(folder: Path) -> Any:
+    """The parameters that `export` stored through orbax, as a tree of numpy arrays.
+
+    Raises:
+      ModelError: they cannot be read.
+    """
+    import orbax.checkpoint as ocp  # seconds, which only those pay who read through it
+
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            shapes = reader.metadata(folder.absolute()).item_metadata.tree
+            params = reader.restore(folder.absolute(), jax.tree.map(_here, shapes))
+    except Exception as error:  # orbax raises six kinds for a damaged folder
+        raise ModelError(f"{folder}: cannot be read ({reason(error)}); export the model again") from None
+    return jax.tree.map(np.asarray, params)
+
+
+def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any]:
+    """Step and evaluated weights of a checkpoint: of that step, else of the best, else of the newest that is whole."""
+    steps = sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True)
+    if step is not None:
+        steps = [each for each in steps if each == step]
+    records, bad = {}, []
+    for each in steps:
+        try:
+            records[each] = read_record(folder, each)
+        except BadCheckpoint as why:
+            bad.append(f"step {each}: {why}")
+    scores = {each: record["score"] for each, record in records.items() if record["score"] is not None}
+    order = best_first(scores, list(records))
+    for each in [*order, *(each for each in records if each not in order)]:
+        try:
+            return each, _weights(folder / str(each), records[each]["leaves"])
+        except Exception as error:  # as above
+            bad.append(f"step {each}: {reason(error)}")
+    raise ModelError(f"{folder}: no checkpoint can be read ({'; '.join(bad) or 'there is none yet'})")
+
+
+def _weights(folder: Path, leaves: Mapping[str, Any]) -> Any:
+    """The averaged parameters of one checkpoint, or where there are none the parameters, verified."""
+    import orbax.checkpoint as ocp
+
+    part = "ema" if any(name.startswith("ema/") for name in leaves) else "params"
+    kept = {name: leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
+    shapes = {name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]) for name, leaf in kept.items()}
+    like = jax.tree.map(_here, flax.traverse_util.unflatten_dict(shapes, sep="/"))
+    arguments = ocp.checkpoint_utils.construct_restore_args(like)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        wanted = ocp.args.PyTreeRestore(item=like, restore_args=arguments, partial_restore=True)
+        state = reader.restore(folder.absolute() / "state", args=wanted)
+    try:
+        verify(leaves, state)
+    except Mismatch as error:
+        raise ModelError(str(error)) from None
+    return jax.tree.map(np.asarray, state[part])
+
+
+def _here(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a leaf, on one device of this process."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=device)

@@ -1,0 +1,171 @@
+"""Fine-tuning: the weights of one model as the start of another, and an account of every parameter.
+
+Shapes: C channels, S classes; maps (F, T).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.traverse_util as tree
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from datar_jax.config import ConfigError
+from datar_jax.description import Description
+from datar_jax.resize import resize_table, resize_window_table
+from datar_jax.step import TrainState
+
+MOST = 6  # names in one line of an account
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What another model gives to a new one, by the new one's parameter names.
+
+    Attributes:
+      values: numpy arrays of the new shapes.
+      classes: for each class of the new head the class of the old one whose column it takes, or -1.
+      resized: names, old and new shapes.
+      left: what the other model has and the new one has not.
+      new: what is made anew.
+    """
+
+    values: dict[str, np.ndarray]
+    classes: np.ndarray
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+    def account(self, labels: Sequence[str]) -> list[str]:
+        """Lines for a person: what was loaded, resized, left out and newly made."""
+        kept = len(self.values) - len(self.resized)
+        known = [label for label, source in zip(labels, self.classes) if source >= 0]
+        fresh = [label for label, source in zip(labels, self.classes) if source < 0]
+        shapes = [f"{name} {_shape(old)} to {_shape(now)}" for name, (old, now) in self.resized.items()]
+        return [
+            f"loaded: {kept} parameters as they are" + (f", {len(shapes)} resized: {_some(shapes)}" if shapes else ""),
+            f"head: {len(known)} of {len(labels)} classes taken over by name"
+            + (f", new: {_some(fresh)}" if fresh else ""),
+            f"left out: {_some(self.left) or 'nothing'}; newly made: {_some(self.new) or 'nothing'}",
+        ]
+
+
+def transfer(params: Any, source: Description, like: Any, target: Description) -> Transfer:
+    """Fits the parameters of one model to another of the same form, whatever its mels, window, hop and classes.
+
+    Position tables keep their meaning: in time a table of our grid is read in the same seconds, in frequency in the
+    same share of the mel axis; one of a published grid is resized with its map. Learned signals are resized as they are
+    for a clip of another length. A class of the same name (and head) keeps its column of the head.
+
+    Args:
+      params: the other model's tree.
+      source: its description.
+      like: the new model's tree, or its shapes.
+      target: the new model's description.
+
+    Raises:
+      ConfigError: a parameter that only one of the two has, or of another shape, and that `init.new` or `init.left`
+        does not name.
+    """
+    init = target.config.init
+    old = {name: np.asarray(leaf) for name, leaf in tree.flatten_dict(params, sep="/").items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in tree.flatten_dict(like, sep="/").items()}
+    left = [name for name in old if name not in wanted]
+    new = [name for name in wanted if name not in old]
+    _expected("init.left", init.left, left, f"{init.source} has", "this model has not")
+    _expected("init.new", init.new, new, "this model has", f"{init.source} has not")
+
+    fit = _Fit(source, target)
+    values, resized, wrong = {}, {}, []
+    for name, shape in wanted.items():
+        if name in new or name.startswith("head/"):
+            continue
+        value = fit(name, old[name], shape)
+        if value.shape != shape:
+            wrong.append(f"{name} {_shape(value.shape)}, here {_shape(shape)}")
+            continue
+        if value.shape != old[name].shape:
+            resized[name] = (old[name].shape, value.shape)
+        values[name] = value
+    if wrong:
+        raise ConfigError(
+            f"init.from={init.source!r}: other sizes than this model's: {_some(wrong)}; give model.* as it is there"
+        )
+    return Transfer(values, _same_classes(source, target), resized, tuple(left), tuple(new))
+
+
+def started(state: TrainState, params: Any, given: Transfer) -> TrainState:
+    """A fresh state that has what was transferred: weights and, where there is one, their average."""
+    old = tree.flatten_dict(params, sep="/")
+
+    def put(name: str, leaf: jax.Array) -> jax.Array:
+        if name in given.values:
+            value = given.values[name].astype(leaf.dtype)
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: value[part])
+        known = np.flatnonzero(given.classes >= 0)
+        if name.startswith("head/") and name in old and known.size:
+            columns = np.asarray(old[name])[..., given.classes[known]].astype(leaf.dtype)
+            return jax.jit(lambda x: x.at[..., known].set(columns), out_shardings=leaf.sharding)(leaf)
+        return leaf
+
+    moved = {name: put(name, leaf) for name, leaf in tree.flatten_dict(state.params, sep="/").items()}
+    new = tree.unflatten_dict(moved, sep="/")
+    ema = jax.tree.map(jnp.copy, new) if state.ema else state.ema
+    return TrainState(state.step, new, ema, state.opt_state, state.skipped, state.statistics)
+
+
+class _Fit:
+    """Parameters whose shape goes with the map, brought to another one."""
+
+    def __init__(self, source: Description, target: Description) -> None:
+        before, now = source.config, target.config
+        self._grid, self._windows = before.model.grid, (before.model.windows, now.model.windows)
+        self._maps = before.model.maps(before.audio.mels, source.frames), now.model.maps(now.audio.mels, target.frames)
+        hop = (before.audio.hop / before.audio.sample_rate) / (now.audio.hop / now.audio.sample_rate)
+        self._scale = (now.audio.mels / before.audio.mels, hop)  # new pixels for each old one
+
+    def __call__(self, name: str, value: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+        """`value` as a parameter of the new model; of any other name as it is."""
+        found = re.match(r"stage_(\d+)_\d+/", name)
+        stage = int(found[1]) if found else 0
+        if name.endswith("mixer/table") and value.ndim == 3:
+            before, now = self._maps[0][stage], self._maps[1][stage]
+            return resize_table(value, before, now, self._grid, self._scale)
+        if name.endswith("mixer/table"):
+            before, now = self._windows[0][stage], self._windows[1][stage]
+            return resize_window_table(value, before, now)
+        if name.endswith("adaptor/signal") and value.shape[2:] == wanted[2:]:
+            return np.asarray(jax.image.resize(value, wanted, "linear"))
+        return value
+
+
+def _same_classes(source: Description, target: Description) -> np.ndarray:
+    """For each new class the old one of the same name in the head of the same name, or -1."""
+    there = {name: i for i, name in enumerate(_full_names(source))}
+    return np.array([there.get(name, -1) for name in _full_names(target)], np.int64)
+
+
+def _full_names(model: Description) -> list[tuple[str, str]]:
+    """Head and label of each class."""
+    return [(head, label) for head, part in model.slices().items() for label in model.labels[part]]
+
+
+def _expected(field: str, pattern: str, names: list[str], has: str, has_not: str) -> None:
+    """Refuses parameters that only one side has, but for those that were named."""
+    stray = [name for name in names if not (pattern and re.search(pattern, name)) and not name.startswith("head/")]
+    if stray:
+        raise ConfigError(f"{field}={pattern!r}: {has} {_some(stray)}, which {has_not}; name them if that is meant")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return ", ".join(names[:MOST]) + more
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
