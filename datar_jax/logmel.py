@@ -139,6 +139,29 @@ def excerpt(part_N: np.ndarray, first: int, length: int, audio: AudioConfig, sta
     return np.concatenate([before_N, inner_N, after_N])
 
 
+def excerpt_jax(waveform_BxN: jax.Array, length_B: jax.Array, audio: AudioConfig, frames: int) -> jax.Array:
+    """`excerpt` of the first columns of clips whose lengths are known only when the program runs, traceable.
+
+    Args:
+      waveform_BxN: float32, each clip at the start of its row.
+      length_B: int32, samples of each clip, 1 to N; what lies beyond changes nothing.
+      audio: the front end; static under jit.
+      frames: columns; static under jit.
+
+    Returns:
+      float32 (B, W), W = excerpt_size(audio, frames). What is only under columns beyond a clip's last has no meaning.
+    """
+    import jax.numpy as jnp
+
+    low, high = _window(audio, 0, frames)
+    whole_Bx1 = jnp.maximum(length_B, _least(0, audio))[:, None]
+    at_W = np.abs(np.arange(low, high, dtype=np.int32))  # reflected at the start
+    at_BxW = jnp.where(at_W < whole_Bx1, at_W, jnp.maximum(2 * (whole_Bx1 - 1) - at_W, 0))  # and at the end
+    last = waveform_BxN.shape[1] - 1
+    read_BxW = jnp.take_along_axis(waveform_BxN, jnp.minimum(at_BxW, last), axis=1, mode="clip")
+    return jnp.where(at_BxW < length_B[:, None], read_BxW, 0)
+
+
 @functools.lru_cache(maxsize=8)
 def mel_basis(audio: AudioConfig) -> np.ndarray:
     """Slaney mel filters, float32 (F, K), K = fft // 2 + 1; read-only."""

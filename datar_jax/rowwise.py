@@ -55,7 +55,8 @@ def attend_rowwise(
     if table_HxRxS is not None:
         table_HxRxS = fit_table(table_HxRxS, (f, t), grid)
         table_HxRxS = table_HxRxS.reshape(groups, heads // groups, *table_HxRxS.shape[1:])
-    pairs = b * heads * k_BxNxHxD.shape[1] * t
+    known = b if isinstance(b, int) else 1  # a program that is exported for batches of any size: planned for one clip
+    pairs = known * heads * k_BxNxHxD.shape[1] * t
     blocks = min(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or pairs <= n * PAIRS))
     plan = Plan((f, t), heads // blocks, blocks, grid, method)
     return _attend(plan, q_BxFxTxC, k_BxNxHxD, v_BxNxHxD, table_HxRxS, position_BxGxNx2, mask_BxN)
@@ -197,7 +198,7 @@ def _bias(plan: Plan, block: Block, row: Array) -> Array:
         return mask_BxHxNxT
     group = partial(_group_bias, plan, row)
     bias_BxGxHxNxT = jax.vmap(jax.vmap(group), (None, 0))(block.table_GxHxRxS, block.position_BxGxNx2)
-    return bias_BxGxHxNxT.reshape(len(mask_BxHxNxT), plan.heads, *bias_BxGxHxNxT.shape[3:]) + mask_BxHxNxT
+    return bias_BxGxHxNxT.reshape(mask_BxHxNxT.shape[0], plan.heads, *bias_BxGxHxNxT.shape[3:]) + mask_BxHxNxT
 
 
 def _group_bias(plan: Plan, row: Array, table_HxRxS: Array, position_Nx2: Array) -> Array:
