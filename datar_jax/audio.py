@@ -45,9 +45,33 @@ def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 
       float32 (samples,), mean over the channels, not scaled: peaks may lie above 1.
 
     Raises:
-      AudioError: the file is missing, no file, empty, of no known format, truncated, shorter than `start` or `end`,
-        longer than `LONGEST`, of a rate outside `RATES`, silent (every sample has the same value), or holds NaN,
-        infinity or values that cannot be sound.
+      AudioError: as `stream`, and a part that is longer than `LONGEST`.
+    """
+    return np.concatenate(list(stream(path, sample_rate, start, end, limited=True)))
+
+
+def stream(
+    path: str | Path, sample_rate: int, start: float = 0.0, end: float = 0.0, limited: bool = False
+) -> Iterator[np.ndarray]:
+    """The samples of a sound file, or of a part of it, a block at a time, in memory that does not grow with its length.
+
+    What only the whole file tells (that it is truncated, or silent) is raised after all but the last block. Blocks are
+    the same on every reading.
+
+    Args:
+      path: any format that libsndfile reads.
+      sample_rate: Hz of the result.
+      start: seconds into the file.
+      end: seconds into the file; 0 means to its end.
+      limited: whether a part longer than `LONGEST` is refused.
+
+    Yields:
+      float32 (samples,), mean over the channels, not scaled; together at least one sample.
+
+    Raises:
+      AudioError: the file is missing, no file, empty, of no known format, truncated, shorter than `start` or `end`, of
+        a rate outside `RATES`, silent (every sample has the same value), too long where that is `limited`, or holds
+        NaN, infinity or values that cannot be sound.
     """
     _check_file(path)
     try:
@@ -61,18 +85,20 @@ def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 
             if first:
                 file.seek(first)
             if last >= UNKNOWN:  # counted first, so that a small file of many hours fills no memory
-                last = first + sum(map(len, _blocks(file, int(LONGEST * rate) + 1)))
+                last = first + sum(map(len, _blocks(file, int(LONGEST * rate) + 1 if limited else UNKNOWN)))
                 file.seek(first)
-            if (seconds := (last - first) / rate) > LONGEST:
+            if limited and (seconds := (last - first) / rate) > LONGEST:
                 raise AudioError(f"longer than an hour ({seconds / 3600:.3g} or more); list parts of it (start, end)")
             slack = MP3_SLACK if file.format == "MP3" else 0
             resampler = None
             if rate != sample_rate:
                 resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
-            parts, low, high, read = [], math.inf, -math.inf, 0
+            low, high, read, made = math.inf, -math.inf, 0, 0
             for block_N in _blocks(file, last - first):
                 low, high, read = min(low, block_N.min()), max(high, block_N.max()), read + len(block_N)
-                parts.append(resampler.resample_chunk(block_N) if resampler else block_N)
+                samples_N = resampler.resample_chunk(block_N) if resampler else block_N
+                made += samples_N.size
+                yield samples_N
     except (soundfile.LibsndfileError, OSError) as error:
         if getattr(error, "code", None) == NO_FRAME:
             raise AudioError("cannot be decoded (no MPEG frame was found)") from None
@@ -83,12 +109,10 @@ def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 
         raise AudioError("holds no samples")
     if low == high:
         raise AudioError("silent: every sample has the same value")
-    if resampler:
-        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    samples_N = np.concatenate(parts)
-    if not samples_N.size:
+    samples_N = resampler.resample_chunk(np.zeros(0, np.float32), last=True) if resampler else np.zeros(0, np.float32)
+    if not made + samples_N.size:
         raise AudioError(f"too short: no sample is left at {sample_rate} Hz")
-    return samples_N
+    yield samples_N
 
 
 class _Forward(soundfile.SoundFile):

@@ -67,7 +67,7 @@ class Dataset:
     def where(self, index: int) -> str:
         """The clip's name for a person, on one line, with its row when a list names it."""
         clip = self.clips[index]
-        name = _printable(clip.name)
+        name = printable(clip.name)
         return f"{name} (row {clip.row} of {self.source})" if clip.row else name
 
 
@@ -135,7 +135,7 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
 
 def _class(name: str) -> str:
     """The class that a path below the root belongs to: its first part."""
-    return _printable(_nfc(name.partition("/")[0]))
+    return printable(_nfc(name.partition("/")[0]))
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -299,7 +299,7 @@ def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
     return dataclasses.replace(dataset, clips=clips, notes=dataset.notes + (note if left else ()))
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name on one line: control characters and what is no UTF-8 as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 

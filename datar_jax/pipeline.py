@@ -20,7 +20,7 @@ import numpy as np
 
 from datar_jax.config import DataConfig
 from datar_jax.datasets import Dataset
-from datar_jax.store import Batch, DataError, Store
+from datar_jax.store import Batch, DataError, Store, views
 
 ENDLESS = 2**40  # batches
 
@@ -209,12 +209,6 @@ def eval_batches(
             yield {**batch, "clip": indices[drawn[:, 0]].astype(np.int32), "mask": mask[first : first + rows]}
 
     return batches()
-
-
-def views(frames: int, window_frames: int) -> np.ndarray:
-    """First columns of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
-    count = -(-frames // window_frames)
-    return np.round(np.linspace(0, max(0, frames - window_frames), max(1, count))).astype(np.int64)
 
 
 class _Order:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -139,16 +139,20 @@ def _protocols(system: Any) -> tuple[str, ...]:
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
-def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def _refuse(error: OSError) -> NoReturn:
+    raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); mend that, or take it away")
+
+
+def folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Folders below `root`, the folders and the files in each, in order; hidden ones left out, links entered once.
 
+    Args:
+      root: where to begin.
+      fail: told of a folder that cannot be read, whose files will be missing.
+
     Raises:
-      ConfigError: a folder cannot be read: its files would be missing.
+      ConfigError: a folder cannot be read, unless `fail` is given.
     """
-
-    def fail(error: OSError) -> NoReturn:
-        raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); mend that, or take it away")
-
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, onerror=fail, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:

@@ -104,12 +104,19 @@ def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
     return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop), 1), 0).astype(np.int64)
 
 
-def quantise(samples_N: np.ndarray) -> tuple[np.ndarray, float]:
+def views(frames: int, window_frames: int) -> np.ndarray:
+    """First columns of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
+    count = -(-frames // window_frames)
+    return np.round(np.linspace(0, max(0, frames - window_frames), max(1, count))).astype(np.int64)
+
+
+def quantise(samples_N: np.ndarray, peak: float | None = None) -> tuple[np.ndarray, float]:
     """Float samples as int16 (little-endian), and the power of two that they are to be multiplied by.
 
-    A recording of 16 bits keeps its very samples, a quiet one its detail.
+    A recording of 16 bits keeps its very samples, a quiet one its detail. `peak` is that of the whole clip, where
+    these samples are a part of it.
     """
-    peak = float(np.abs(samples_N).max(initial=0.0))
+    peak = float(np.abs(samples_N).max(initial=0.0)) if peak is None else peak
     scale = 2.0 ** (math.ceil(math.log2(peak)) if peak else 0) / FULL
     return np.minimum(np.round(samples_N / scale), FULL - 1).astype("<i2"), scale
 

@@ -20,8 +20,8 @@ from test_datasets import AUDIO, folder_of
 from datar_jax.cache import prepare
 from datar_jax.config import DataConfig
 from datar_jax.datasets import read_dataset
-from datar_jax.pipeline import eval_batches, train_batches, views
-from datar_jax.store import DataError
+from datar_jax.pipeline import eval_batches, train_batches
+from datar_jax.store import DataError, views
 
 LENGTHS = [30, 7, 20, 55, 21, 33, 20, 90, 1, 64, 45]
 WINDOW = 20

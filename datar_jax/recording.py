@@ -1,0 +1,178 @@
+"""One sound file as windows of its spectrogram or of its samples, in memory that does not grow with its length.
+
+A file is read once to be measured, with every check that `audio.decode` makes, and once more for its windows; a short
+one is kept from the first reading. Windows hold the very numbers that a trained model was evaluated on: columns of the
+whole recording's spectrogram, or samples in steps that follow from the whole recording's peak.
+
+Shapes: N samples, F mel bins, T window columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datar_jax.audio import AudioError, stream
+from datar_jax.config import AudioConfig
+from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt
+from datar_jax.store import quantise, views
+
+KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
+
+Reads = Literal["mel", "samples", "waveform"]
+Row = dict[str, Any]  # arrays and numpy scalars: what one window adds to each array of a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A sound file that was read to its end and can be used; `measure` makes it."""
+
+    path: str
+    audio: AudioConfig
+    length: int  # samples at the model's rate
+    peak: float  # largest magnitude of a sample
+    kept_N: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)  # of a short file: all
+
+    @property
+    def frames(self) -> int:
+        """Columns of the whole spectrogram."""
+        return self.audio.frames(self.length / self.audio.sample_rate)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the recording."""
+        return self.length / self.audio.sample_rate
+
+    def windows(self, starts: Iterable[int], frames: int, reads: Reads) -> Iterator[Row]:
+        """The windows from some columns on, one after another; stacked, they are a batch.
+
+        Args:
+          starts: first column of each, ascending, less than `frames` of the recording.
+          frames: columns of a window; where the recording ends before, the rest is padding.
+          reads: what the model takes.
+
+        Yields:
+          For "mel" `mel` float32 (F, T) in decibels, padded with the floor, and `frames` int32, its valid columns. For
+          "samples" `samples` int16 (excerpt_size(audio, T),), `scale` float32, what they are multiplied by, and
+          `frames`. Both are as `Store.batch` of the whole clip. For "waveform" `waveform` float32 (T * hop,), from the
+          sample under the middle of the first column on, padded with zeros, and `length` int32, its valid samples.
+
+        Raises:
+          AudioError: the file is no longer the one that was measured.
+        """
+        cut = {"mel": self._mel, "samples": self._samples, "waveform": self._waveform}[reads]
+        reach = self._reach if reads != "waveform" else self._span
+        samples = _Rolling(self)
+        for start in map(int, starts):
+            first, last = reach(start, frames)
+            yield cut(samples.read(first, last), first, start, frames)
+
+    def _reach(self, start: int, frames: int) -> tuple[int, int]:
+        """The samples that columns are computed from."""
+        return excerpt_bounds(self.length, self.audio, start, min(frames, self.frames - start))
+
+    def _span(self, start: int, frames: int) -> tuple[int, int]:
+        """The samples from one column to another."""
+        return start * self.audio.hop, min(self.length, (start + frames) * self.audio.hop)
+
+    def _mel(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
+        valid = min(frames, self.frames - start)
+        mel_FxT = np.full((self.audio.mels, frames), self.audio.floor_db, np.float32)
+        excerpt_N = excerpt(part_N, first, self.length, self.audio, start, valid)
+        mel_FxT[:, :valid] = log_mel_excerpt(excerpt_N, self.audio)
+        return {"mel": mel_FxT, "frames": np.int32(valid)}
+
+    def _samples(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
+        valid = min(frames, self.frames - start)
+        whole_N, scale = quantise(part_N, self.peak)
+        excerpt_N = excerpt(whole_N, first, self.length, self.audio, start, valid)
+        samples_N = np.zeros(excerpt_size(self.audio, frames), np.int16)
+        samples_N[: excerpt_N.size] = excerpt_N
+        return {"samples": samples_N, "scale": np.float32(scale), "frames": np.int32(valid)}
+
+    def _waveform(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
+        waveform_N = np.zeros(frames * self.audio.hop, np.float32)
+        waveform_N[: part_N.size] = part_N
+        return {"waveform": waveform_N, "length": np.int32(part_N.size)}
+
+
+class _Rolling:
+    """The samples of a recording from front to back; what lies behind what was asked for is forgotten."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._audio = recording.audio
+        self._first = 0  # where in the recording `_held_N` begins
+        self._held_N = np.zeros(0, np.float32) if recording.kept_N is None else recording.kept_N
+        self._whole = recording.kept_N is not None
+        self._blocks = iter(()) if self._whole else stream(recording.path, recording.audio.sample_rate)
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Samples `first` to `last` (exclusive); `first` does not decrease."""
+        if self._whole:
+            return self._held_N[first:last]
+        # A window that is reflected at the end of the recording may begin a little before the one that came earlier.
+        keep = max(self._first, first - self._audio.fft)
+        parts = [self._held_N[keep - self._first :]]
+        end = self._first + self._held_N.size
+        while end < last:
+            block_N = next(self._blocks, None)
+            if block_N is None:
+                raise AudioError("changed while it was read")
+            parts.append(block_N[max(0, keep - end) :])
+            end += block_N.size
+        self._held_N = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        self._first = keep
+        return self._held_N[first - keep : last - keep]
+
+
+def measure(path: str | Path, audio: AudioConfig) -> Recording:
+    """Reads a sound file to its end, so that whatever is wrong with it is known before anything is told of it.
+
+    Args:
+      path: any format that libsndfile reads, of any length.
+      audio: the front end.
+
+    Raises:
+      AudioError: the file cannot be used, as `audio.decode`, but for its length.
+    """
+    length, peak = 0, 0.0
+    parts: list[np.ndarray] = []
+    for block_N in stream(path, audio.sample_rate):
+        length, peak = length + block_N.size, max(peak, float(np.abs(block_N).max(initial=0.0)))
+        if length <= KEPT:
+            parts.append(block_N)
+        else:
+            parts.clear()
+    return Recording(str(path), audio, length, peak, np.concatenate(parts) if length <= KEPT else None)
+
+
+def plan_windows(frames: int, window: int, overlap: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Where windows begin: at the views that a model is evaluated on, and evenly between them.
+
+    Between two views come as many more that neighbours share `overlap` of their columns, or more: views overlap by
+    themselves unless the window divides the recording.
+
+    Args:
+      frames: columns of the recording.
+      window: columns of a window.
+      overlap: 0 to below 1; 0 gives the views alone, 0.5 one window between two views, 0.75 three.
+
+    Returns:
+      First columns, int64 (W,), strictly ascending, and which of them are views, bool (W,).
+
+    Raises:
+      ValueError: an overlap that is out of range.
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap={overlap:g}: give 0 to below 1, such as 0.5")
+    views_V = views(frames, window)
+    parts = math.ceil(1 / (1 - overlap) - 1e-9)  # 1 / (1 - 0.9) is a little more than ten
+    share_P = np.arange(parts) / parts
+    between_VxP = np.round(views_V[:-1, None] + np.diff(views_V)[:, None] * share_P).astype(np.int64)
+    starts_W = np.unique(np.append(between_VxP, views_V[-1]))
+    return starts_W, np.isin(starts_W, views_V)
