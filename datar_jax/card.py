@@ -18,7 +18,7 @@ USES = {
     "params": "`datar_jax.load(FOLDER)`, or `orbax.checkpoint.StandardCheckpointer().restore(FOLDER/params)`",
     "safetensors": "`datar_jax.load(FOLDER)`, or any safetensors reader: kernels are (in, out) or (height, width, in, "
     "out), so that PyTorch's Linear takes them transposed and its Conv2d permuted (3, 2, 0, 1)",
-    "stablehlo": "`jax.export.deserialize(bytearray(file)).call(waveform, length)`, which needs jax and flatbuffers only",
+    "stablehlo": "`jax.export.deserialize(bytearray(file)).call(waveform, length)`, with jax and flatbuffers alone",
     "onnx": "any ONNX runtime: inputs `waveform` and `length`, output `probabilities`",
 }
 
@@ -54,17 +54,24 @@ def model_card(model: Description, parameters: int, form: str, weights: str, lic
         "|---|---|",
         f"| parameters | {parameters:,}, stored as {weights} |",
         f"| blocks, widths | {' · '.join(shape.spec)}, {' · '.join(map(str, shape.dims))} |",
-        f"| input | one channel at {audio.sample_rate:,} Hz, {model.seconds:g} s ({model.frames} frames of {audio.mels} mel "
-        "bins); shorter clips are padded and masked, longer ones cut into windows whose scores are averaged |",
+        f"| input | one channel at {audio.sample_rate:,} Hz, {model.seconds:g} s ({model.frames} frames of "
+        f"{audio.mels} mel bins); shorter clips are padded and masked, of longer ones windows are averaged |",
         f"| output | {_output(model)} |",
         f"| use | {USES[form]} |",
     ]
     if form in ("stablehlo", "onnx"):
         what.append(
-            f"| arguments | `waveform` float32 (batch, {model.frames * audio.hop}), a clip at its start and zeros behind "
-            "it; `length` int32 (batch,), its samples |"
+            f"| arguments | `waveform` float32 (batch, {model.frames * audio.hop}), a clip at its start and zeros "
+            "behind it; `length` int32 (batch,), its samples |"
         )
-    parts = [head, what, _training(provenance), _numbers(provenance.get("numbers")), _licences(licences), _limits(model)]
+    parts = [
+        head,
+        what,
+        _training(provenance),
+        _numbers(provenance.get("numbers")),
+        _licences(licences),
+        _limits(model),
+    ]
     return "\n\n".join("\n".join(part) for part in parts) + "\n\n" + _classes(model) + "\n"
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, N samples, F mel bins, T frames, C channels, S classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,9 @@ def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict
     }
 
 
-def _batches(recording: Recording, starts: Sequence[int], model: Model) -> Iterator[Batch]:
+def _batches(recording: Recording, starts: NDArray[np.int64], model: Model) -> Iterator[Batch]:
     """Windows in batches of one size: as many as there are, `BATCH` at most, the last filled up."""
-    rows = recording.windows(starts, model.frames, model.reads)
+    rows = recording.windows(starts.tolist(), model.frames, model.reads)
     size = min(len(starts), BATCH)
     while block := [row for _, row in zip(range(size), rows)]:
         block += block[:1] * (size - len(block))

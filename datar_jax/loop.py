@@ -209,7 +209,8 @@ def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, s
 def _validate(
     task: Task, mesh: Mesh, material: Material, state: TrainState, report: Report, asked: Sequence[int]
 ) -> float:
-    score, target = score_clips(task, mesh, material, state, material.split.validation, asked)
+    weights, indices = state.ema or state.params, material.split.validation
+    score, target = score_clips(task, mesh, material.store, material.dataset, weights, state.statistics, indices, asked)
     labels, heads = task.config.data.labels, material.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})

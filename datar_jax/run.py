@@ -240,7 +240,8 @@ def _run_split(
         state = trained.state
         if len(each.validation):
             state = checkpoints.restore(state, best=True)[0]
-        score, target = score_clips(task, mesh, material, state, each.test)
+        weights = state.ema or state.params
+        score, target = score_clips(task, mesh, store, dataset, weights, state.statistics, each.test)
         numbers = metrics.evaluate(score, target, config.data.labels, dataset.heads)
         result: Row = {
             **numbers,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from datar_jax.material import Material
+from datar_jax.datasets import Dataset
 from datar_jax.pipeline import eval_batches
 from datar_jax.sharding import batch_sharding
-from datar_jax.step import Task, TrainState, jit_eval_step
+from datar_jax.step import Task, jit_eval_step
+from datar_jax.store import Store
 
 
 class TrainingError(RuntimeError):
@@ -24,14 +26,22 @@ class Interrupted(Exception):
 
 
 def score_clips(
-    task: Task, mesh: Mesh, material: Material, state: TrainState, indices: np.ndarray, asked: Sequence[int] = ()
+    task: Task,
+    mesh: Mesh,
+    store: Store,
+    dataset: Dataset,
+    weights: Any,
+    statistics: Any,
+    indices: np.ndarray,
+    asked: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and targets of clips, `(N, S)` each, in the order of `indices`; views of a clip are averaged.
 
-    The averaged weights are used where there are any. It breaks off with `Interrupted` as soon as a signal is in
-    `asked`.
+    It breaks off with `Interrupted` as soon as a signal is in `asked`.
+
+    Raises:
+      TrainingError: scores are not finite.
     """
-    params = state.ema or state.params
     run = jit_eval_step(task, mesh)
     sharding = batch_sharding(mesh)
     row = {int(clip): i for i, clip in enumerate(indices)}
@@ -40,8 +50,8 @@ def score_clips(
     views = np.zeros((len(indices), 1))
     size = task.config.train.eval_batch_size
     loaded = eval_batches(
-        material.store,
-        material.dataset,
+        store,
+        dataset,
         indices,
         task.frames,
         size,
@@ -53,7 +63,7 @@ def score_clips(
             raise Interrupted
         clips, mask, labels = (_all_processes(batch.pop(name)) for name in ("clip", "mask", "target"))
         sound = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
-        score = np.asarray(run(params, state.statistics, sound), np.float64)
+        score = np.asarray(run(weights, statistics, sound), np.float64)
         for i in np.flatnonzero(mask):
             at = row[int(clips[i])]
             total[at] += score[i]

@@ -19,14 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from datar_jax.description import ModelError
+
 Form = Literal["float32", "bfloat16", "int8"]
 
 LARGEST = 127  # of an int8 value: as far down as up
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "I8": np.dtype(np.int8)}
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; its text names the file and the tensor."""
 
 
 class Quantised(NamedTuple):
@@ -91,13 +89,14 @@ def save_safetensors(path: str | Path, params: Any, form: Form, metadata: Mappin
       form: see `compress`.
       metadata: texts that lie in the file's head.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flax.traverse_util.flatten_dict(compress(params, form), sep=".").items():
         tensors |= {name: leaf.values, f"{name}.scale": leaf.scale} if isinstance(leaf, Quantised) else {name: leaf}
     # The writer takes memory as it lies, whatever an array's strides say.
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, dict(metadata or {}))
+    laid = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    Path(path).write_bytes(save(laid, dict(metadata or {})))
 
 
 def load_safetensors(path: str | Path) -> Any:
@@ -107,7 +106,7 @@ def load_safetensors(path: str | Path) -> Any:
       Nested dictionaries of float32 numpy arrays.
 
     Raises:
-      WeightsError: no such file, no safetensors file, a tensor of another dtype, an int8 tensor without its scale or a
+      ModelError: no such file, no safetensors file, a tensor of another dtype, an int8 tensor without its scale or a
         scale that does not fit, a number that is not finite.
     """
     tensors = _read(Path(path))
@@ -117,14 +116,14 @@ def load_safetensors(path: str | Path) -> Any:
         if parent is not None and parent.dtype == np.int8:
             continue
         if parent is not None:
-            raise WeightsError(f"{path}: {name}: a scale beside a tensor of {parent.dtype}; only int8 has one")
+            raise ModelError(f"{path}: {name}: a scale beside a tensor of {parent.dtype}; only int8 has one")
         if tensor.dtype == np.int8:
             tensor = _scaled(path, name, tensor, tensors.get(f"{name}.scale"))
         flat[tuple(name.split("."))] = _finite(path, name, tensor.astype(np.float32))
     for key in flat:
         for depth in range(1, len(key)):
             if key[:depth] in flat:
-                raise WeightsError(f"{path}: {'.'.join(key)}: {'.'.join(key[:depth])} is a tensor too")
+                raise ModelError(f"{path}: {'.'.join(key)}: {'.'.join(key[:depth])} is a tensor too")
     return flax.traverse_util.unflatten_dict(flat)
 
 
@@ -132,7 +131,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts in the head of a safetensors file.
 
     Raises:
-      WeightsError: no such file, or no safetensors file.
+      ModelError: no such file, or no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -140,7 +139,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from None
+        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
 def _mixes(name: str, shape: tuple[int, ...]) -> bool:
@@ -155,21 +154,21 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         found = deserialize(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from None
+        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
     tensors = {}
     for name, tensor in found:
         if tensor["dtype"] not in _DTYPES:
             known = ", ".join(_DTYPES)
-            raise WeightsError(f"{path}: {name}: stored as {tensor['dtype']}; weights are stored as {known}")
+            raise ModelError(f"{path}: {name}: stored as {tensor['dtype']}; weights are stored as {known}")
         tensors[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     return tensors
 
 
 def _scaled(path: str | Path, name: str, values: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
     if scale is None:
-        raise WeightsError(f"{path}: {name}: int8 without its scale; the file has no {name}.scale")
+        raise ModelError(f"{path}: {name}: int8 without its scale; the file has no {name}.scale")
     if scale.dtype != np.float32 or scale.shape != values.shape[-1:]:
-        raise WeightsError(
+        raise ModelError(
             f"{path}: {name}.scale: {scale.dtype} {scale.shape}, but {name} of shape {values.shape} needs "
             f"float32 {values.shape[-1:]}"
         )
@@ -179,5 +178,5 @@ def _scaled(path: str | Path, name: str, values: np.ndarray, scale: np.ndarray |
 
 def _finite(path: str | Path, name: str, tensor: np.ndarray) -> np.ndarray:
     if not np.isfinite(tensor).all():
-        raise WeightsError(f"{path}: {name}: holds NaN or infinity; the file is damaged or its training went wrong")
+        raise ModelError(f"{path}: {name}: holds NaN or infinity; the file is damaged or its training went wrong")
     return tensor

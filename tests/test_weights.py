@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datar_jax.description import ModelError
 from datar_jax.weights import (
     Quantised,
-    WeightsError,
     compress,
     load_safetensors,
     quantise,
@@ -176,7 +176,7 @@ def written(path: Any, tensors: dict[str, np.ndarray]) -> Any:
 )
 def test_a_damaged_file_is_refused_by_the_name_of_file_and_tensor(tmp_path, tensors, message):
     path = written(tmp_path / "damaged.safetensors", tensors)
-    with pytest.raises(WeightsError, match=f"^{path}: {message}"), np.errstate(over="ignore"):
+    with pytest.raises(ModelError, match=f"^{path}: {message}"), np.errstate(over="ignore"):
         load_safetensors(path)
 
 
@@ -186,12 +186,12 @@ def test_what_is_no_safetensors_file_is_said(tmp_path):
         if content is not None:
             path.write_bytes(content)
         for read in (load_safetensors, read_metadata):
-            with pytest.raises(WeightsError, match=f"^{path}: cannot be read as safetensors"):
+            with pytest.raises(ModelError, match=f"^{path}: cannot be read as safetensors"):
                 read(path)
     save_safetensors(path, parameters(), "int8")
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+    with pytest.raises(ModelError, match="cannot be read as safetensors"):
         load_safetensors(path)
     head = json.loads(whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]])
     assert head["down_1.project.kernel"]["dtype"] == "I8"  # what any reader is told

@@ -1,0 +1,55 @@
+"""`evaluate`: a trained model on any labelled sounds."""
+
+from __future__ import annotations
+
+from datar_jax import settings
+from datar_jax.commands.arguments import folder, make_parser
+from datar_jax.config import ConfigError
+from datar_jax.description import ModelError
+
+USAGE = (
+    "python -m datar_jax evaluate MODEL --config=configs/NAME.py [--config.data.field=value ...] "
+    "[--side=test|validation|train|all] [--out=evaluation]"
+)
+SUMMARY = """Scores a model on the data of a configuration. Front end and sizes are the model's, classes are known by their
+names. Leaves result.json, classes.csv, confusion.png, hardest.csv and hardest.png in --out."""
+EXAMPLE = """python -m datar_jax evaluate runs/quickstart --config=configs/quickstart.py \\
+      --config.data.root=runs/quickstart-data"""
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluates.
+
+    Raises:
+      ConfigError: an option, a model or data that cannot be used.
+    """
+    parser = make_parser("evaluate", USAGE, SUMMARY, EXAMPLE)
+    parser.add_argument("model", metavar="MODEL", help="a run's work directory, one of its checkpoints, or an export")
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); its data count")
+    parser.add_argument("--side", choices=("test", "validation", "train", "all"), default="test", help="whose clips")
+    parser.add_argument("--out", type=folder, default="evaluation", help="folder for what is found (evaluation)")
+    given, rest = parser.parse_known_args(arguments)
+    config = settings.load(given.config, settings.read_overrides(rest, USAGE))
+
+    from rich.console import Console
+
+    from datar_jax.evaluate import evaluate
+    from datar_jax.report import NUMBERS
+    from datar_jax.saved import read_saved
+    from datar_jax.scoring import TrainingError
+    from datar_jax.store import DataError
+
+    console = Console(highlight=False)
+    try:
+        result = evaluate(read_saved(given.model), config, given.side, folder(str(given.out)), console)
+    except (ModelError, DataError, TrainingError) as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
+    for field, value in result.items():
+        name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
+        if name:
+            words, form = NUMBERS[name]
+            console.print(f"{field.removesuffix(name).replace('_', ' ')}{words} {value:{form}}")
+    console.print(f"{result['clips']:,} clips; in {given.out}: result.json, classes.csv, pictures", soft_wrap=True)
+    return 0

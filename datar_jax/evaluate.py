@@ -1,0 +1,178 @@
+"""A trained model on any labelled sounds: its numbers, class by class too, and what it takes for what.
+
+Shapes: N clips, S classes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from datar_jax import metrics
+from datar_jax.config import Config, ConfigError
+from datar_jax.datasets import Dataset, Head, read_dataset
+from datar_jax.description import Description, write_json
+from datar_jax.material import open_store
+from datar_jax.plot import confusion_png
+from datar_jax.report import Row
+from datar_jax.saved import Saved
+from datar_jax.scoring import score_clips
+from datar_jax.sharding import make_mesh
+from datar_jax.splits import split
+from datar_jax.step import Task
+from datar_jax.store import usable
+
+Side = Literal["train", "validation", "test", "all"]
+Array = NDArray[np.float64]
+
+SHOWN = 60  # classes that a terminal is told of; classes.csv has all
+
+
+def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Console) -> Row:
+    """Scores the clips of one side of a data set, and leaves numbers, table and pictures in `out`.
+
+    Args:
+      saved: the model; it has weights.
+      config: where the data are and how they are divided, and how many are scored at a time.
+      side: whose clips; `all` takes every one.
+      out: folder for `result.json`, `classes.csv`, `confusion.png`, `hardest.csv`, `hardest.png`, and the cache.
+      console: for what is to be said.
+
+    Returns:
+      The numbers of `result.json`.
+
+    Raises:
+      ConfigError: the data cannot be read, or have classes that the model has not.
+      DataError: sounds that cannot be used.
+    """
+    model = saved.description
+    if saved.params is None or model.normalisation is None:
+        raise ConfigError(f"{saved.source}: has no weights that heard sound; give a run, or an export of weights")
+    config = msgspec.structs.replace(config, audio=model.audio, model=model.config.model)
+    mesh = make_mesh(config.mesh)
+    if config.train.eval_batch_size % mesh.size:
+        raise ConfigError(
+            f"train.eval_batch_size={config.train.eval_batch_size}: does not divide over {mesh.size} devices"
+        )
+    dataset = read_dataset(config.data)
+    chosen = np.arange(len(dataset)) if side == "all" else getattr(split(dataset, config.data, config.data.fold), side)
+    for note in (*dataset.notes, *seen(model, config, dataset, side)):
+        console.print(note, markup=False, soft_wrap=True)
+    dataset = with_classes_of(model, dataset)
+    store = open_store(config, dataset, out, console)
+    indices, _ = usable(store, chosen)
+    if not len(indices):
+        raise ConfigError(f"{dataset.source}: no {side} clip; choose another --side, or another split")
+
+    task = Task(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
+    statistics = np.array(model.normalisation, np.float32)
+    score, target = score_clips(task, mesh, store, dataset, saved.params, statistics, indices)
+    labels = model.config.data.labels
+    numbers = metrics.evaluate(score, target, labels, dataset.heads)
+    classes = by_class(score, target, dataset, labels)
+    result: Row = {"model": saved.source, "data": dataset.source, "side": side, **numbers}
+    write_json(out / "result.json", result)
+    with (out / "classes.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.DictWriter(file, list(classes[0]), lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(classes)
+    if labels == "single":
+        for prefix, part in metrics.parts(dataset.heads).items():
+            matrix = metrics.confusion(score[:, part], target[:, part])
+            confusion_png(out / f"{prefix}confusion.png", matrix, dataset.labels[part])
+    console.print(table_of(classes))
+    return result
+
+
+def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
+    """The same clips, their classes numbered as the model numbers them: a class is known by its name (and its head's).
+
+    Raises:
+      ConfigError: classes that the model has not.
+    """
+    there = {name: i for i, name in enumerate(_full_names(model.slices(), model.labels))}
+    heads = metrics.parts(dataset.heads)
+    asked = _full_names({name.removesuffix("_"): part for name, part in heads.items()}, dataset.labels)
+    if strange := [label for head, label in asked if (head, label) not in there]:
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        raise ConfigError(
+            f"{dataset.source}: has classes that the model does not know: {', '.join(strange[:5])}{more}; "
+            f"it knows {', '.join(model.labels[:5])}{', ...' if len(model.labels) > 5 else ''}"
+        )
+    number = [there[name] for name in asked]
+    clips = tuple(replace(clip, labels=tuple(sorted(number[i] for i in clip.labels))) for clip in dataset.clips)
+    new_heads = tuple(Head(name, size) for name, size in model.heads.items())
+    return replace(dataset, clips=clips, labels=model.labels, heads=new_heads)
+
+
+def _full_names(parts: dict[str, slice], labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Head and label of each class."""
+    return [(head, label) for head, part in parts.items() for label in labels[part]]
+
+
+def seen(model: Description, config: Config, dataset: Dataset, side: Side) -> list[str]:
+    """A warning where clips are scored that the model was trained on, as far as its description tells."""
+    data = model.provenance.get("data", {})
+    if data.get("name") != (dataset.card.title if dataset.card else Path(config.data.root).name):
+        return []
+    if "fold" in data and (side != "test" or config.data.fold != data["fold"]):
+        return [f"the model was trained on all folds of these data but {data['fold']}: this is no test of it"]
+    return (
+        [] if side == "test" or "fold" in data else ["the model was trained on clips of these: this is no test of it"]
+    )
+
+
+def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str) -> list[Row]:
+    """One row a class: clips, of one label a clip recall and precision and the class it is most often taken for, and
+    of any the average precision and the area under the ROC.
+    """
+    rows: list[Row] = []
+    for prefix, part in metrics.parts(dataset.heads).items():
+        score, target = score_NxS[:, part], target_NxS[:, part]
+        matrix = metrics.confusion(score, target)
+        for s, label in enumerate(dataset.labels[part]):
+            row: Row = {"head": prefix.removesuffix("_"), "class": label, "clips": int((target[:, s] > 0).sum())}
+            if labels == "single":
+                right, taken = matrix[s, s], matrix[:, s].sum()
+                others = np.where(np.arange(len(matrix)) == s, 0, matrix[s])
+                row["recall"] = float(right / row["clips"]) if row["clips"] else None
+                row["precision"] = float(right / taken) if taken else None
+                row["taken_for"] = dataset.labels[part][int(others.argmax())] if others.any() else ""
+            divides = 0 < row["clips"] < len(target)
+            row["average_precision"] = metrics.average_precision(score[:, s], target[:, s]) if row["clips"] else None
+            row["roc_auc"] = metrics.roc_auc(score[:, s], target[:, s]) if divides else None
+            rows.append(row)
+    return rows
+
+
+def table_of(classes: Sequence[Row]) -> Table:
+    """The classes that occur, worst first, for a terminal."""
+    there = [row for row in classes if row["clips"]]
+    judged = "recall" if "recall" in classes[0] else "average_precision"
+    worst = sorted(there, key=lambda row: (row[judged], row["class"]))
+    columns = [name for name in classes[0] if name != "head" or any(row["head"] for row in classes)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        text = name in ("head", "class", "taken_for")
+        table.add_column(name.replace("_", " "), justify="left" if text else "right")
+    for row in worst[:SHOWN]:
+        table.add_row(*(Text(_cell(row[name])) for name in columns))
+    if len(worst) > SHOWN:
+        table.caption = f"the {SHOWN} worst of {len(worst)} classes; classes.csv has all"
+    return table
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
