@@ -127,14 +127,15 @@ def seen(model: Description, config: Config, dataset: Dataset, side: Side) -> li
         return []
     if "fold" in data and (side != "test" or config.data.fold != data["fold"]):
         return [f"the model was trained on all folds of these data but {data['fold']}: this is no test of it"]
-    return (
-        [] if side == "test" or "fold" in data else ["the model was trained on clips of these: this is no test of it"]
-    )
+    tested = side == "test" or "fold" in data
+    return [] if tested else ["the model was trained on clips of these data: this is no test of it"]
 
 
 def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str) -> list[Row]:
-    """One row a class: clips, of one label a clip recall and precision and the class it is most often taken for, and
-    of any the average precision and the area under the ROC.
+    """One row a class.
+
+    Its clips; of one label a clip its recall, its precision and the class that it is most often taken for; its average
+    precision and the area under its ROC.
     """
     rows: list[Row] = []
     for prefix, part in metrics.parts(dataset.heads).items():
