@@ -1,0 +1,301 @@
+"""Weights of the official DAT (Xia et al., CVPR 2022) and DAT++ (2023) as ours: names, layout, and the settings.
+
+Official names are those of the PyTorch modules, on the left of each pair below; ours are paths of our parameters,
+without what they are inside of. A file of weights says nothing about strides and offset bounds: those are the ones of
+the configurations that were published.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from datar_jax.config import ConfigError, ModelConfig
+from datar_jax.model import DATAR
+from datar_jax.pth import WeightsError, read_arrays
+
+Names = tuple[tuple[str, str], ...]
+
+MIXER: Names = (
+    (r"rpe_table", "table"),  # deformable attention
+    (r"rpe_table\.(weight|bias)", r"position/\1"),  # the same name for a depthwise convolution
+    (r"rpe_table\.0\.(weight|bias)", r"position/hidden/\1"),  # and for a small network
+    (r"rpe_table\.2\.(weight)", r"position/project/\1"),
+    (r"conv_offset\.0\.(weight|bias)", r"offset/\1"),
+    (r"conv_offset\.1\.norm\.(weight|bias)", r"offset/norm/\1"),
+    (r"conv_offset\.3\.(weight)", r"offset/project/\1"),
+    (r"proj_q\.(weight|bias)", r"query/\1"),
+    (r"proj_k\.(weight|bias)", r"key/\1"),
+    (r"proj_v\.(weight|bias)", r"value/\1"),
+    (r"proj_out\.(weight|bias)", r"out/\1"),  # also of window attention
+    (r"relative_position_bias_table", "table"),
+    (r"proj_qkv\.(weight|bias)", r"qkv/\1"),
+    (r"rpb", "table"),  # neighbourhood attention
+    (r"qkv\.(weight|bias)", r"qkv/\1"),
+    (r"proj\.(weight|bias)", r"out/\1"),
+)
+MLP: Names = (
+    (r"chunk\.linear1\.(weight|bias)", r"up/\1"),
+    (r"chunk\.linear2\.(weight|bias)", r"down/\1"),
+    (r"linear1\.0\.(weight|bias)", r"up/\1"),  # with a convolution
+    (r"dwc\.(weight|bias)", r"conv/\1"),
+    (r"linear2\.0\.(weight|bias)", r"down/\1"),
+)
+PATCH_STEM: Names = (
+    (r"patch_proj\.0\.(weight|bias)", r"stem/project/\1"),
+    (r"patch_proj\.1\.norm\.(weight|bias)", r"stem/norm/\1"),
+)
+CONV_STEM: Names = (
+    (r"patch_proj\.0\.(weight|bias)", r"stem/project_0/\1"),
+    (r"patch_proj\.1\.norm\.(weight|bias)", r"stem/norm_0/\1"),
+    (r"patch_proj\.3\.(weight|bias)", r"stem/project_1/\1"),
+    (r"patch_proj\.4\.norm\.(weight|bias)", r"stem/norm_1/\1"),
+)
+AROUND: Names = (
+    *((rf"down_projs\.{i}\.0\.(weight)", rf"down_{i + 1}/project/\1") for i in range(3)),
+    *((rf"down_projs\.{i}\.1\.norm\.(weight|bias)", rf"down_{i + 1}/norm/\1") for i in range(3)),
+    (r"stages\.(\d)\.local_perception_units\.(\d+)\.(weight|bias)", r"stage_\1_\2/local/\3"),
+    (r"cls_norm\.norm\.(weight|bias)", r"norm/\1"),
+    (r"cls_head\.(weight|bias)", r"head/\1"),
+)
+# What the official modules compute for themselves, and keep among their weights.
+BUFFERS = re.compile(
+    r"(.*\.)?(relative_position_index|attn_mask|q_grid|reference|rpb_index|rel_pos_index|num_batches(_tracked)?)"
+)
+
+
+def path_in(names: Names, name: str) -> str | None:
+    """Our path for an official name, if `names` has it."""
+    for pattern, ours in names:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    return None
+
+
+def model_paths(names: Collection[str]) -> Callable[[str], str | None]:
+    """The function from an official name to our path, for a whole model that has these official names."""
+    around = AROUND + (CONV_STEM if "patch_proj.3.weight" in names else PATCH_STEM)
+
+    def path(name: str) -> str | None:
+        if match := re.fullmatch(r"stages\.(\d)\.(attns|mlps|layer_norms)\.(\d+)\.(.+)", name):
+            stage, room, number, rest = match.groups()
+            if room == "layer_norms":
+                inner, number = path_in(((r"norm\.(weight|bias)", r"\1"),), rest), int(number)
+                where = ("norm_mixer", "norm_mlp")[number % 2]
+                return inner and f"stage_{stage}_{number // 2}/{where}/{inner}"
+            where, table = ("mixer", MIXER) if room == "attns" else ("mlp", MLP)
+            inner = path_in(table, rest)
+            return inner and f"stage_{stage}_{number}/{where}/{inner}"
+        return path_in(around, name)
+
+    return path
+
+
+def to_ours(arrays: Mapping[str, np.ndarray], path_of: Callable[[str], str | None]) -> dict[str, np.ndarray]:
+    """Official parameters by their names as ours by their paths, in our layout; buffers are left out.
+
+    Raises:
+      WeightsError: lists every name that is not known.
+    """
+    kept = {name: value for name, value in arrays.items() if not BUFFERS.fullmatch(name)}
+    paths = {name: path_of(name) for name in kept}
+    if unknown := [name for name, path in paths.items() if path is None]:
+        raise WeightsError(f"{len(unknown)} names that the official models do not have: {', '.join(unknown)}")
+    return dict(_our_layout(name, str(paths[name]), value) for name, value in kept.items())
+
+
+def _our_layout(name: str, path: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    if path.endswith("weight"):
+        path = path.removesuffix("weight") + ("scale" if value.ndim == 1 else "kernel")
+    if re.search(r"(^|\.)rpb$", name):  # heads x rows x columns
+        return path, value.reshape(len(value), -1)
+    if value.ndim == 2:  # out x in; of a window's table, entries x heads
+        return path, value.T
+    if value.ndim == 4:  # out x in x rows x columns
+        value = value.transpose(2, 3, 1, 0)
+        if path.endswith("offset/kernel"):
+            return path, value[:, :, 0]
+        if value.shape[:2] == (1, 1):
+            return path, value[0, 0]
+    return path, value
+
+
+class Official(NamedTuple):
+    """Official weights, ready for a model of ours.
+
+    Attributes:
+      config: of our model, with `adaptor="none"` and no stochastic depth; `classes` is left to the data.
+      size: (F, T) in pixels that the position tables were made for; None if there are none.
+      classes: width of the head.
+      params: by path, joined by "/", float32 in our layout; the stem reads three channels (see `fold_channels`).
+      revision: whose conventions they follow.
+    """
+
+    config: ModelConfig
+    size: tuple[int, int] | None
+    classes: int
+    params: dict[str, np.ndarray]
+    revision: Literal["dat2022", "dat2023"]
+
+
+def read_official(path: Path | str) -> Official:
+    """Reads a checkpoint of the official DAT or DAT++, without PyTorch and without running what it holds.
+
+    The settings follow from names and shapes: widths, blocks, heads, offset groups, kernels, windows. Neighbourhood
+    attention, a convolutional stem or MLP, local perception or a bias network make it `dat2023` (offsets clamped to the
+    map, strides 8, 4, 2, 1), else it is `dat2022` (offsets of range 2, stride 1): as all published models have it. A
+    window block is a shifted one where the file has its mask; in a file without masks, where it follows another.
+
+    Args:
+      path: a `.pth` or `.npz`, see `pth.read_arrays`.
+
+    Raises:
+      WeightsError: not such a file; names that are unknown, missing or of another shape, all of them.
+    """
+    arrays = read_arrays(path)
+    try:
+        params = to_ours(arrays, model_paths(arrays))
+        official = _infer(params, arrays.keys())
+        _compare(official)
+    except (WeightsError, ConfigError) as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return official
+
+
+def fold_channels(kernel_KxLxIxC: np.ndarray) -> np.ndarray:
+    """A stem's kernel for one input channel, `(K, L, 1, C)`: the sum over its input channels.
+
+    Exact for what repeats one spectrogram on all channels, because a convolution adds up its channels.
+    """
+    return kernel_KxLxIxC.sum(2, keepdims=True)
+
+
+def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
+    def find(path: str) -> np.ndarray:
+        if path not in params:
+            raise WeightsError(f"has no {path}; give the whole state_dict of an official DAT classifier")
+        return params[path]
+
+    stages: list[_Stage] = []
+    for i in range(4):
+        count = len({path.split("/")[0] for path in params if path.startswith(f"stage_{i}_")})
+        if not count:
+            raise WeightsError(f"has no blocks in stage {i}; an official DAT has four stages")
+        width = find(f"stage_{i}_0/norm_mlp/scale").size
+        stages.append(_stage(i, width, count, find, params, names))
+    ends = {end for path in params if (end := re.sub(r"^stage_\d+_\d+/", "", path)) != path}
+    local, conv = "local/kernel" in ends, "mlp/conv/kernel" in ends
+    positions = {x for stage in stages for x in stage.positions}
+    if len(positions) > 1:
+        raise WeightsError(f"its deformable blocks have different position terms ({', '.join(sorted(positions))})")
+    position = positions.pop() if positions else "table"
+    stem: Any = "conv" if "stem/project_1/kernel" in params else "patch"
+    newer = stem == "conv" or conv or local or position == "log_cpb" or any("N" in stage.spec for stage in stages)
+    revision: Any = "dat2023" if newer else "dat2022"
+    config = ModelConfig(
+        dims=tuple(stage.width for stage in stages),
+        spec=tuple(stage.spec for stage in stages),
+        heads=tuple(stage.heads for stage in stages),
+        windows=tuple(stage.window for stage in stages),
+        groups=tuple(stage.groups for stage in stages),
+        kernels=tuple(stage.kernel for stage in stages),
+        strides=(8, 4, 2, 1) if newer else (1, 1, 1, 1),
+        offset_range=-1.0 if newer else 2.0,
+        grid=revision,
+        position=position,  # type: ignore[arg-type]
+        stem=stem,
+        mlp="conv" if conv else "plain",
+        mlp_ratio=find("stage_0_0/mlp/up/kernel").shape[-1] // stages[0].width,
+        local_perception=local,
+        adaptor="none",
+    )
+    wide = {path: np.asarray(value, np.float32) for path, value in params.items()}
+    return Official(config, _size(stages), find("head/kernel").shape[-1], wide, revision)
+
+
+class _Stage(NamedTuple):
+    """What the blocks of a stage agree on; `maps` are those that its position tables were made for."""
+
+    width: int
+    spec: str
+    heads: int
+    window: tuple[int, int]
+    groups: int
+    kernel: int
+    positions: set[str]
+    maps: set[tuple[int, int]]
+
+
+def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarray], names: Collection[str]) -> _Stage:
+    spec, masks = "", any(name.endswith(".attn_mask") for name in names)
+    found: dict[str, set[Any]] = {name: set() for name in ("heads", "window", "groups", "kernel", "position", "map")}
+    for j in range(count):
+        mixer = f"stage_{i}_{j}/mixer"
+        table = params.get(f"{mixer}/table")
+        if f"{mixer}/offset/kernel" in params:
+            spec += "D"
+            side, _, narrow = find(f"{mixer}/offset/kernel").shape
+            found["kernel"].add(side)
+            found["groups"].add(width // narrow)
+            network = params.get(f"{mixer}/position/project/kernel")
+            if table is not None:
+                found["heads"].add(table.shape[0])
+                found["map"].add(tuple((side + 1) // 2 for side in table.shape[1:]))
+            elif network is not None:
+                found["heads"].add(network.shape[-1] * (width // narrow))
+            kinds = {"table": table is not None, "log_cpb": network is not None, "dwc": True}
+            has = table is not None or any(path.startswith(f"{mixer}/position/") for path in params)
+            found["position"].add(next(kind for kind, holds in kinds.items() if holds) if has else "none")
+            continue
+        table = find(f"{mixer}/table")
+        found["heads"].add(table.shape[0])
+        side = math.isqrt(table.shape[1])
+        if side**2 != table.shape[1] or side % 2 == 0:
+            raise WeightsError(f"the table of {mixer} has {table.shape[1]} entries, which is no square window's number")
+        found["window"].add(((side + 1) // 2,) * 2)
+        shifted = f"stages.{i}.attns.{j}.attn_mask" in names if masks else spec.endswith("L")
+        spec += "N" if f"stages.{i}.attns.{j}.rpb" in names else "S" if shifted else "L"
+    standard: dict[str, Any] = {"heads": width // 32, "window": (7, 7), "groups": 1, "kernel": (9, 7, 5, 3)[i]}
+    for name, values in found.items():
+        if len(values) > 1 and name in standard:
+            raise WeightsError(f"the blocks of stage {i} differ in {name}: {sorted(values)}")
+    one = {name: next(iter(found[name]), value) for name, value in standard.items()}
+    return _Stage(width, spec, **one, positions=found["position"], maps=found["map"])
+
+
+def _size(stages: list[_Stage]) -> tuple[int, int] | None:
+    """Of the input, from the maps that the tables were made for."""
+    maps = {(i, size) for i, stage in enumerate(stages) for size in stage.maps}
+    if not maps:
+        return None
+    sizes = {tuple(side << (i + 2) for side in size) for i, size in maps}
+    if len(sizes) > 1:
+        told = ", ".join(f"stage {i}: {f} x {t}" for i, (f, t) in sorted(maps))
+        raise WeightsError(f"its tables are made for maps that do not halve from stage to stage ({told})")
+    rows, times = sizes.pop()
+    return rows, times
+
+
+def _compare(official: Official) -> None:
+    """Refuses parameters that are not exactly those of the model that they seem to be."""
+    size = official.size or (224, 224)  # any would do
+    model = DATAR(official.config, official.classes, *size)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    wanted = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    given = {path: value.shape for path, value in official.params.items()}
+    wrong = [
+        f"{path} is {given.get(path, 'missing')}, should be {wanted.get(path, 'absent')}"
+        for path in sorted(wanted.keys() | given.keys())
+        if given.get(path) != wanted.get(path)
+    ]
+    if wrong:
+        raise WeightsError(f"{len(wrong)} parameters are not those of a {official.revision} model: {'; '.join(wrong)}")
