@@ -189,13 +189,23 @@ class DeformableAttention(nn.Module):
             shape = (self.heads, 2 * self.size[0] - 1, 2 * self.size[1] - 1)
             table = self.param("table", table_init, shape)
         if valid_BxT is not None:
-            # A key counts if its cell begins inside the sound: as many keys as the clip would have without padding.
-            first = np.arange(times) * self.stride
-            counted = jnp.broadcast_to(valid_BxT[:, None, first], (b, rows, times)).reshape(b, -1)
+            counted = jnp.broadcast_to(counted_keys(valid_BxT, (rows, times), self.stride), (b, rows * times))
             mask_BxN = jnp.where(counted, 0.0, MASKED)
         k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (k_BxNxC, v_BxNxC))
         out = attend_rowwise(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
         return dense(c, self.dtype, "out")(out)
+
+
+def counted_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
+    """Which keys count, `(B, N)` bool: those whose cell begins inside the sound, as many as there are without padding.
+
+    Args:
+      valid_BxT: columns of the map that hold sound.
+      keys: (rows, columns) of the reference grid.
+      stride: of the reference grid, in pixels.
+    """
+    first = np.arange(keys[1]) * stride
+    return jnp.broadcast_to(valid_BxT[:, None, first], (len(valid_BxT), *keys)).reshape(len(valid_BxT), -1)
 
 
 class OffsetNetwork(nn.Module):
