@@ -194,12 +194,12 @@ def _received(
     valid: Array,
 ) -> dict[str, Array]:
     """The attention that the points of one block receive, and where it lands."""
-    groups, (_, f, t, c) = config.groups[stage], q_BxFxTxC.shape
+    groups, (_, f, t, c), (_, _, rows, times, _) = config.groups[stage], q_BxFxTxC.shape, position_BxGxFxTx2.shape
     heads = config.heads[stage] // groups
     position_GxNx2 = position_BxGxFxTx2[0].reshape(groups, -1, 2)
     sound_BxT = columns(valid[None], t, stage + 2)
     assert sound_BxT is not None
-    counted_N = counted_keys(sound_BxT, position_BxGxFxTx2.shape[2:4], config.strides[stage])[0]
+    counted_N = counted_keys(sound_BxT, (rows, times), config.strides[stage])[0]
     of_query_M = jnp.broadcast_to(sound_BxT, (f, t)).reshape(-1) / (f * sound_BxT.sum())
 
     def group(given: Any) -> tuple[Array, Array]:

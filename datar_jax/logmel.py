@@ -174,6 +174,14 @@ def mel_basis(audio: AudioConfig) -> np.ndarray:
     return basis_FxK
 
 
+def bin_of_hertz(hertz: float | np.ndarray, audio: AudioConfig) -> np.ndarray:
+    """The place of a frequency among the mel bins, float64: 0 at the centre of the first filter, 1 of the second."""
+    import librosa
+
+    low, high, at = (librosa.hz_to_mel(each) for each in (audio.fmin, audio.highest, hertz))
+    return np.asarray((at - low) / (high - low) * (audio.mels + 1) - 1)
+
+
 @functools.lru_cache(maxsize=8)
 def _filters(audio: AudioConfig) -> Any:
     """`mel_basis` by its rows' few numbers that are not zero: of a bin's power at most two filters take a share."""

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datar_jax.figure import FAINT, INK, save, sheet, shorten
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
-_INK, _FAINT = "#333333", "#9a9a9a"
 _COLOURS = {"train": "#3b6fb6", "validation": "#d9822b", "test": "#2e8b57"}
 _SCORES = {
     "top1": "accuracy (top 1)",
     "action_top1": "action accuracy (top 1)",
     "mean_average_precision": "mean average precision",
 }
-_LONGEST = 26  # characters of a class name that are shown
 _LONG = 60  # points from which a curve counts as long
 _COUNTED = 20  # classes up to which every cell carries its count
 
@@ -57,11 +56,11 @@ def confusion_png(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[st
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     cell = float(np.interp(classes, (2, _COUNTED, 60), (0.62, 0.42, 0.16)))  # inches
     text = float(np.interp(cell, (0.16, 0.42), (6.5, 9)))  # points
-    shown = [_shorten(name) for name in names]
+    shown = [shorten(name) for name in names]
     margin = 0.6 + max(map(len, shown)) * text * 0.0088
     side = classes * cell
     title = float(np.interp(side, (6, 16), (11, 18)))
-    figure = _figure(max(side, 2.4) + margin + 1.2, max(side, 1.6) + margin + 0.6)
+    figure = sheet(max(side, 2.4) + margin + 1.2, max(side, 1.6) + margin + 0.6)
     axes = figure.add_subplot()
     edges = np.arange(classes + 1) - 0.5
     line = "#e8e8e8" if classes <= _COUNTED else "#f1f5fb"
@@ -76,17 +75,17 @@ def confusion_png(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[st
     axes.spines[:].set_color("#cccccc")
     axes.set_xlabel("predicted", fontsize=title - 1)
     axes.set_ylabel("true", fontsize=title - 1)
-    axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.1%} of {total:,} clips", fontsize=title, color=_INK)
+    axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.1%} of {total:,} clips", fontsize=title, color=INK)
     if classes <= _COUNTED:
         size = min(9.0, cell * 60 / max(len(str(matrix.max())), 2))
         for row, column in np.argwhere(matrix):
-            colour = "white" if share[row, column] > 0.35 else _INK
+            colour = "white" if share[row, column] > 0.35 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size, color=colour)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 3 / max(side, 1.6)), pad=0.02, aspect=18)
     bar.set_ticks([0, 0.05, 0.2, 0.5, 1], labels=["0%", "5%", "20%", "50%", "100%"])
     bar.set_label("share of the true class", fontsize=8)
     bar.ax.tick_params(labelsize=8, length=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> None:
@@ -105,7 +104,7 @@ def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> No
     scored = any("split" in row and _number(row, score) for row in rows)
     stepped = any(_number(row, "grad_norm") or _number(row, "learning_rate") for row in rows)
     panels = 1 + scored + stepped
-    figure = _figure(7.2, 0.7 + 2.1 * panels)
+    figure = sheet(7.2, 0.7 + 2.1 * panels)
     axes = list(np.atleast_1d(figure.subplots(panels, 1, sharex=True)))
     for panel in axes:
         panel.grid(True, color="#e6e6e6", linewidth=0.7)
@@ -125,7 +124,7 @@ def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> No
     axes[-1].set_xlim(left=0)
     axes[-1].xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     figure.align_ylabels(axes)
-    _save(figure, path)
+    save(figure, path)
 
 
 def examples_png(
@@ -153,7 +152,7 @@ def examples_png(
         raise ValueError(f"{len(mels)} spectrograms and {len(names)} names: give one name for each, and at least one")
     columns = min(5, len(mels))
     lines = math.ceil(len(mels) / columns)
-    figure = _figure(0.6 + 1.9 * columns, 0.35 + 1.55 * lines)
+    figure = sheet(0.6 + 1.9 * columns, 0.35 + 1.55 * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(mels):
@@ -177,14 +176,14 @@ def examples_png(
             axes.scatter((frame_N + 0.5) * hop_seconds, bin_N + 0.5, s=5, c="#59f0e8", linewidths=0, alpha=0.9)
             axes.set_xlim(0, seconds)
             axes.set_ylim(0, mel_FxT.shape[0])
-        axes.set_title("\n".join(textwrap.wrap(names[place], 22)[:2]), fontsize=10, color=_INK, parse_math=False)
+        axes.set_title("\n".join(textwrap.wrap(names[place], 22)[:2]), fontsize=10, color=INK, parse_math=False)
         axes.tick_params(labelsize=8, length=2)
         axes.locator_params(axis="x", nbins=4)
         axes.set_yticks((0, mel_FxT.shape[0]), ("0", f"{sample_rate / 2000:g} kHz") if place % columns == 0 else ())
         if place + columns < len(mels):
             axes.set_xticklabels([])
     figure.supxlabel("seconds", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
@@ -195,7 +194,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
         axes.set_ylim(bottom=0)
         axes.legend(loc="best", fontsize=8, frameon=False)
     else:
-        axes.text(0.5, 0.5, "no rows yet", transform=axes.transAxes, ha="center", va="center", color=_FAINT)
+        axes.text(0.5, 0.5, "no rows yet", transform=axes.transAxes, ha="center", va="center", color=FAINT)
 
 
 def _draw_steps(axes: Axes, rows: Sequence[Row]) -> None:
@@ -209,7 +208,7 @@ def _draw_steps(axes: Axes, rows: Sequence[Row]) -> None:
     if any(_number(row, "learning_rate") for row in rows):
         rate = axes.twinx()
         for steps, values in _folds(rows, "train", "learning_rate"):
-            rate.plot(steps, values, color=_FAINT, linewidth=1.2, linestyle="--", marker=_marker(steps))
+            rate.plot(steps, values, color=FAINT, linewidth=1.2, linestyle="--", marker=_marker(steps))
         rate.set_ylim(bottom=0)
         rate.set_ylabel("learning rate (dashed)", color="#707070")
         rate.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
@@ -266,21 +265,3 @@ def _running_mean(values: NDArray[Any], width: int) -> NDArray[Any]:
     index = np.arange(len(values))
     start, stop = np.maximum(index - width // 2, 0), np.minimum(index + width // 2 + 1, len(values))
     return (total[stop] - total[start]) / (stop - start)
-
-
-def _shorten(name: str) -> str:
-    """A long name without its middle: names of one family often differ at the end."""
-    half = (_LONGEST - 1) // 2
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1 - half]}…{name[-half:]}"
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.08)

@@ -14,13 +14,13 @@ from datar_jax import plot
 @pytest.fixture
 def drawn(monkeypatch):
     """Keeps the last figure that was drawn, besides saving it."""
-    kept, save = [], plot._save
+    kept, save = [], plot.save
 
     def keep(figure, path):
         kept[:] = [figure]
         save(figure, path)
 
-    monkeypatch.setattr(plot, "_save", keep)
+    monkeypatch.setattr(plot, "save", keep)
     return lambda: kept[0]
 
 
