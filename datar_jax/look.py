@@ -69,7 +69,7 @@ def look_png(
     blocks = chosen(inside.blocks)
     rows = timeline_rows(events)
     row = 1.3 if len(blocks) <= 3 else 1.0
-    heights = [1.85 + (0.2 + 0.16 * len(rows) if rows else 0), 0.6 + row * len(blocks)]
+    heights = [1.95 + 0.2 * bool(title) + (0.2 + 0.16 * len(rows) if rows else 0), 0.6 + row * len(blocks)]
     figure = sheet(WIDTH, sum(heights) if blocks else heights[0])
     if title:
         figure.suptitle(shorten(title, 90), fontsize=SMALL + 2, color=INK, parse_math=False)
@@ -123,7 +123,9 @@ def _draw_sound(
     if rows:
         timeline = figure.add_subplot(grid[1, 0], sharex=spectrogram)
         spectrogram.tick_params(labelbottom=False)
+        ends = spectrogram.get_xlim()
         _draw_timeline(timeline, rows, more)
+        timeline.set_xlim(ends)
     (timeline if rows else spectrogram).set_xlabel("seconds", fontsize=SMALL + 1)
     _draw_scores(figure.add_subplot(grid[0, 1]), score_S, labels, heads)
 

@@ -159,11 +159,7 @@ def evaluate(
       ValueError: no clips, shapes that differ, or scores that are not finite.
     """
     score, target = _pair(score_NxS, target_NxS)
-    kept = np.clip(score, _TINY, 1 - _TINY)
-    if labels == "single":
-        loss = -np.sum(target * np.log(kept), axis=1).mean()
-    else:
-        loss = -np.where(target, np.log(kept), np.log1p(-kept)).mean()
+    loss = clip_losses(score, target, labels).mean()
     numbers = {
         f"{prefix}{name}": value
         for prefix, part in parts(heads).items()
@@ -174,6 +170,15 @@ def evaluate(
     elif len(heads) > 1:
         numbers |= _numbers(score, target, labels)
     return {**numbers, "loss": float(loss), "clips": len(score), "classes": score.shape[1]}
+
+
+def clip_losses(score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels) -> NDArray[np.float64]:
+    """Negative log likelihood of each clip, `(N,)`: summed over the heads, or averaged over any number of labels."""
+    score, target = _pair(score_NxS, target_NxS)
+    kept = np.clip(score, _TINY, 1 - _TINY)
+    if labels == "single":
+        return -np.sum(target * np.log(kept), axis=1)
+    return -np.where(target, np.log(kept), np.log1p(-kept)).mean(axis=1)
 
 
 def _numbers(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float]:

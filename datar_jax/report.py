@@ -294,7 +294,7 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
-    pictures = sorted(path.name for path in folder.glob("*.png"))
+    pictures = sorted(path.name for path in (*folder.glob("*.png"), *folder.glob("hardest.csv")))
     own = "metrics.jsonl, tensorboard/, checkpoints/, model.json"
     console.print(
         f"In {folder}: result.json, {', '.join(pictures)}, config.json, "

@@ -22,6 +22,7 @@ from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
 from datar_jax.description import RUN, Description, ModelError, write_description, write_json
+from datar_jax.hardest import hardest, hardest_csv, hardest_png
 from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
 from datar_jax.material import Material, normalisation, open_store, usable_split
@@ -55,6 +56,7 @@ MOVABLE = (
 class Scores:
     """Scores and targets of the test clips of one fold."""
 
+    clips: np.ndarray  # (N,), which of the data set
     score: np.ndarray  # (N, S)
     target: np.ndarray
     result: Row
@@ -259,7 +261,7 @@ def _run_split(
     finally:
         report.end()
         checkpoints.close()
-    done = Scores(score, target, result)
+    done = Scores(each.test, score, target, result)
     _draw(folder, dataset, rows, [done], config)
     _write(folder / "result.json", result)
     return done
@@ -307,12 +309,16 @@ def _provenance(
 
 
 def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:
-    """Curves, and what is taken for what, head by head: clips with any number of labels have no such matrix."""
+    """Curves, the hardest clips and, head by head, what is taken for what: of any number of labels that is unknown."""
     if jax.process_index():
         return
+    clips = np.concatenate([each.clips for each in done])
+    score = np.concatenate([each.score for each in done])
+    target = np.concatenate([each.target for each in done])
+    answers = hardest(dataset, clips, score, target, config.data.labels)
+    hardest_csv(folder / "hardest.csv", answers)
+    hardest_png(folder / "hardest.png", answers)
     if config.data.labels == "single":
-        score = np.concatenate([each.score for each in done])
-        target = np.concatenate([each.target for each in done])
         for prefix, part in metrics.parts(dataset.heads).items():
             matrix = metrics.confusion(score[:, part], target[:, part])
             confusion_png(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])

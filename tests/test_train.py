@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -117,6 +118,8 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
         "checkpoints",
         "confusion.png",
         "curves.png",
+        "hardest.png",
+        "hardest.csv",
         "result.json",
     }
     assert any("tfevents" in path.name for path in (tmp_path / "run" / "tensorboard").iterdir())
@@ -195,7 +198,7 @@ def test_several_labels_with_a_validation_split_keep_the_best(
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert scored[checkpoints.best_step()] == max(scored.values())
     checkpoints.close()
-    assert [path.name for path in (tmp_path / "run").glob("*.png")] == ["curves.png"]
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"curves.png", "hardest.png"}
 
 
 def with_heads(dataset: Dataset) -> Dataset:
@@ -217,6 +220,7 @@ def test_two_heads_are_trained_scored_and_drawn_each(
         "kind_confusion.png",
         "how_confusion.png",
         "curves.png",
+        "hardest.png",
     }
     description = read_description(tmp_path / "run" / "model.json")
     assert description.heads == {"kind": 3, "how": 2}
@@ -267,6 +271,14 @@ def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -
         assert result[name] == pytest.approx(np.mean([each[name] for each in result["folds"]]))
     assert all(result[name] == result["folds"][0][name] for name in ("classes", "parameters", "macs_per_clip"))
     assert (tmp_path / "run" / "confusion.png").exists()
+    with (tmp_path / "run" / "hardest.csv").open() as file:
+        clips = list(csv.DictReader(file))
+    assert len({clip["clip"] for clip in clips}) == 36, "of all folds"
+    right = [clip["truth"] == clip["taken_for"] for clip in clips]
+    assert np.mean(right) == pytest.approx(np.mean(tops))  # of folds of equal size
+    assert all(clip["truth"] in clip["clip"] for clip in clips), "each clip has its own truth"
+    losses = [float(clip["loss"]) for clip in clips]
+    assert losses == sorted(losses, reverse=True) and np.mean(losses) == pytest.approx(result["loss"], rel=1e-4)
     assert (tmp_path / "run" / "fold_2" / "checkpoints").is_dir()
 
 
