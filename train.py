@@ -11,7 +11,6 @@ import errno
 import os
 import signal
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +35,13 @@ def main(arguments: list[str]) -> int:
     with _terminable(), _hushed():
         # A typing mistake is answered above, before these take their seconds to load.
         from datar_jax.checkpoint import CheckpointError
+        from datar_jax.compiled import keep_compiled
         from datar_jax.loop import Stopped
         from datar_jax.run import run
         from datar_jax.scoring import TrainingError
         from datar_jax.store import DataError
 
-        _keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
+        keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:
             start(cluster)
             run(config, workdir, profile)
@@ -93,22 +93,6 @@ def _hushed() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = show
-
-
-def _keep_compiled(folder: Path) -> None:
-    """Lets the next call start without compiling anew; JAX_COMPILATION_CACHE_DIR names another place."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-        # jax would neither read nor replace a program whose writing was cut off.
-        for program in folder.glob("*-cache"):
-            content = program.read_bytes()
-            try:
-                if content[:1] in (b"", b"\x78"):  # of zlib; newer Pythons have another compression
-                    zlib.decompress(content)
-            except zlib.error:
-                program.unlink(missing_ok=True)
 
 
 def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:

@@ -8,9 +8,11 @@ called: open what CSV is written to with `errors="surrogateescape"` and `newline
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -24,7 +26,7 @@ from datar_jax.timeline import Event
 
 Heads = Sequence[tuple[str, int]]
 
-BEST = 3  # classes of each head whose scores are shown in a terminal
+BEST = 5  # classes of each head that are told, if nothing else is said
 
 
 class Writer(Protocol):
@@ -35,10 +37,10 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """One object a file: `path`, and `seconds`, `scores` by class and `events`, or `error`."""
+    """One object a file: `path`, and `seconds`, `scores` of the best classes of each head and `events`, or `error`."""
 
-    def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = ()) -> None:
-        self._file, self._names = file, names(labels, heads)
+    def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
+        self._file, self._names, self._heads, self._top = file, names(labels, heads), heads, top
 
     def write(self, answer: Heard | Failed) -> None:
         """As `Writer.write`."""
@@ -47,7 +49,8 @@ class JsonLines:
             row["error"] = answer.reason
         else:
             row["seconds"] = answer.seconds
-            row["scores"] = dict(zip(self._names, map(_score, answer.scores_S)))
+            best = _best(answer, self._heads, self._top)
+            row["scores"] = {self._names[s]: _score(answer.scores_S[s]) for s in best}
             row["events"] = [{**event._asdict(), "score": _score(event.score)} for event in answer.events]
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -68,24 +71,26 @@ class EventsCsv:
 
 
 class ScoresCsv:
-    """One row a file: path, seconds, and the score of each class. Of a file that failed there is none."""
+    """One row for each of a file's best classes: path, seconds, label, score. Of a file that failed there is none."""
 
-    def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = ()) -> None:
+    def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._file, self._rows = file, csv.writer(file, lineterminator="\n")
-        self._rows.writerow(["path", "seconds", *names(labels, heads)])
+        self._names, self._heads, self._top = names(labels, heads), heads, top
+        self._rows.writerow(["path", "seconds", "label", "score"])
 
     def write(self, answer: Heard | Failed) -> None:
         """As `Writer.write`."""
         if isinstance(answer, Heard):
-            self._rows.writerow([answer.path, answer.seconds, *map(_score, answer.scores_S)])
+            for s in _best(answer, self._heads, self._top):
+                self._rows.writerow([answer.path, answer.seconds, self._names[s], _score(answer.scores_S[s])])
             self._file.flush()
 
 
 class Terminal:
     """For each file its length, the best classes of each head, and a table of its events."""
 
-    def __init__(self, console: Console, labels: Sequence[str], heads: Heads = ()) -> None:
-        self._console, self._names, self._heads = console, names(labels, heads), heads
+    def __init__(self, console: Console, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
+        self._console, self._names, self._heads, self._top = console, names(labels, heads), heads, top
 
     def write(self, answer: Heard | Failed) -> None:
         """As `Writer.write`."""
@@ -93,15 +98,32 @@ class Terminal:
         if isinstance(answer, Failed):
             self._console.print(head.append(f"  {answer.reason}", style="not bold red"), soft_wrap=True)
             return
-        best = ", ".join(f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in self._best(answer))
+        best = ", ".join(
+            f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in _best(answer, self._heads, self._top)
+        )
         self._console.print(head.append(f"  {clock(answer.seconds)}  {best}", style="not bold"), soft_wrap=True)
         if answer.events:
             self._console.print(_table(answer.events))
 
-    def _best(self, answer: Heard) -> Iterator[int]:
-        for part in parts(self._heads).values():
-            of_head = range(len(self._names))[part]
-            yield from sorted(of_head, key=lambda s: -answer.scores_S[s])[:BEST]
+
+class LabelTracks:
+    """A label track of Audacity for each file, named after it, in one folder; of a file that failed there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, answer: Heard | Failed) -> None:
+        """As `Writer.write`."""
+        if isinstance(answer, Failed):
+            return
+        name = Path(answer.path).name
+        more = (f"{name}-{i}" for i in itertools.count(2))  # of files of one name in several folders
+        name = next(each for each in itertools.chain([name], more) if each not in self._taken)
+        self._taken.add(name)
+        with (self._folder / f"{name}.txt").open("w", encoding="utf-8", newline="") as file:
+            file.writelines(audacity(answer.events))
 
 
 def audacity(events: Iterable[Event]) -> Iterator[str]:
@@ -119,6 +141,12 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(thousandths, 60_000)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{rest / 1000:06.3f}"
+
+
+def _best(answer: Heard, heads: Heads, top: int) -> list[int]:
+    """The best classes of each head, best first."""
+    of_heads = (range(len(answer.scores_S))[part] for part in parts(heads).values())
+    return [s for of_head in of_heads for s in sorted(of_head, key=lambda s: -answer.scores_S[s])[:top]]
 
 
 def _table(events: Iterable[Event]) -> Table:

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from datar_jax.config import ConfigError, ModelConfig
+from datar_jax.description import ModelError
 from datar_jax.model import DATAR
-from datar_jax.pth import WeightsError, read_arrays
+from datar_jax.pth import read_arrays
 
 Names = tuple[tuple[str, str], ...]
 
@@ -103,12 +104,12 @@ def to_ours(arrays: Mapping[str, np.ndarray], path_of: Callable[[str], str | Non
     """Official parameters by their names as ours by their paths, in our layout; buffers are left out.
 
     Raises:
-      WeightsError: lists every name that is not known.
+      ModelError: lists every name that is not known.
     """
     kept = {name: value for name, value in arrays.items() if not BUFFERS.fullmatch(name)}
     paths = {name: path_of(name) for name in kept}
     if unknown := [name for name, path in paths.items() if path is None]:
-        raise WeightsError(f"{len(unknown)} names that the official models do not have: {', '.join(unknown)}")
+        raise ModelError(f"{len(unknown)} names that the official models do not have: {', '.join(unknown)}")
     return dict(_our_layout(name, str(paths[name]), value) for name, value in kept.items())
 
 
@@ -158,15 +159,15 @@ def read_official(path: Path | str) -> Official:
       path: a `.pth` or `.npz`, see `pth.read_arrays`.
 
     Raises:
-      WeightsError: not such a file; names that are unknown, missing or of another shape, all of them.
+      ModelError: not such a file; names that are unknown, missing or of another shape, all of them.
     """
     arrays = read_arrays(path)
     try:
         params = to_ours(arrays, model_paths(arrays))
         official = _infer(params, arrays.keys())
         _compare(official)
-    except (WeightsError, ConfigError) as error:
-        raise WeightsError(f"{path}: {error}") from None
+    except (ModelError, ConfigError) as error:
+        raise ModelError(f"{path}: {error}") from None
     return official
 
 
@@ -181,21 +182,21 @@ def fold_channels(kernel_KxLxIxC: np.ndarray) -> np.ndarray:
 def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
     def find(path: str) -> np.ndarray:
         if path not in params:
-            raise WeightsError(f"has no {path}; give the whole state_dict of an official DAT classifier")
+            raise ModelError(f"has no {path}; give the whole state_dict of an official DAT classifier")
         return params[path]
 
     stages: list[_Stage] = []
     for i in range(4):
         count = len({path.split("/")[0] for path in params if path.startswith(f"stage_{i}_")})
         if not count:
-            raise WeightsError(f"has no blocks in stage {i}; an official DAT has four stages")
+            raise ModelError(f"has no blocks in stage {i}; an official DAT has four stages")
         width = find(f"stage_{i}_0/norm_mlp/scale").size
         stages.append(_stage(i, width, count, find, params, names))
     ends = {end for path in params if (end := re.sub(r"^stage_\d+_\d+/", "", path)) != path}
     local, conv = "local/kernel" in ends, "mlp/conv/kernel" in ends
     positions = {x for stage in stages for x in stage.positions}
     if len(positions) > 1:
-        raise WeightsError(f"its deformable blocks have different position terms ({', '.join(sorted(positions))})")
+        raise ModelError(f"its deformable blocks have different position terms ({', '.join(sorted(positions))})")
     position = positions.pop() if positions else "table"
     stem: Any = "conv" if "stem/project_1/kernel" in params else "patch"
     newer = stem == "conv" or conv or local or position == "log_cpb" or any("N" in stage.spec for stage in stages)
@@ -259,14 +260,14 @@ def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarr
         found["heads"].add(table.shape[0])
         side = math.isqrt(table.shape[1])
         if side**2 != table.shape[1] or side % 2 == 0:
-            raise WeightsError(f"the table of {mixer} has {table.shape[1]} entries, which is no square window's number")
+            raise ModelError(f"the table of {mixer} has {table.shape[1]} entries, which is no square window's number")
         found["window"].add(((side + 1) // 2,) * 2)
         shifted = f"stages.{i}.attns.{j}.attn_mask" in names if masks else spec.endswith("L")
         spec += "N" if f"stages.{i}.attns.{j}.rpb" in names else "S" if shifted else "L"
     standard: dict[str, Any] = {"heads": width // 32, "window": (7, 7), "groups": 1, "kernel": (9, 7, 5, 3)[i]}
     for name, values in found.items():
         if len(values) > 1 and name in standard:
-            raise WeightsError(f"the blocks of stage {i} differ in {name}: {sorted(values)}")
+            raise ModelError(f"the blocks of stage {i} differ in {name}: {sorted(values)}")
     one = {name: next(iter(found[name]), value) for name, value in standard.items()}
     return _Stage(width, spec, **one, positions=found["position"], maps=found["map"])
 
@@ -279,7 +280,7 @@ def _size(stages: list[_Stage]) -> tuple[int, int] | None:
     sizes = {tuple(side << (i + 2) for side in size) for i, size in maps}
     if len(sizes) > 1:
         told = ", ".join(f"stage {i}: {f} x {t}" for i, (f, t) in sorted(maps))
-        raise WeightsError(f"its tables are made for maps that do not halve from stage to stage ({told})")
+        raise ModelError(f"its tables are made for maps that do not halve from stage to stage ({told})")
     rows, times = sizes.pop()
     return rows, times
 
@@ -298,4 +299,4 @@ def _compare(official: Official) -> None:
         if given.get(path) != wanted.get(path)
     ]
     if wrong:
-        raise WeightsError(f"{len(wrong)} parameters are not those of a {official.revision} model: {'; '.join(wrong)}")
+        raise ModelError(f"{len(wrong)} parameters are not those of a {official.revision} model: {'; '.join(wrong)}")

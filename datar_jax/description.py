@@ -15,6 +15,7 @@ import msgspec
 from datar_jax.config import AudioConfig, Config, ConfigError
 
 RUN, EXPORT = "model.json", "config.json"
+OFFICIAL = (".pth", ".pt", ".npz")  # endings of files of official DAT weights
 
 
 class ModelError(ValueError):

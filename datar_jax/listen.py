@@ -146,7 +146,8 @@ def through(
 ) -> Iterator[Window | Failed]:
     """The windows of files and folders through a function of batches, such as `model.score` or `model.embed`.
 
-    Every batch has the same number of rows, the last one filled up with copies, so that one compiled program serves.
+    Every batch has the same number of rows, the last one filled up with copies, so that one compiled program serves;
+    where there is but one, it has the next power of two.
 
     Args:
       function: of a batch as `Store.batch` makes it (or as `Recording.windows`, where the model reads waveforms).
@@ -223,15 +224,17 @@ def _batches(
     """Windows and the batch that holds them in order; an empty one where there are only files that failed."""
     items: list[Window | Failed] = []
     waiting: list[Row] = []
+    alone = True
     for item, row in rows:
         items.append(item)
         if row:
             waiting.append(row)
         if len(waiting) == batch_size or len(items) == batch_size + UNSAID or not waiting:
+            alone = alone and not waiting
             yield items, _stacked(waiting, batch_size)
             items, waiting = [], []
     if items:
-        yield items, _stacked(waiting, batch_size)
+        yield items, _stacked(waiting, min(batch_size, 1 << (len(waiting) - 1).bit_length()) if alone else batch_size)
 
 
 def _stacked(rows: list[Row], batch_size: int) -> Batch:

@@ -12,15 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from datar_jax.description import ModelError
 from datar_jax.pickles import STORAGES, Storage, Tensor, interpret, name_of
 
 LONGEST = 4 << 20  # bytes of a pickle: a checkpoint of a thousand tensors with their moments takes less than one of 4
 ROOMS = ("model", "state_dict")  # where a checkpoint keeps its weights, if it is not the dict itself
 DAMAGED = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError)  # what zipfile raises
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; its text is one line for the person who named it."""
 
 
 def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
@@ -35,18 +32,18 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
       Arrays by name, read-only, dtypes as stored. What a `.pth` holds beside tensors is left out.
 
     Raises:
-      WeightsError: what the file is instead, or where it is damaged.
+      ModelError: what the file is instead, or where it is damaged.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             first = file.read(4)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}; give a .pth or .npz file") from None
+        raise ModelError(f"{path}: {error.strerror}; give a .pth or .npz file") from None
     if first != b"PK\x03\x04":
         old = first[:2] == b"\x80\x02"
         what = "a .pth of PyTorch before 1.6" if old else "neither a .pth (zip) nor a .npz file"
-        raise WeightsError(
+        raise ModelError(
             f"{path}: {what}; load it where you trust it and write it anew, by torch.save(...) of PyTorch 1.6 or newer "
             "or by numpy.savez(path, **{name: tensor.numpy()})"
         )
@@ -54,18 +51,18 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             members = {entry.filename: entry for entry in archive.infolist()}
             if len(members) < len(archive.infolist()):
-                raise WeightsError(f"{path}: two entries of one name; this is no file that torch.save wrote")
+                raise ModelError(f"{path}: two entries of one name; this is no file that torch.save wrote")
             pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
             if len(pickles) > 1:
-                raise WeightsError(f"{path}: has {len(pickles)} files data.pkl; this is no file that torch.save wrote")
+                raise ModelError(f"{path}: has {len(pickles)} files data.pkl; this is no file that torch.save wrote")
             if pickles:
                 arrays = _Archive(path, archive, members, pickles[0].removesuffix("data.pkl")).arrays()
             else:
                 arrays = _read_npz(path, members)
     except DAMAGED as error:
-        raise WeightsError(f"{path}: damaged ({' '.join(str(error).split())}); fetch it again") from None
+        raise ModelError(f"{path}: damaged ({' '.join(str(error).split())}); fetch it again") from None
     if not arrays:
-        raise WeightsError(f"{path}: holds no arrays by name; give a state_dict")
+        raise ModelError(f"{path}: holds no arrays by name; give a state_dict")
     if all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
     return arrays
@@ -73,12 +70,12 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, np.ndarray]:
     if not all(name.endswith(".npy") for name in members):
-        raise WeightsError(f"{path}: a zip archive, but neither of torch.save nor of numpy.savez")
+        raise ModelError(f"{path}: a zip archive, but neither of torch.save nor of numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
             whole = {name: file[name] for name in file.files}
     except (ValueError, MemoryError) as error:  # ValueError: an array of objects, too, would have to be unpickled
-        raise WeightsError(f"{path}: one of its arrays cannot be read ({' '.join(str(error).split())})") from None
+        raise ModelError(f"{path}: one of its arrays cannot be read ({' '.join(str(error).split())})") from None
     for room in (f"{name}{mark}" for name in ROOMS for mark in "/."):
         inside = {name.removeprefix(room): value for name, value in whole.items() if name.startswith(room)}
         if inside:
@@ -95,31 +92,31 @@ class _Archive:
 
     def arrays(self) -> dict[str, np.ndarray]:
         if self.root + "byteorder" in self.members and self.read("byteorder") != b"little":
-            raise WeightsError(f"{self.path}: written by a machine of other byte order; write it anew on a common one")
+            raise ModelError(f"{self.path}: written by a machine of other byte order; write it anew on a common one")
         if self.members[self.root + "data.pkl"].file_size > LONGEST:
-            raise WeightsError(f"{self.path}: its data.pkl is longer than {LONGEST} bytes; save the state_dict alone")
+            raise ModelError(f"{self.path}: its data.pkl is longer than {LONGEST} bytes; save the state_dict alone")
         try:
             top = interpret(self.read("data.pkl"))
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{self.path}: its data.pkl is damaged ({' '.join(str(error).split())[:80]})") from None
+            raise ModelError(f"{self.path}: its data.pkl is damaged ({' '.join(str(error).split())[:80]})") from None
         for room in ROOMS:
             if isinstance(top, dict) and isinstance(top.get(room), dict):
                 top = top[room]
                 break
         if not isinstance(top, dict):
-            raise WeightsError(f"{self.path}: holds {name_of(top)}, no dict of tensors; save model.state_dict()")
+            raise ModelError(f"{self.path}: holds {name_of(top)}, no dict of tensors; save model.state_dict()")
         found = {key: x for key, x in top.items() if isinstance(key, str) and isinstance(x, Tensor)}
         arrays = {name: self.array(name, tensor) for name, tensor in found.items()}
         if sum(x.nbytes for x in arrays.values()) > self.path.stat().st_size:
-            raise WeightsError(f"{self.path}: its tensors together are longer than the file; save them without aliases")
+            raise ModelError(f"{self.path}: its tensors together are longer than the file; save them without aliases")
         return arrays
 
     def read(self, name: str) -> bytes:
         entry = self.members.get(self.root + name)
         if entry is None:
-            raise WeightsError(f"{self.path}: has no {self.root}{name}; the file is not whole")
+            raise ModelError(f"{self.path}: has no {self.root}{name}; the file is not whole")
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise WeightsError(f"{self.path}: {entry.filename} is compressed, which torch.save does not do")
+            raise ModelError(f"{self.path}: {entry.filename} is compressed, which torch.save does not do")
         return self.archive.read(entry)
 
     def array(self, name: str, tensor: Tensor) -> np.ndarray:
@@ -132,11 +129,11 @@ class _Archive:
             or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers)
             or not len(shape) == len(strides) <= 8
         ):
-            raise WeightsError(f"{self.path}: the tensor {name!r} is described in a way that torch.save does not write")
+            raise ModelError(f"{self.path}: the tensor {name!r} is described in a way that torch.save does not write")
         if storage not in self.storages:
             dtype, data = np.dtype(STORAGES[storage.kind]), self.read(f"data/{storage.key}")
             if len(data) != storage.numbers * dtype.itemsize:
-                raise WeightsError(
+                raise ModelError(
                     f"{self.path}: data/{storage.key} of the tensor {name!r} has {len(data)} bytes, and should have "
                     f"{storage.numbers * dtype.itemsize}"
                 )
@@ -144,7 +141,7 @@ class _Archive:
         flat = self.storages[storage]
         reach = offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) + 1 if 0 not in shape else 0
         if reach > flat.size or math.prod(shape) > flat.size:
-            raise WeightsError(
+            raise ModelError(
                 f"{self.path}: the tensor {name!r} {shape} with strides {strides} from {offset} on reaches beyond its "
                 f"{flat.size} numbers"
             )

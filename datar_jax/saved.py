@@ -9,10 +9,12 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import msgspec
 import numpy as np
 
 from datar_jax.checksums import Mismatch, verify
-from datar_jax.description import EXPORT, RUN, Description, ModelError, find_description, read_description
+from datar_jax.config import AudioConfig, Config
+from datar_jax.description import EXPORT, OFFICIAL, RUN, Description, ModelError, find_description, read_description
 from datar_jax.record import BadCheckpoint, best_first, read_record, reason
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
@@ -39,13 +41,15 @@ def read_saved(path: str | Path) -> Saved:
     """Reads a model.
 
     Args:
-      path: a run's work directory (of one fold), one of its checkpoints, or an export in any form. Of a run the weights
-        are those that it evaluates: of the best checkpoint by validation score, or of the newest; averaged ones where
-        it averages.
+      path: a run's work directory (of one fold), one of its checkpoints, an export in any form, or a file of official
+        DAT weights. Of a run the weights are those that it evaluates: of the best checkpoint by validation score, or of
+        the newest; averaged ones where it averages.
 
     Raises:
       ModelError: there is none, or it is damaged.
     """
+    if Path(path).suffix in OFFICIAL and Path(path).is_file():
+        return _from_official(Path(path))
     found = find_description(path)
     description, folder = read_description(found), found.parent
     if found.name == RUN:
@@ -53,6 +57,26 @@ def read_saved(path: str | Path) -> Saved:
         step, params = _from_checkpoint(folder / "checkpoints", step)
         return Saved(f"{folder} (step {step})", description, params)
     return _from_export(folder, description, Path(path))
+
+
+def _from_official(path: Path) -> Saved:
+    """Official DAT weights, the stem's three channels folded to one; it was trained on pictures, not on sound."""
+    from datar_jax.dat import fold_channels, read_official
+
+    official = read_official(path)
+    stem = "stem/project/kernel" if "stem/project/kernel" in official.params else "stem/project_0/kernel"
+    flat = {**official.params, stem: fold_channels(official.params[stem])}
+    height, width = official.size or (224, 224)
+    model = msgspec.structs.replace(official.config, classes=official.classes)
+    description = Description(
+        config=Config(audio=AudioConfig(mels=height), model=model),
+        labels=tuple(f"picture class {i}" for i in range(official.classes)),
+        frames=width,
+        mean_db=None,
+        std_db=None,
+        provenance={"program": f"official {official.revision}", "data": {"name": f"pictures ({path.name})"}},
+    )
+    return Saved(str(path), description, flax.traverse_util.unflatten_dict(flat, sep="/"))
 
 
 def _from_export(folder: Path, description: Description, path: Path) -> Saved:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, Settings
-from datar_jax.description import ModelError, find_description, read_description
+from datar_jax.description import OFFICIAL, ModelError, find_description, read_description
 
 
 def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
@@ -47,6 +47,10 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
 def _sizes(source: str, tree: dict[str, Any]) -> dict[str, Any]:
     """Front end and model of what a run starts from; the classes are the data's, not that model's."""
     try:
+        if Path(source).suffix in OFFICIAL and Path(source).is_file():
+            from datar_jax.dat import read_official
+
+            return {"model": msgspec.to_builtins(read_official(source).config)}
         config = read_description(find_description(source)).config
     except ModelError as error:
         raise ConfigError(f"init.from={source!r}: {error}") from None

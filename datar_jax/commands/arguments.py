@@ -31,6 +31,22 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: give 0 to below 1")
+
+
+def moment(text: str) -> float:
+    """A time in a recording."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < 1e6:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: give seconds, 0 or more")
+
+
 def seconds(text: str) -> float:
     """A length of time."""
     with contextlib.suppress(ValueError):

@@ -11,8 +11,8 @@ USAGE = (
     "python -m datar_jax evaluate MODEL --config=configs/NAME.py [--config.data.field=value ...] "
     "[--side=test|validation|train|all] [--out=evaluation]"
 )
-SUMMARY = """Scores a model on the data of a configuration. Front end and sizes are the model's, classes are known by
-their names. Leaves result.json, classes.csv, confusion.png, hardest.csv and hardest.png in --out."""
+SUMMARY = """Scores a model on the data of a configuration. Front end and sizes are the model's, classes are known
+by their names. Leaves result.json, classes.csv, confusion.png, hardest.csv and hardest.png in --out."""
 EXAMPLE = """python -m datar_jax evaluate runs/quickstart --config=configs/quickstart.py \\
       --config.data.root=runs/quickstart-data"""
 

@@ -1,0 +1,30 @@
+"""Compiled programs, kept on the disk from one start to the next."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+
+def keep_compiled(folder: Path | None = None) -> None:
+    """Lets the next start of this program skip compilation; JAX_COMPILATION_CACHE_DIR names another place.
+
+    Args:
+      folder: where; None means the user's cache.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datar_jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    # jax would neither read nor replace a program whose writing was cut off.
+    for program in folder.glob("*-cache"):
+        content = program.read_bytes()
+        try:
+            if content[:1] in (b"", b"\x78"):  # of zlib; newer Pythons have another compression
+                zlib.decompress(content)
+        except zlib.error:
+            program.unlink(missing_ok=True)

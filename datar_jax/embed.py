@@ -1,0 +1,164 @@
+"""Vectors of sounds: one for each clip, one for each column of the model's last map, in files.
+
+A clip's vector is what the model's head reads, averaged over views. A column's is the part of it that comes from
+2^(stages + 1) frames of sound, at the sound's own times.
+
+Shapes: C channels, T columns.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datar_jax.inference import Model
+from datar_jax.listen import Failed, Window, through
+
+Vectors = NDArray[np.float32]
+
+
+class Embedded(NamedTuple):
+    """The vectors of one sound."""
+
+    path: str
+    seconds: float
+    clip_C: Vectors
+    times_Tx2: NDArray[np.float64]  # onset and offset of each column, seconds
+    columns_TxC: Vectors
+
+
+def embed(model: Model, paths: Iterable[str | Path], batch_size: int = 32) -> Iterator[Embedded | Failed]:
+    """The vectors of files and of what is in folders, in order.
+
+    Raises:
+      ModelError: the model is an exported program, which gives probabilities only.
+    """
+    wide = 2 ** (len(model.description.config.model.dims) + 1)  # frames of a column
+    clips: list[Vectors] = []
+    parts: list[Vectors] = []
+    starts: list[int] = []
+    for item in through(model.embed, model, paths, batch_size=batch_size):
+        if isinstance(item, Failed):
+            clips, parts, starts = [], [], []
+            yield item
+            continue
+        clips.append(item.output["clip"])
+        for start, column_C in _new_columns(item, wide, starts[-1] + wide if starts else 0):
+            starts.append(start)
+            parts.append(column_C)
+        if item.number == item.windows - 1:
+            recording = item.recording
+            onset_T = np.array(starts) * model.audio.hop / model.audio.sample_rate
+            end = np.minimum(onset_T + wide * model.audio.hop / model.audio.sample_rate, recording.seconds)
+            times = np.stack([onset_T, end], axis=1)
+            yield Embedded(recording.path, recording.seconds, np.mean(clips, axis=0), times, np.stack(parts))
+            clips, parts, starts = [], [], []
+
+
+def _new_columns(window: Window, wide: int, end: int) -> Iterator[tuple[int, Vectors]]:
+    """First frame and vector of the columns of a window that hold sound and that no earlier window reached into."""
+    for j, column_C in enumerate(window.output["columns"]):
+        start = window.start + j * wide
+        if j * wide < window.frames and start >= end:
+            yield start, column_C
+
+
+class Writer(Protocol):
+    """Writes the vectors of one sound after another."""
+
+    def write(self, sound: Embedded) -> None:
+        """Adds a sound."""
+
+    def close(self) -> None:
+        """Completes the files."""
+
+
+class NumpyFiles:
+    """`clips.npy` (N, C) and `columns.npy` (M, C), float32, and what their rows are of: `clips.csv`, `columns.csv`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._clips, self._columns = _Rows(folder / "clips.npy"), _Rows(folder / "columns.npy")
+        self._texts = [_text(folder / name) for name in ("clips.csv", "columns.csv")]
+        self._of_clips, self._of_columns = (csv.writer(file, lineterminator="\n") for file in self._texts)
+        self._of_clips.writerow(["path", "seconds"])
+        self._of_columns.writerow(["path", "onset", "offset"])
+
+    def write(self, sound: Embedded) -> None:
+        """As `Writer.write`."""
+        self._clips.add(sound.clip_C[None])
+        self._columns.add(sound.columns_TxC)
+        self._of_clips.writerow([sound.path, sound.seconds])
+        self._of_columns.writerows([sound.path, *times] for times in sound.times_Tx2.tolist())
+
+    def close(self) -> None:
+        """As `Writer.close`."""
+        for file in (self._clips, self._columns, *self._texts):
+            file.close()
+
+
+class _Rows:
+    """A .npy file that grows row by row: its head is written anew at the end, in the room that numpy leaves for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._rows, self._width = 0, 0
+
+    def add(self, rows: Vectors) -> None:
+        """Adds rows, float32 (n, C)."""
+        if not self._width:
+            self._width = rows.shape[1]
+            self._head()
+        self._file.write(np.ascontiguousarray(rows, "<f4").data)
+        self._rows += len(rows)
+
+    def close(self) -> None:
+        """Says in the head how many rows there are."""
+        self._file.seek(0)
+        self._head()
+        self._file.close()
+
+    def _head(self) -> None:
+        shape = (self._rows, self._width)
+        head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, head)
+
+
+class ParquetFiles:
+    """`clips.parquet` (path, seconds, embedding) and `columns.parquet` (path, onset, offset, embedding)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+
+    def write(self, sound: Embedded) -> None:
+        """As `Writer.write`."""
+        self._add("clips", {"path": [sound.path], "seconds": [sound.seconds]}, sound.clip_C[None])
+        times = {"onset": sound.times_Tx2[:, 0], "offset": sound.times_Tx2[:, 1]}
+        self._add("columns", {"path": [sound.path] * len(sound.columns_TxC), **times}, sound.columns_TxC)
+
+    def close(self) -> None:
+        """As `Writer.close`."""
+        for file in self._open.values():
+            file.close()
+
+    def _add(self, name: str, fields: dict[str, Any], vectors: Vectors) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        flat = pyarrow.array(np.ascontiguousarray(vectors, np.float32).ravel())
+        embedding = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        table = pyarrow.table({**fields, "embedding": embedding})
+        if name not in self._open:
+            self._open[name] = pyarrow.parquet.ParquetWriter(self._folder / f"{name}.parquet", table.schema)
+        self._open[name].write_table(table)
+
+
+def _text(path: Path) -> Any:
+    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
