@@ -101,7 +101,7 @@ class Terminal:
         best = ", ".join(
             f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in _best(answer, self._heads, self._top)
         )
-        self._console.print(head.append(f"  {clock(answer.seconds)}  {best}", style="not bold"), soft_wrap=True)
+        self._console.print(head.append(f"  {clock(answer.seconds)}  {told}", style="not bold"), soft_wrap=True)
         if answer.events:
             self._console.print(_table(answer.events))
 

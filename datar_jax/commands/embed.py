@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError('--format=parquet: needs pyarrow; pip install "datar-jax[parquet]", or give npy')
 
     from datar_jax.compiled import keep_compiled
+    from datar_jax.datasets import printable
     from datar_jax.embed import NumpyFiles, ParquetFiles, embed
     from datar_jax.inference import load
     from datar_jax.listen import Failed
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
             for sound in embed(model, given.paths, given.batch):
                 if isinstance(sound, Failed):
                     failed += 1
-                    print(f"datar_jax: {sound.path}: {sound.reason}".encode(errors="replace").decode(), file=sys.stderr)
+                    print(f"datar_jax: {printable(sound.path)}: {sound.reason}", file=sys.stderr)
                 else:
                     done += 1
                     writer.write(sound)

@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
 
 def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, float]:
     """Draws the window of a sound; returns where it begins and ends, in seconds."""
+    import jax.numpy as jnp
     import numpy as np
 
     from datar_jax.augment import normalise
@@ -80,11 +81,11 @@ def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, f
         raise ConfigError(f"--at={at:g}: {file} ends at {recording.seconds:.2f} s")
     row = next(recording.windows([start], model.frames, "mel"))
     valid = int(row["frames"])
-    mel_FxT = normalise(row["mel"], *description.normalisation)
+    mel_FxT = np.asarray(normalise(row["mel"], *description.normalisation))
     shape, classes = description.config.model, len(model.labels)
     inside = inspect(shape, model.params, classes, audio.mels, model.frames, mel_FxT, valid)
     sizes = tuple(size for _, size in model.heads)
-    score_S = np.asarray(scores(inside.logits_S[None], description.config.data.labels, sizes)[0])
+    score_S = np.asarray(scores(jnp.asarray(inside.logits_S)[None], description.config.data.labels, sizes)[0])
     began, ended = start / second, min((start + valid) / second, recording.seconds)
     events = [
         event._replace(onset=max(event.onset, began) - began, offset=min(event.offset, ended) - began)

@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.annotations import LabelTracks
     from datar_jax.compiled import keep_compiled
+    from datar_jax.datasets import printable
     from datar_jax.inference import load
     from datar_jax.listen import Failed, listen
     from datar_jax.timeline import Rules
@@ -76,9 +77,7 @@ def main(arguments: list[str]) -> int:
             for answer in listen(model, given.paths, rules, given.overlap, given.batch):
                 if isinstance(answer, Failed):
                     failed += 1
-                    print(
-                        f"datar_jax: {answer.path}: {answer.reason}".encode(errors="replace").decode(), file=sys.stderr
-                    )
+                    print(f"datar_jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
                 for writer in writers:
                     writer.write(answer)
     except BrokenPipeError:  # as `head` leaves it
