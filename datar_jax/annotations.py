@@ -98,9 +98,8 @@ class Terminal:
         if isinstance(answer, Failed):
             self._console.print(head.append(f"  {answer.reason}", style="not bold red"), soft_wrap=True)
             return
-        best = ", ".join(
-            f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in _best(answer, self._heads, self._top)
-        )
+        best = _best(answer, self._heads, self._top)
+        told = ", ".join(f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in best)
         self._console.print(head.append(f"  {clock(answer.seconds)}  {told}", style="not bold"), soft_wrap=True)
         if answer.events:
             self._console.print(_table(answer.events))
