@@ -157,6 +157,12 @@ def test_rates_that_no_recording_has_are_refused(tmp_path, rate):
         decode(path, 16_000)
 
 
+def test_two_samples_of_which_resampling_leaves_none_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([0.5, -0.5]), 192_000)
+    with pytest.raises(AudioError, match="too short: no sample is left at 8000 Hz"):
+        decode(tmp_path / "a.wav", 8_000)
+
+
 def test_a_wav_that_promises_ten_hours_is_no_stream(tmp_path):
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(44_100), 44_100)

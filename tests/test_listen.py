@@ -176,8 +176,17 @@ def test_files_are_opened_when_their_turn_comes(tmp_path):
     assert [type(next(answers)) for _ in range(6)] == [Heard, Failed] * 3
     assert len(opened) < 30
     answers.close()
-    missing = listen(Energy(), (str(tmp_path / str(i)) for i in range(5_000)))
-    assert sum(isinstance(answer, Failed) for answer in missing) == 5_000
+
+
+def test_many_bad_files_do_not_pile_up(tmp_path):
+    root = folder_of(tmp_path / "sounds")
+    for first, most in (("gone.wav", 4), ("class_0/0.wav", 2_500)):  # a window that waits for its batch holds them up
+        opened = []
+        bad = (opened.append(i) or root / f"{i}.wav" for i in range(5_000))
+        answers = listen(Energy(), itertools.chain([root / first], bad), batch_size=4)
+        next(answers)
+        assert len(opened) <= most
+        assert sum(isinstance(answer, Failed) for answer in answers) >= 4_999
 
 
 def test_heads_stand_before_their_classes():

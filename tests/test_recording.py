@@ -75,6 +75,15 @@ def test_windows_of_one_column_reach_both_ends(tmp_path, blocks):
     np.testing.assert_array_equal(np.concatenate([row["mel"] for row in rows], axis=1), whole_FxT)
 
 
+def test_windows_may_lie_far_apart_and_reach_beyond_the_end(tmp_path, blocks):
+    path = written(tmp_path / "a.wav", 3.21)
+    measured = measure(path, AUDIO)
+    whole_FxT = np.pad(log_mel(decode(path, 16_000), AUDIO), ((0, 0), (0, WINDOW)), constant_values=AUDIO.floor_db)
+    starts = [0, 200, 296, 310]
+    for start, row in zip(starts, measured.windows(starts, WINDOW, "mel")):
+        np.testing.assert_array_equal(row["mel"], whole_FxT[:, start : start + WINDOW])
+
+
 def test_what_cannot_be_decoded_cannot_be_measured_for_the_same_reason(tmp_path):
     for name, reason in broken(tmp_path).items():
         with pytest.raises(AudioError, match=reason):

@@ -108,6 +108,11 @@ def test_an_event_begins_where_it_is_kept_and_has_the_score_of_its_peak():
     assert heard(spans, scores, Rules(threshold=0.95, keep=0.4), labels=("a",))[0] == []
 
 
+def test_a_score_of_just_the_threshold_is_enough():
+    (event,), _ = heard([(0, 10)], [[0.5]], Rules(threshold=0.5, keep=0.5), labels=("a",))
+    assert event == Event("a", 0.0, 0.1, 0.5)
+
+
 def test_a_gap_of_just_the_given_length_is_left_open_and_an_event_of_just_the_shortest_is_one():
     spans, scores = [(0, 30), (30, 60), (60, 90)], [[0.9], [0.1], [0.9]]
     assert len(heard(spans, scores, Rules(gap=0.3), labels=("a",))[0]) == 2
@@ -119,8 +124,9 @@ def test_a_gap_of_just_the_given_length_is_left_open_and_an_event_of_just_the_sh
 def test_no_time_is_rounded_twice_and_none_lies_beyond_the_end():
     day = 24 * 3_600 * SECOND
     spans, scores = [(day + i, day + i + 1) for i in range(0, 20, 10)], [[0.9], [0.9]]
-    events, _ = heard([(0, 1), *spans], [[0.9], *scores], Rules(gap=0), labels=("a",), seconds=86_400.105)
-    assert [(e.onset, e.offset) for e in events] == [(0.0, 0.01), (86_400.0, 86_400.01), (86_400.1, 86_400.105)]
+    events, _ = heard([(35, 36), *spans], [[0.9], *scores], Rules(gap=0), labels=("a",), seconds=86_400.105)
+    assert 35 * (AUDIO.hop / AUDIO.sample_rate) != 0.35
+    assert [(e.onset, e.offset) for e in events] == [(0.35, 0.36), (86_400.0, 86_400.01), (86_400.1, 86_400.105)]
 
 
 def test_events_leave_as_soon_as_nothing_can_change_them_and_little_is_held():
