@@ -22,6 +22,7 @@ from datar_jax.augment import normalise  # noqa: E402
 from datar_jax.cache import prepare  # noqa: E402
 from datar_jax.checkpoint import Checkpoints  # noqa: E402
 from datar_jax.datasets import read_dataset  # noqa: E402
+from datar_jax.inspection import inspect  # noqa: E402
 from datar_jax.plot import examples_png  # noqa: E402
 from datar_jax.settings import from_dict  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402
@@ -50,21 +51,16 @@ def main() -> None:
 
     first = {dataset.clips[i].labels[0]: int(i) for i in reversed(each.test)}
     clips = [first[label] for label in sorted(first)]
-    mels = [features.get(i, 0, frames).T.astype(np.float32) for i in clips]
-    mels = [np.pad(m, ((0, 0), (0, frames - m.shape[1])), constant_values=config.audio.floor_db) for m in mels]
-    batch = normalise(np.stack(mels), *state.statistics)
-    _, kept = task.model(train=False).apply({"params": state.ema or state.params}, batch, mutable=["intermediates"])
-    deformable = [(f"stage_{i}_{j}", i) for i, s in enumerate(config.model.spec) for j, c in enumerate(s) if c == "D"]
-    name, stage = deformable[-1]
-    position_BxGxFxTx2 = np.asarray(kept["intermediates"][name]["mixer"]["positions"][0])
-    scale = np.array(
-        [m / n for m, n in zip((config.audio.mels, frames), config.model.maps(config.audio.mels, frames)[stage])]
-    )
-    points = (position_BxGxFxTx2.reshape(len(clips), -1, 2) + 0.5) * scale - 0.5
+    batch = features.batch(np.array(clips), np.zeros(len(clips), int), frames)
+    params, sizes = state.ema or state.params, (config.model.classes, config.audio.mels, frames)
+    points = []
+    for mel_FxT, valid in zip(np.asarray(normalise(batch["mel"], *state.statistics)), batch["frames"]):
+        block = inspect(config.model, params, *sizes, mel_FxT, int(valid)).blocks[-1]
+        points.append(block.on_spectrogram(block.position_GxNx2[:, block.counted_N]).reshape(-1, 2))
     names = [dataset.labels[dataset.clips[i].labels[0]].replace("_", " ") for i in clips]
     hop = config.audio.hop / config.audio.sample_rate
-    examples_png(given.out, mels, names, config.audio.sample_rate, hop, list(points))
-    print(f"{given.out}: {name}, {points.shape[1]} points a clip, {jax.default_backend()}")
+    examples_png(given.out, list(batch["mel"]), names, config.audio.sample_rate, hop, points)
+    print(f"{given.out}: {block.name}, {len(points[0])} points a clip, {jax.default_backend()}")
 
 
 if __name__ == "__main__":
