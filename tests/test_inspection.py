@@ -108,6 +108,19 @@ def test_padding_changes_nothing(seen: Any) -> None:
         np.testing.assert_array_equal(getattr(again.blocks[0], name), getattr(inside.blocks[0], name))
 
 
+def test_more_padding_changes_nothing() -> None:
+    """Queries of the padding have no say; points that stay near the map, beyond which a bias ends with the map."""
+    params = parameters(LONE)
+    params["stage_0_0"]["mixer"]["offset"]["project"]["kernel"] *= 0.1
+    mel = np.random.default_rng(1).normal(size=(MELS, FRAMES + 8)).astype(np.float32)
+    longer, shorter = (
+        inspect(LONE, params, CLASSES, MELS, FRAMES, mel[:, :frames], VALID).blocks[0] for frames in (FRAMES + 8, 40)
+    )
+    assert shorter.counted_N.all() and longer.counted_N.sum() == shorter.counted_N.size
+    np.testing.assert_allclose(longer.weight_GxN[:, longer.counted_N], shorter.weight_GxN, rtol=1e-4)  # of other sums
+    np.testing.assert_allclose(longer.heat_GxFxT[..., :10], shorter.heat_GxFxT, atol=1e-6)
+
+
 def test_without_offsets_every_point_stays_and_all_attention_lands_on_the_map() -> None:
     """And a query and a position table of zeros spread it evenly."""
     params = parameters(LONE)
