@@ -20,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from datar_jax.bias import BiasNetwork
 from datar_jax.convolution import depthwise
 from datar_jax.fusion import unfused
-from datar_jax.layers import LayerNorm, dense, gelu, uniform_init
+from datar_jax.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
 from datar_jax.rowwise import attend_rowwise
 from datar_jax.sampling import Grid, Method, sample_features, sampling_positions
 
 MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
+HIDDEN = 32  # units of the bias network, as published
 SHIFT_MASK = -100.0  # between regions that a cyclic shift brought side by side
 
 table_init = nn.initializers.normal(0.01)
@@ -143,7 +145,8 @@ class DeformableAttention(nn.Module):
       size: (F, T) of the map that the position table is made for; the map at run time may be another.
       offset_range: see `sampling.sampling_positions`.
       grid: convention of reference points, offsets and bias.
-      position: `table` or `none`.
+      position: `table`; `log_cpb`, a small network on log-spaced displacements, shared by all groups; `dwc`, no bias
+        but a depthwise convolution of the queries, added to what was read; `none`.
       sampler: formulation of both samplers.
 
     Sows `positions` `(B, G, Fk, Tk, 2)` in pixels into `intermediates`.
@@ -184,15 +187,20 @@ class DeformableAttention(nn.Module):
         k_BxNxC = dense(c, self.dtype, "key")(sampled_BxNxC)
         v_BxNxC = dense(c, self.dtype, "value")(sampled_BxNxC)
 
-        table = mask_BxN = None
+        mask_BxN = None
+        table: Array | BiasNetwork | None = None
         if self.position == "table":
             shape = (self.heads, 2 * self.size[0] - 1, 2 * self.size[1] - 1)
             table = self.param("table", table_init, shape)
+        elif self.position == "log_cpb":
+            table = LogSpacedBias(self.heads // self.groups, name="position")()
         if valid_BxT is not None:
             counted = jnp.broadcast_to(counted_keys(valid_BxT, (rows, times), self.stride), (b, rows * times))
             mask_BxN = jnp.where(counted, 0.0, MASKED)
         k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (k_BxNxC, v_BxNxC))
         out = attend_rowwise(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
+        if self.position == "dwc":
+            out = out + DepthwiseConv(dtype=self.dtype, name="position")(mask_columns(q_BxFxTxC, valid_BxT))
         return dense(c, self.dtype, "out")(out)
 
 
@@ -206,6 +214,20 @@ def counted_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
     """
     first = np.arange(keys[1]) * stride
     return jnp.broadcast_to(valid_BxT[:, None, first], (len(valid_BxT), *keys)).reshape(len(valid_BxT), -1)
+
+
+class LogSpacedBias(nn.Module):
+    """Parameters of the network that gives the heads of a group their bias."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self) -> BiasNetwork:
+        return BiasNetwork(
+            self.param("kernel", linear_init, (2, HIDDEN)),
+            self.param("bias", uniform_init(2), (HIDDEN,)),
+            self.param("heads", linear_init, (HIDDEN, self.heads)),
+        )
 
 
 class OffsetNetwork(nn.Module):

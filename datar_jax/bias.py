@@ -1,4 +1,4 @@
-"""The relative position bias of deformable attention: a learned table, read bilinearly at (query - key).
+"""The relative position bias of deformable attention: a learned table, read bilinearly at (query - key), or a network.
 
 All formulations give one row of queries at a time, because the model never needs the bias of all pairs at once
 (`rowwise.attend_rowwise`); `position_bias` puts the rows together for tests and benchmarks.
@@ -13,7 +13,7 @@ the table is zero outside.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,42 @@ def bias_row(
     if method != "auto":
         return forms[method](table_HxRxS, position_Nx2, row)
     return jax.lax.platform_dependent(table_HxRxS, position_Nx2, row, tpu=forms["separable"], default=forms["window"])
+
+
+class BiasNetwork(NamedTuple):
+    """Two layers from a displacement to the bias of one group's heads, ReLU between them; P hidden units."""
+
+    kernel_2xP: Array
+    bias_P: Array
+    heads_PxH: Array
+
+
+def network_row(
+    network: BiasNetwork, position_Nx2: Array, row: Array, size: tuple[int, int], grid: Grid = "centre"
+) -> Array:
+    """Bias of one row of queries from the logarithm of each displacement (Liu et al., "Swin Transformer V2", 2022).
+
+    Args:
+      network: of one group.
+      position_Nx2: keys, `(freq, time)` in pixels.
+      row: which of the F rows, int32 scalar.
+      size: (F, T) of the queries' map.
+      grid: `centre` measures in pixels, the published grids in eighths of the map.
+
+    Returns:
+      `(H, N, T)`, dtype of the positions.
+    """
+    spaced = []
+    for axis, pixels in enumerate(size):
+        scale = 1.0 if grid == "centre" or pixels == 1 else 8 / (pixels - 1)
+        lattice = jnp.asarray(query_points(pixels, grid) * scale, position_Nx2.dtype)
+        at = lattice if axis else lattice[row, None]
+        apart = at - scale * position_Nx2[:, axis, None]
+        spaced.append(jnp.sign(apart) * jnp.log2(jnp.abs(apart) + 1) / 3)
+    kernel, bias, heads = (leaf.astype(position_Nx2.dtype) for leaf in network)
+    row_Nx1, time_NxT = spaced
+    hidden_NxTxP = jax.nn.relu(row_Nx1[..., None] * kernel[0] + time_NxT[..., None] * kernel[1] + bias)
+    return exact("ntp,ph->hnt", hidden_NxTxP, heads)
 
 
 def _pairs(

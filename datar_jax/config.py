@@ -149,7 +149,12 @@ class ModelConfig(Settings, frozen=True):
     """Every size of a DATAR. Tuples have one entry per stage; windows are (frequency, time) pairs."""
 
     dims: tuple[int, ...] = (32, 64, 128, 256)
-    spec: tuple[str, ...] = ("L", "S", "LD", "D")  # one letter per block: window, shifted window, deformable
+    spec: tuple[str, ...] = (
+        "L",
+        "S",
+        "LD",
+        "D",
+    )  # a letter per block: L window, S shifted, N neighbourhood, D deformable
     heads: tuple[int, ...] = (1, 2, 4, 8)
     windows: tuple[tuple[int, int], ...] = ((8, 8), (8, 8), (8, 8), (4, 8))
     groups: tuple[int, ...] = (1, 1, 2, 4)  # offset groups of the deformable blocks
@@ -157,7 +162,8 @@ class ModelConfig(Settings, frozen=True):
     kernels: tuple[int, ...] = (9, 7, 5, 3)  # of the offset network
     offset_range: float = 2.0  # bound: half of it in key cells; negative: unbounded, clamped to the map
     grid: Literal["centre", "dat2022", "dat2023"] = "centre"  # reference points: ours, or a published convention
-    position: Literal["table", "none"] = "table"  # relative position bias of the deformable blocks
+    # of the deformable blocks: a bias from a table or from a small network (log_cpb), or a convolution of the queries
+    position: Literal["table", "log_cpb", "dwc", "none"] = "table"
     stem: Literal["patch", "conv"] = "patch"
     mlp: Literal["plain", "conv"] = "plain"
     mlp_ratio: int = 4
@@ -182,10 +188,10 @@ class ModelConfig(Settings, frozen=True):
         for i in range(stages):
             letters, dim, heads, groups = self.spec[i], self.dims[i], self.heads[i], self.groups[i]
             _require(
-                bool(letters) and set(letters) <= set("LSD"),
+                bool(letters) and set(letters) <= set("LSND"),
                 f"model.spec[{i}]",
                 letters,
-                "spell each stage with the letters L (window), S (shifted window), D (deformable)",
+                "spell each stage with the letters L (window), S (shifted window), N (neighbourhood), D (deformable)",
             )
             _require(
                 dim >= 1 and heads >= 1 and dim % heads == 0,
@@ -194,6 +200,12 @@ class ModelConfig(Settings, frozen=True):
                 f"does not divide model.dims[{i}]={dim}; give a divisor of it",
             )
             _require(min(self.windows[i]) >= 1, f"model.windows[{i}]", self.windows[i], "give a pair of positive sizes")
+            _require(
+                "N" not in letters or all(side % 2 for side in self.windows[i]),
+                f"model.windows[{i}]",
+                self.windows[i],
+                f"give odd sizes: model.spec[{i}]={letters!r} has a neighbourhood, and that has a middle",
+            )
             if "D" in letters:
                 _require(
                     groups >= 1 and heads % groups == 0,
@@ -404,7 +416,7 @@ def check_windows(config: Config, frames: int, origin: str) -> None:
       ConfigError: names the stage, its window and its map.
     """
     for i, (window, size) in enumerate(zip(config.model.windows, config.model.maps(config.audio.mels, frames))):
-        if set(config.model.spec[i]) <= {"D"}:
+        if set(config.model.spec[i]) <= {"N", "D"}:
             continue
         for axis, wide, room in zip(("frequency rows", "time columns"), window, size):
             _require(

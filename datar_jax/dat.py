@@ -28,8 +28,8 @@ Names = tuple[tuple[str, str], ...]
 MIXER: Names = (
     (r"rpe_table", "table"),  # deformable attention
     (r"rpe_table\.(weight|bias)", r"position/\1"),  # the same name for a depthwise convolution
-    (r"rpe_table\.0\.(weight|bias)", r"position/hidden/\1"),  # and for a small network
-    (r"rpe_table\.2\.(weight)", r"position/project/\1"),
+    (r"rpe_table\.0\.(weight|bias)", r"position/\1"),  # and for a small network
+    (r"rpe_table\.2\.weight", "position/heads"),
     (r"conv_offset\.0\.(weight|bias)", r"offset/\1"),
     (r"conv_offset\.1\.norm\.(weight|bias)", r"offset/norm/\1"),
     (r"conv_offset\.3\.(weight)", r"offset/project/\1"),
@@ -246,7 +246,7 @@ def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarr
             side, _, narrow = find(f"{mixer}/offset/kernel").shape
             found["kernel"].add(side)
             found["groups"].add(width // narrow)
-            network = params.get(f"{mixer}/position/project/kernel")
+            network = params.get(f"{mixer}/position/heads")
             if table is not None:
                 found["heads"].add(table.shape[0])
                 found["map"].add(tuple((side + 1) // 2 for side in table.shape[1:]))

@@ -1,4 +1,4 @@
-"""What every block is made of: Dense, LayerNorm, GELU, and what weights start from."""
+"""What every block is made of: Dense, depthwise convolution, LayerNorm, GELU, and what weights start from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from datar_jax.convolution import depthwise
 from datar_jax.fusion import unfused
 
 EPSILON = 1e-5  # of every LayerNorm
@@ -48,6 +49,21 @@ def _product(
     rows = x_xC.reshape(-1, x_xC.shape[-1])
     product = jax.lax.dot_general(rows, kernel_CxD, axes, precision, preferred_element_type)
     return product.reshape(*x_xC.shape[:-1], -1)
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise 3x3 convolution with bias; `identity` starts it at zero."""
+
+    identity: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array) -> Array:
+        c = x_BxFxTxC.shape[-1]
+        start = nn.initializers.zeros if self.identity else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel = self.param("kernel", start, (3, 3, 1, c))[:, :, 0]
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -24,24 +24,9 @@ from datar_jax.attention import (
     mask_columns,
 )
 from datar_jax.config import ModelConfig
-from datar_jax.convolution import depthwise
 from datar_jax.fusion import unfused
-from datar_jax.layers import LayerNorm, dense, gelu, linear_init, uniform_init
-
-
-class DepthwiseConv(nn.Module):
-    """Depthwise 3x3 convolution with bias; `identity` starts it at zero."""
-
-    identity: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array) -> Array:
-        c = x_BxFxTxC.shape[-1]
-        start = nn.initializers.zeros if self.identity else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel = self.param("kernel", start, (3, 3, 1, c))[:, :, 0]
-        bias = self.param("bias", nn.initializers.zeros, (c,))
-        return depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+from datar_jax.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
+from datar_jax.neighbourhood import NeighbourhoodAttention
 
 
 class InputAdaptor(nn.Module):
@@ -208,6 +193,10 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name="mixer",
             )(h, valid_BxT)
+        elif self.letter == "N":
+            filled = config.grid != "centre"
+            around = NeighbourhoodAttention(config.heads[i], config.windows[i], filled, self.dtype, name="mixer")
+            h = around(h, valid_BxT)
         else:
             window = WindowAttention(config.heads[i], config.windows[i], self.letter == "S", self.dtype, name="mixer")
             h = window(h, valid_BxT)

@@ -10,7 +10,8 @@ import optax
 
 from datar_jax.config import OptimConfig
 
-DECAYED = ("kernel",)  # biases, norms, position tables and learned signals are not
+DECAYED = ("kernel",)  # biases, norms, position tables and learned signals are not,
+SPARED = ("position",)  # nor the kernels of what stands in for a table, as published
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -24,7 +25,11 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 def decay_mask(params: Any) -> Any:
     """True for every parameter that weight decay applies to."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        return path[-1].key in DECAYED and not any(part.key in SPARED for part in path)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def rates(config: OptimConfig, params: Any) -> Any:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.bias import bias_row, fit_table
+from datar_jax.bias import BiasNetwork, bias_row, fit_table, network_row
 from datar_jax.fusion import unfused
 from datar_jax.sampling import Grid, Method
 
@@ -28,7 +28,7 @@ def attend_rowwise(
     q_BxFxTxC: Array,
     k_BxNxHxD: Array,
     v_BxNxHxD: Array,
-    table_HxRxS: Array | None,
+    table_HxRxS: Array | BiasNetwork | None,
     position_BxGxNx2: Array,
     mask_BxN: Array | None = None,
     grid: Grid = "centre",
@@ -40,7 +40,7 @@ def attend_rowwise(
       q_BxFxTxC: queries, a map of C = H D channels; heads are group-major.
       k_BxNxHxD: keys.
       v_BxNxHxD: values.
-      table_HxRxS: of the relative position bias; None: no bias.
+      table_HxRxS: of the relative position bias; or a network, which all groups share; None: no bias.
       position_BxGxNx2: where each group's keys lie, `(freq, time)` in pixels.
       mask_BxN: added to all scores of a key; takes no gradient.
       grid: convention of the bias.
@@ -52,14 +52,19 @@ def attend_rowwise(
     (b, f, t, _), heads, groups = q_BxFxTxC.shape, k_BxNxHxD.shape[2], position_BxGxNx2.shape[1]
     if mask_BxN is None:
         mask_BxN = jnp.zeros(k_BxNxHxD.shape[:2], position_BxGxNx2.dtype)
-    if table_HxRxS is not None:
-        table_HxRxS = fit_table(table_HxRxS, (f, t), grid)
-        table_HxRxS = table_HxRxS.reshape(groups, heads // groups, *table_HxRxS.shape[1:])
+    scored = heads  # numbers for each pair
+    table: Any = table_HxRxS
+    if isinstance(table_HxRxS, BiasNetwork):
+        scored = max(heads, groups * table_HxRxS.bias_P.size)
+        table = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), table_HxRxS)
+    elif table_HxRxS is not None:
+        table = fit_table(table_HxRxS, (f, t), grid)
+        table = table.reshape(groups, heads // groups, *table.shape[1:])
     known = b if isinstance(b, int) else 1  # a program that is exported for batches of any size: planned for one clip
-    pairs = known * heads * k_BxNxHxD.shape[1] * t
+    pairs = known * scored * k_BxNxHxD.shape[1] * t
     blocks = min(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or pairs <= n * PAIRS))
     plan = Plan((f, t), heads // blocks, blocks, grid, method)
-    return _attend(plan, q_BxFxTxC, k_BxNxHxD, v_BxNxHxD, table_HxRxS, position_BxGxNx2, mask_BxN)
+    return _attend(plan, q_BxFxTxC, k_BxNxHxD, v_BxNxHxD, table, position_BxGxNx2, mask_BxN)
 
 
 class Plan(NamedTuple):
@@ -73,12 +78,12 @@ class Plan(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What some of the heads attend to."""
+    """What some of the heads attend to; `table`, an array or a network, has an axis of groups first in every leaf."""
 
     first_head: Array
     k_BxHxNxD: Array
     v_BxHxNxD: Array
-    table_GxHxRxS: Array | None
+    table: Any
     position_BxGxNx2: Array
     mask_BxN: Array
 
@@ -135,8 +140,8 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
 
         zero = jnp.zeros(block.k_BxHxNxD.shape, wide)
         zero_bias = None
-        if block.table_GxHxRxS is not None:  # a table for each example: their sum is for after the loops
-            tables = jnp.zeros((len(q), *block.table_GxHxRxS.shape), position.dtype)
+        if block.table is not None:  # a table for each example: their sum is for after the loops
+            tables = jax.tree.map(lambda leaf: jnp.zeros((len(q), *leaf.shape), position.dtype), block.table)
             zero_bias = tables, jnp.zeros_like(block.position_BxGxNx2)
         start = (above, (zero, zero, zero_bias))
         (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(plan.size[0]), scales))
@@ -147,8 +152,8 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
     d_k, d_v = (x.transpose(1, 3, 0, 2, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     if d_bias is None:
         return d_q, d_k, d_v, None, jnp.zeros_like(position), jnp.zeros_like(mask)
-    d_table_JxBxGxHxRxS, d_position_JxBxGxNx2 = d_bias
-    d_table = d_table_JxBxGxHxRxS.sum(1).reshape(table.shape).astype(table.dtype)
+    d_tables_JxBxGx, d_position_JxBxGxNx2 = d_bias
+    d_table = jax.tree.map(lambda d, leaf: d.sum(1).reshape(leaf.shape).astype(leaf.dtype), d_tables_JxBxGx, table)
     d_position = d_position_JxBxGxNx2.swapaxes(0, 1).reshape(position.shape)
     return d_q, d_k, d_v, d_table, d_position, jnp.zeros_like(mask)
 
@@ -156,16 +161,14 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
 _attend.defvjp(_forward, _backward)
 
 
-def _block(
-    plan: Plan, index: Array, k: Array, v: Array, table: Array | None, position: Array, mask_BxN: Array
-) -> Block:
+def _block(plan: Plan, index: Array, k: Array, v: Array, table: Any, position: Array, mask_BxN: Array) -> Block:
     def part(x: Array, axis: int) -> Array:
         wide = x.shape[axis] // plan.blocks
         return jax.lax.dynamic_slice_in_dim(x, index * wide, wide, axis)
 
     k_BxHxNxD, v_BxHxNxD = (part(x, 2).swapaxes(1, 2) for x in (k, v))
-    table_GxHxRxS = None if table is None else part(table, 0)
-    return Block(index * plan.heads, k_BxHxNxD, v_BxHxNxD, table_GxHxRxS, part(position, 1), mask_BxN)
+    tables = jax.tree.map(lambda leaf: part(leaf, 0), table)
+    return Block(index * plan.heads, k_BxHxNxD, v_BxHxNxD, tables, part(position, 1), mask_BxN)
 
 
 def _row(plan: Plan, block: Block, x_BxFxTxC: Array, row: Array) -> Array:
@@ -194,26 +197,28 @@ def _scores(block: Block, q_BxTxHxD: Array) -> Array:
 def _bias(plan: Plan, block: Block, row: Array) -> Array:
     """Of one row of queries, with the mask, `(B, H, N, T)` or what broadcasts to it."""
     mask_BxHxNxT = block.mask_BxN[:, None, :, None]
-    if block.table_GxHxRxS is None:
+    if block.table is None:
         return mask_BxHxNxT
     group = partial(_group_bias, plan, row)
-    bias_BxGxHxNxT = jax.vmap(jax.vmap(group), (None, 0))(block.table_GxHxRxS, block.position_BxGxNx2)
+    bias_BxGxHxNxT = jax.vmap(jax.vmap(group), (None, 0))(block.table, block.position_BxGxNx2)
     return bias_BxGxHxNxT.reshape(mask_BxHxNxT.shape[0], plan.heads, *bias_BxGxHxNxT.shape[3:]) + mask_BxHxNxT
 
 
-def _group_bias(plan: Plan, row: Array, table_HxRxS: Array, position_Nx2: Array) -> Array:
-    return bias_row(table_HxRxS, position_Nx2, row, plan.size, plan.grid, plan.method)
+def _group_bias(plan: Plan, row: Array, table: Any, position_Nx2: Array) -> Array:
+    if isinstance(table, BiasNetwork):
+        return network_row(table, position_Nx2, row, plan.size, plan.grid)
+    return bias_row(table, position_Nx2, row, plan.size, plan.grid, plan.method)
 
 
-def _bias_gradient(plan: Plan, block: Block, row: Array, d_score_BxHxNxT: Array) -> tuple[Array, Array] | None:
-    """Of each example's table and positions, `(B, G, H, R, S)` and `(B, G, N, 2)`."""
-    if block.table_GxHxRxS is None:
+def _bias_gradient(plan: Plan, block: Block, row: Array, d_score_BxHxNxT: Array) -> tuple[Any, Array] | None:
+    """Of each example's table and positions, `(B, G, H, R, S)` (or a network's) and `(B, G, N, 2)`."""
+    if block.table is None:
         return None
 
-    def group(table: Array, position: Array, above: Array) -> Any:
+    def group(table: Any, position: Array, above: Array) -> Any:
         return jax.vjp(partial(_group_bias, plan, row), table, position)[1](above)
 
     b, groups = block.position_BxGxNx2.shape[:2]
     above = d_score_BxHxNxT.reshape(b, groups, -1, *d_score_BxHxNxT.shape[2:])
     each = jax.vmap(jax.vmap(group, (None, 0, 0)), (0, 1, 1), 1)  # in this order no map of gradients is transposed
-    return each(block.table_GxHxRxS, block.position_BxGxNx2, above)
+    return each(block.table, block.position_BxGxNx2, above)
