@@ -95,8 +95,9 @@ class _Archive:
             raise ModelError(f"{self.path}: written by a machine of other byte order; write it anew on a common one")
         if self.members[self.root + "data.pkl"].file_size > LONGEST:
             raise ModelError(f"{self.path}: its data.pkl is longer than {LONGEST} bytes; save the state_dict alone")
+        program = self.read("data.pkl")
         try:
-            top = interpret(self.read("data.pkl"))
+            top = interpret(program)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{self.path}: its data.pkl is damaged ({' '.join(str(error).split())[:80]})") from None
         for room in ROOMS:
