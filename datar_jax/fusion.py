@@ -20,6 +20,7 @@ def unfused(function: Callable[..., Any], *args: Any) -> Any:
     The derivative (reverse mode only) keeps nothing but `args` and is unfused itself: what a branch would hand on is a
     copy.
     """
+    function = jax.jit(function, inline=True)  # traced once for all its branches
 
     @jax.custom_vjp
     def run(*args: Any) -> Any:

@@ -214,22 +214,25 @@ def fourier(audio: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
-    """`x @ matrix` to more than the digits of float32, where the large terms of a sum cancel.
+    """`x @ matrix` to more than the digits of float32, where the large terms of a sum cancel; entries are -1 to 1.
 
     What x and the matrix have in their first seven bits is multiplied and added without rounding, in bfloat16 too; the
-    rest is so much smaller that its rounding is.
+    rest is so much smaller that its rounding is. A program's file holds a byte of the first and a float32 of the rest.
     """
     import jax
     import jax.numpy as jnp
 
     exact = jax.lax.Precision.HIGHEST
     top = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
-    step = jnp.ldexp(jnp.ones_like(top), jnp.frexp(top)[1] - 7)
+    powers = np.float32(2) ** np.arange(-100, 128, dtype=np.float32)  # looked up: not every runtime takes floats apart
+    step = jnp.max(jnp.where(powers <= top, powers, powers[0]), axis=-1, keepdims=True) / 2**6
     coarse = jnp.round(x / step) * step
-    coarse_matrix = np.round(matrix * 2**7) / 2**7
-    rest = jnp.matmul(coarse, (matrix - coarse_matrix).astype(np.float32), precision=exact)
-    rest += jnp.matmul(x - coarse, matrix.astype(np.float32), precision=exact)
-    return jnp.matmul(coarse, coarse_matrix.astype(np.float32)) + rest
+    tops = np.clip(np.round(matrix * 2**7), -127, 127)
+    fine_matrix = (matrix - tops / 2**7).astype(np.float32)
+    coarse_matrix = jnp.asarray(tops.astype(np.int8)).astype(jnp.float32) / 2**7
+    rest = jnp.matmul(coarse, fine_matrix, precision=exact)
+    rest += jnp.matmul(x - coarse, coarse_matrix + fine_matrix, precision=exact)
+    return jnp.matmul(coarse, coarse_matrix) + rest
 
 
 def _window(audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:

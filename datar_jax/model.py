@@ -142,7 +142,7 @@ def columns(frames_B: Array | None, width: int, halvings: int) -> Array | None:
     """Which of `width` columns hold sound after so many halvings of `frames_B` frames, `(B, T)` bool."""
     if frames_B is None:
         return None
-    return jnp.arange(width) < (frames_B[:, None] + 2**halvings - 1) // 2**halvings
+    return 2**halvings * jnp.arange(width) < frames_B[:, None]
 
 
 class DropPath(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from jax import Array
 
@@ -51,7 +52,8 @@ def waveform_program(
       ValueError for another N.
     """
     audio, samples = config.audio, frames * config.audio.hop
-    model = DATAR(config.model, classes, audio.mels, frames, False, jnp.dtype(config.model.dtype).type)
+    settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
+    model = DATAR(settings, classes, audio.mels, frames, False, jnp.dtype(settings.dtype).type)
 
     def program(params: Any, waveform_BxN: Array, length_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:

@@ -15,6 +15,7 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.logmel import excerpt, excerpt_jax, log_mel
+from datar_jax.onnx_program import _pad, for_onnx, to_onnx
 from datar_jax.program import columns_jax, waveform_program
 from datar_jax.stablehlo import from_stablehlo, to_stablehlo
 from datar_jax.step import Task, eval_step
@@ -197,3 +198,36 @@ def test_weights_lie_in_the_file_in_the_form_that_they_were_given_in():
 def test_what_is_no_program_is_said(file):
     with pytest.raises(ValueError, match=r"not a program of jax\.export"):
         from_stablehlo(file)
+
+
+# The other file.
+
+
+def test_onnxruntime_computes_the_same_from_an_onnx_file():
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    stored, lengths = compress(parameters(), "int8"), np.array([1, 40, 127, 700, 1333, SAMPLES - 1, SAMPLES], np.int32)
+    expected = jax.jit(waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD))(
+        restore(stored), clips(lengths.tolist()), lengths
+    )
+    file = to_onnx(waveform_program(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD), stored, SAMPLES)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert [(each.name, each.shape[1:]) for each in session.get_inputs()] == [("waveform", [SAMPLES]), ("length", [])]
+    for first, last in ((0, 1), (1, 4), (0, 7)):
+        given = {"waveform": clips(lengths.tolist())[first:last], "length": lengths[first:last]}
+        (got,) = session.run(["probabilities"], given)
+        np.testing.assert_allclose(got, expected[first:last], rtol=0, atol=1e-5)
+
+
+def test_padding_as_concatenation_is_padding():
+    x, value = jnp.arange(24.0).reshape(2, 3, 4), jnp.float32(7)
+    for padding in ([(0, 0, 0), (1, 0, 0), (2, 3, 0)], [(0, 1, 0), (-1, 2, 0), (-1, -2, 0)], [(0, 0, 0)] * 3):
+        np.testing.assert_array_equal(_pad(x, value, padding), jax.lax.pad(x, value, padding))
+    with pytest.raises(NotImplementedError, match="between the entries"):
+        _pad(x, value, [(0, 0, 1)] * 3)
+
+
+def test_without_the_converter_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ImportError, match=r"pip install 'datar-jax\[onnx\]'"):
+        to_onnx(lambda *_: None, {}, SAMPLES)

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from datar_jax import pth
-from datar_jax.pickles import Inert, Tensor, interpret
 from datar_jax.description import ModelError
+from datar_jax.pickles import Inert, Tensor, interpret
 from datar_jax.pth import read_arrays
 
 NUMBERS = np.arange(24, dtype=np.float32)

@@ -1,0 +1,117 @@
+"""A program with its weights as an ONNX file, which onnxruntime runs without jax, for batches of any size.
+
+jax2onnx translates one primitive at a time. What it has no word for is not needed to compute the same numbers: which
+platform a formulation is for, how a derivative is taken, that a call is a call. `_run` leaves that out, and writes
+padding as concatenation, because the translation of `pad` takes no batch of unknown size.
+
+Shapes: B batch, N samples, S classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+from jax import Array
+from jax.extend import core
+
+from datar_jax.config import Config
+from datar_jax.program import Program
+from datar_jax.weights import restore
+
+
+def for_onnx(config: Config) -> Config:
+    """The settings of the same model in formulations that ONNX has: samples by gathers, products in float32."""
+    model = msgspec.structs.replace(config.model, sampler="gather", dtype="float32")
+    return msgspec.structs.replace(config, model=model)
+
+
+def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
+    """A program and its weights, for batches of any size.
+
+    Args:
+      program: from `program.waveform_program` with settings `for_onnx`.
+      stored: parameters, or what `weights.compress` made of them.
+      samples: N, length of the window.
+
+    Returns:
+      The file: of `waveform` float32 (B, N) and `length` int32 (B,) it makes `probabilities` float32 (B, S).
+
+    Raises:
+      ImportError: jax2onnx is not installed.
+    """
+    try:
+        import jax2onnx
+    except ImportError:
+        raise ImportError("writing ONNX needs jax2onnx: pip install 'datar-jax[onnx]'") from None
+
+    def baked(waveform_BxN: Array, length_B: Array) -> Array:
+        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B)
+
+    (b,) = jax.export.symbolic_shape("B")
+    shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.int32)
+    closed = jax.make_jaxpr(baked)(*shapes)  # before jax2onnx puts its own functions in the place of some of jax's
+
+    def plain(waveform_BxN: Array, length_B: Array) -> Array:
+        return _run(closed, [waveform_BxN, length_B])[0]
+
+    names = {"input_names": ["waveform", "length"], "output_names": ["probabilities"], "model_name": "datar"}
+    return jax2onnx.to_onnx(plain, shapes, **names).SerializeToString()
+
+
+def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Evaluates a traced function with plain primitives."""
+    jaxpr = closed.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        out = equation.outvars
+        # What has no pixels is only ever concatenated, and would be a size of 0 in a file, which means "as it was".
+        nothing = all(0 in getattr(variable.aval, "shape", ()) for variable in out)
+        values.update(zip(out, [None] * len(out) if nothing else _apply(equation, list(map(read, equation.invars)))))
+    return list(map(read, jaxpr.outvars))
+
+
+def _apply(equation: core.JaxprEqn, given: list[Any]) -> Sequence[Any]:
+    name, params = equation.primitive.name, equation.params
+    if name == "platform_index":
+        return [None]
+    if name == "cond" and given[0] is None:  # a choice by platform
+        return _run(params["branches"][params["branches_platforms"].index(None)], given[1:])
+    if name == "jit":
+        return _run(params["jaxpr"], given)
+    if name in ("custom_vjp_call", "custom_jvp_call"):
+        return _run(params["call_jaxpr"], given)
+    if name == "scan":
+        body = params["jaxpr"]
+        plain = jax.make_jaxpr(lambda *args: _run(body, args))(*(variable.aval for variable in body.jaxpr.invars))
+        out: Sequence[Any] = equation.primitive.bind(*given, **{**params, "jaxpr": plain})
+        return out
+    if name == "concatenate":
+        return [jax.lax.concatenate([part for part in given if part is not None], params["dimension"])]
+    if name == "pad":
+        return [_pad(given[0], given[1], params["padding_config"])]
+    one = equation.primitive.bind(*given, **params)
+    return one if equation.primitive.multiple_results else [one]
+
+
+def _pad(x: Array, value: Array, padding: Sequence[tuple[int, int, int]]) -> Array:
+    """`jax.lax.pad` without interior padding; a negative one cuts."""
+    for axis, (low, high, interior) in enumerate(padding):
+        if interior:
+            raise NotImplementedError("padding between the entries of an axis")
+        if low < 0 or high < 0:
+            x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
+        before, after = (
+            [jax.lax.broadcast(value, (*x.shape[:axis], rim, *x.shape[axis + 1 :]))] if rim > 0 else []
+            for rim in (low, high)
+        )
+        if before or after:
+            x = jax.lax.concatenate([*before, x, *after], axis)
+    return x
