@@ -6,7 +6,7 @@
 Events of 1 to 6 s are made as `datar_jax.synthesis` makes them, some seconds apart, over faint noise, the last one up
 to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound by
 its level, whose errors are those of the windows alone. Every length is heard in a process of its own. Prints a table in
-Markdown: the drift is the slope of the onsets' errors over the recording. Linux.
+Markdown: the drift is the slope of the onsets' errors over the recording, with its standard error. Linux.
 """
 
 from __future__ import annotations
@@ -120,11 +120,13 @@ def cells(minutes: int, truth: list[Truth], answer: Heard, megabytes: float, sec
     events = tuple(event for event in answer.events if event.label in kinds)
     found = errors(truth, events)
     when, error = found.T
-    slope = np.polyfit(when, error, 1)[0] * 3600 * 1000
+    (slope, _), covariance = np.polyfit(when / 3600, 1000 * error, 1, cov=True)
     numbers = [1000 * np.abs(error).mean(), 1000 * np.median(error), 1000 * np.abs(error).max()]
     return [
         *(minutes, len(truth), len(found), len(events) - len(found)),
-        *(f"{number:.0f}" for number in (*numbers, slope, megabytes)),
+        *(f"{number:.0f}" for number in numbers),
+        f"{slope:.0f} ± {np.sqrt(covariance[0, 0]):.0f}",
+        f"{megabytes:.0f}",
         f"{60 * minutes / seconds:.0f}",
     ]
 
