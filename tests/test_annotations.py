@@ -61,13 +61,17 @@ def test_events_come_back_from_csv_to_the_last_digit():
     assert {path for path, *_ in rows} == {"a/b.wav"}
 
 
-def test_scores_come_back_from_csv_under_their_classes():
-    rows = list(csv.DictReader(written(ScoresCsv, LABELS)))
-    assert [row["path"] for row in rows] == ["a/b.wav", BYTES]
-    assert [float(rows[0][label]) for label in LABELS] == [0.123457, 0.5, 1.0]
-    assert float(rows[1]["seconds"]) == 1 / 3
-    heads = list(csv.DictReader(written(ScoresCsv, LABELS, (("verb", 1), ("noun", 2)))))
-    assert list(heads[0])[2:] == [f"verb: {LABELS[0]}", f"noun: {LABELS[1]}", f"noun: {LABELS[2]}"]
+def test_the_best_scores_come_back_from_csv():
+    rows = list(csv.DictReader(written(ScoresCsv, LABELS, (), 2)))
+    assert [(row["path"], row["label"], float(row["score"])) for row in rows] == [
+        ("a/b.wav", LABELS[2], 1.0),
+        ("a/b.wav", LABELS[1], 0.5),
+        (BYTES, LABELS[2], 0.75),
+        (BYTES, LABELS[1], 0.25),
+    ]
+    assert [float(row["seconds"]) for row in rows] == [86_400.0, 86_400.0, 1 / 3, 1 / 3]
+    heads = csv.DictReader(written(ScoresCsv, LABELS, (("verb", 1), ("noun", 2)), 1))
+    assert [row["label"] for row in heads] == [f"verb: {LABELS[0]}", f"noun: {LABELS[2]}"] * 2
 
 
 def test_csv_of_odd_names_can_be_written_to_a_file(tmp_path):
