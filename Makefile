@@ -47,9 +47,11 @@ $(RUNTIME): requirements.txt | $(RUN)
 	@cmp -s requirements.txt $@ || $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	@cp requirements.txt $@
 
-$(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
-	@cmp -s requirements-dev.txt $@ || $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
-	@cp requirements-dev.txt $@
+$(DEVELOPMENT): requirements-dev.txt requirements-onnx.txt $(RUNTIME)
+	@cat requirements-dev.txt requirements-onnx.txt | cmp -s - $@ || { \
+	  $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt && \
+	  $(RUN) -m pip install --disable-pip-version-check --quiet --no-deps -r requirements-onnx.txt; }
+	@cat requirements-dev.txt requirements-onnx.txt > $@
 
 $(RUN):
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -213,7 +213,8 @@ def counted_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
       stride: of the reference grid, in pixels.
     """
     first = np.arange(keys[1]) * stride
-    return jnp.broadcast_to(valid_BxT[:, None, first], (len(valid_BxT), *keys)).reshape(len(valid_BxT), -1)
+    b = valid_BxT.shape[0]
+    return jnp.broadcast_to(valid_BxT[:, None, first], (b, *keys)).reshape(b, -1)
 
 
 class LogSpacedBias(nn.Module):

@@ -12,7 +12,7 @@ import msgspec
 from datar_jax.card import model_card
 from datar_jax.description import EXPORT, Description, ModelError, write_description
 from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved
-from datar_jax.weights import Form, compress, restore, save_safetensors
+from datar_jax.weights import Form, compress, save_safetensors
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
 
@@ -103,12 +103,16 @@ def _write_stablehlo(target: Path, saved: Saved, weights: Form) -> None:
 
 
 def _write_onnx(target: Path, saved: Saved, weights: Form) -> None:
-    from datar_jax.onnx import to_onnx
+    from datar_jax.onnx_program import for_onnx, to_onnx
 
     if weights != "float32":
         raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
-    program, samples = _program(saved.description)
-    to_onnx(program, restore(compress(saved.params, weights)), samples, target)
+    model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
+    program, samples = _program(model)
+    try:
+        target.write_bytes(to_onnx(program, saved.params, samples))
+    except ImportError as error:
+        raise ModelError(f"--format=onnx: {error}") from None
 
 
 def _program(model: Description) -> tuple[Any, int]:

@@ -174,12 +174,12 @@ def _open_program(path: Path) -> Any:
     """A function of waveforms and lengths from an exported file."""
     try:
         if path.name == ONNX:
-            from datar_jax.onnx import from_onnx
+            from datar_jax.onnx_program import from_onnx
 
-            return from_onnx(path)
+            return from_onnx(path.read_bytes())
         from datar_jax.stablehlo import from_stablehlo
 
         program = from_stablehlo(path.read_bytes())
         return lambda waveform, length: np.asarray(program(waveform, length))
-    except (ValueError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None

@@ -9,12 +9,13 @@ Shapes: B batch, N samples, S classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import msgspec
+import numpy as np
 from jax import Array
 from jax.extend import core
 
@@ -44,9 +45,11 @@ def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
       ImportError: jax2onnx is not installed.
     """
     try:
-        import jax2onnx
+        import jax2onnx  # its own list of requirements asks for an older orbax-checkpoint, which it does not use here
     except ImportError:
-        raise ImportError("writing ONNX needs jax2onnx: pip install 'datar-jax[onnx]'") from None
+        raise ImportError(
+            "writing ONNX needs jax2onnx: pip install 'datar-jax[onnx]', then pip install --no-deps jax2onnx==0.17.1"
+        ) from None
 
     def baked(waveform_BxN: Array, length_B: Array) -> Array:
         return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B)
@@ -60,6 +63,24 @@ def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
 
     names = {"input_names": ["waveform", "length"], "output_names": ["probabilities"], "model_name": "datar"}
     return jax2onnx.to_onnx(plain, shapes, **names).SerializeToString()
+
+
+def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The function in a file of `to_onnx`, run by onnxruntime.
+
+    Raises:
+      ImportError: onnxruntime is not installed.
+      ValueError: no such file.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ImportError("running ONNX needs onnxruntime: pip install 'datar-jax[onnx]'") from None
+    try:
+        session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # of kinds that onnxruntime does not export
+        raise ValueError(f"not an ONNX file that onnxruntime reads ({str(error).splitlines()[0][:120]})") from None
+    return lambda waveform, length: session.run(None, {"waveform": waveform, "length": length})[0]
 
 
 def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
