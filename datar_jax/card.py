@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datar_jax.description import Description
+from datar_jax.logmel import lead, reach
 from datar_jax.report import NUMBERS
 
 UNKNOWN = "not stated"
@@ -18,8 +19,8 @@ USES = {
     "params": "`datar_jax.load(FOLDER)`, or `orbax.checkpoint.StandardCheckpointer().restore(FOLDER/params)`",
     "safetensors": "`datar_jax.load(FOLDER)`, or any safetensors reader: kernels are (in, out) or (height, width, in, "
     "out), so that PyTorch's Linear takes them transposed and its Conv2d permuted (3, 2, 0, 1)",
-    "stablehlo": "`jax.export.deserialize(bytearray(file)).call(waveform, length)`, with jax and flatbuffers alone",
-    "onnx": "any ONNX runtime: inputs `waveform` and `length`, output `probabilities`",
+    "stablehlo": "`jax.export.deserialize(bytearray(file)).call(waveform, length, start)`, with jax and flatbuffers",
+    "onnx": "any ONNX runtime: inputs `waveform`, `length`, `start`, output `probabilities`",
 }
 
 
@@ -61,8 +62,9 @@ def model_card(model: Description, parameters: int, form: str, weights: str, lic
     ]
     if form in ("stablehlo", "onnx"):
         what.append(
-            f"| arguments | `waveform` float32 (batch, {model.frames * audio.hop}), a clip at its start and zeros "
-            "behind it; `length` int32 (batch,), its samples |"
+            f"| arguments | `waveform` float32 (batch, {reach(audio, model.frames)}), a clip at its start and zeros "
+            "behind; `length` int32 (batch,), its samples; `start` int32 (batch,), 0. Of a longer recording: a part of it, in "
+            f"which the window begins at sample `start`, {lead(audio)} but for its beginning |"
         )
     parts = [
         head,

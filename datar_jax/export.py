@@ -11,6 +11,7 @@ import msgspec
 
 from datar_jax.card import model_card
 from datar_jax.description import EXPORT, Description, ModelError, write_description
+from datar_jax.logmel import reach
 from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved
 from datar_jax.weights import Form, compress, save_safetensors
 
@@ -122,7 +123,7 @@ def _program(model: Description) -> tuple[Any, int]:
     assert model.normalisation
     sizes = tuple(model.heads.values())
     program = waveform_program(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
-    return program, model.frames * model.audio.hop
+    return program, reach(model.audio, model.frames)
 
 
 def _leaves(params: Any) -> list[Any]:

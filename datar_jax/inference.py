@@ -110,7 +110,7 @@ class Model:
     def score(self, batch: Batch) -> NDArray[np.float32]:
         """Probabilities of a batch of windows, (B, S); the batch as `reads` says."""
         if self.reads == "waveform":
-            return self._program(batch["waveform"], batch["length"])
+            return self._program(batch["waveform"], batch["length"], batch["start"])
         return np.asarray(self._forward(self._weights, self._statistics, batch)["scores"])
 
     def embed(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
@@ -180,6 +180,6 @@ def _open_program(path: Path) -> Any:
         from datar_jax.stablehlo import from_stablehlo
 
         program = from_stablehlo(path.read_bytes())
-        return lambda waveform, length: np.asarray(program(waveform, length))
+        return lambda *given: np.asarray(program(*given))
     except (ImportError, OSError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from None

@@ -139,12 +139,29 @@ def excerpt(part_N: np.ndarray, first: int, length: int, audio: AudioConfig, sta
     return np.concatenate([before_N, inner_N, after_N])
 
 
-def excerpt_jax(waveform_BxN: jax.Array, length_B: jax.Array, audio: AudioConfig, frames: int) -> jax.Array:
-    """`excerpt` of the first columns of clips whose lengths are known only when the program runs, traceable.
+def lead(audio: AudioConfig) -> int:
+    """Samples before the middle of a column that it is computed from."""
+    return -_window(audio, 0, 1)[0]
+
+
+def reach(audio: AudioConfig, frames: int) -> int:
+    """Samples, `lead` included, that hold all that so many columns of a recording are computed from.
+
+    Also those of any clip that has no more columns.
+    """
+    whole = frames * audio.hop + (audio.hop - frames % 2) // 2  # a half is rounded to the even number
+    return lead(audio) + max(whole, _window(audio, 0, frames)[1])
+
+
+def excerpt_jax(
+    waveform_BxN: jax.Array, length_B: jax.Array, start_B: jax.Array, audio: AudioConfig, frames: int
+) -> jax.Array:
+    """`excerpt` of a window of clips whose lengths are known only when the program runs, traceable.
 
     Args:
       waveform_BxN: float32, each clip at the start of its row.
       length_B: int32, samples of each clip, 1 to N; what lies beyond changes nothing.
+      start_B: int32, the sample under the middle of the first column.
       audio: the front end; static under jit.
       frames: columns; static under jit.
 
@@ -155,8 +172,8 @@ def excerpt_jax(waveform_BxN: jax.Array, length_B: jax.Array, audio: AudioConfig
 
     low, high = _window(audio, 0, frames)
     whole_Bx1 = jnp.maximum(length_B, _least(0, audio))[:, None]
-    at_W = np.abs(np.arange(low, high, dtype=np.int32))  # reflected at the start
-    at_BxW = jnp.where(at_W < whole_Bx1, at_W, jnp.maximum(2 * (whole_Bx1 - 1) - at_W, 0))  # and at the end
+    at_BxW = jnp.abs(start_B[:, None] + np.arange(low, high, dtype=np.int32))  # reflected at the start
+    at_BxW = jnp.where(at_BxW < whole_Bx1, at_BxW, jnp.maximum(2 * (whole_Bx1 - 1) - at_BxW, 0))  # and at the end
     last = waveform_BxN.shape[1] - 1
     read_BxW = jnp.take_along_axis(waveform_BxN, jnp.minimum(at_BxW, last), axis=1, mode="clip")
     return jnp.where(at_BxW < length_B[:, None], read_BxW, 0)

@@ -9,7 +9,9 @@ Shapes: B batch, N samples, S classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,33 +41,36 @@ def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
       samples: N, length of the window.
 
     Returns:
-      The file: of `waveform` float32 (B, N) and `length` int32 (B,) it makes `probabilities` float32 (B, S).
+      The file: of `waveform` float32 (B, N), `length` and `start` int32 (B,) it makes `probabilities` float32 (B, S).
 
     Raises:
       ImportError: jax2onnx is not installed.
     """
     try:
-        import jax2onnx  # its own list of requirements asks for an older orbax-checkpoint, which it does not use here
+        with _hushed("jax2onnx"):
+            import jax2onnx  # it asks for an older orbax-checkpoint, which it does not use for this
     except ImportError:
         raise ImportError(
             "writing ONNX needs jax2onnx: pip install 'datar-jax[onnx]', then pip install --no-deps jax2onnx==0.17.1"
         ) from None
 
-    def baked(waveform_BxN: Array, length_B: Array) -> Array:
-        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B)
+    def baked(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
+        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
 
     (b,) = jax.export.symbolic_shape("B")
-    shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.int32)
+    number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
+    shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), number_B, number_B
     closed = jax.make_jaxpr(baked)(*shapes)  # before jax2onnx puts its own functions in the place of some of jax's
 
-    def plain(waveform_BxN: Array, length_B: Array) -> Array:
-        return _run(closed, [waveform_BxN, length_B])[0]
+    def plain(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
+        return _run(closed, [waveform_BxN, length_B, start_B])[0]
 
-    names = {"input_names": ["waveform", "length"], "output_names": ["probabilities"], "model_name": "datar"}
-    return jax2onnx.to_onnx(plain, shapes, **names).SerializeToString()
+    names = {"input_names": ["waveform", "length", "start"], "output_names": ["probabilities"], "model_name": "datar"}
+    with _hushed("jax2onnx", "onnx_ir"):
+        return bytes(jax2onnx.to_onnx(plain, shapes, **names).SerializeToString())
 
 
-def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """The function in a file of `to_onnx`, run by onnxruntime.
 
     Raises:
@@ -77,10 +82,27 @@ def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     except ImportError:
         raise ImportError("running ONNX needs onnxruntime: pip install 'datar-jax[onnx]'") from None
     try:
-        session = onnxruntime.InferenceSession(file, providers=onnxruntime.get_available_providers())
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # of a warning for each constant that it folds nobody has any use
+        session = onnxruntime.InferenceSession(file, options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # of kinds that onnxruntime does not export
         raise ValueError(f"not an ONNX file that onnxruntime reads ({str(error).splitlines()[0][:120]})") from None
-    return lambda waveform, length: session.run(None, {"waveform": waveform, "length": length})[0]
+    names = [each.name for each in session.get_inputs()]
+    return lambda *given: session.run(None, dict(zip(names, given)))[0]
+
+
+@contextlib.contextmanager
+def _hushed(*names: str) -> Iterator[None]:
+    """Without the warnings of some packages: of examples that cannot be imported, of shapes that are left open."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:

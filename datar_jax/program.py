@@ -1,8 +1,9 @@
 """From samples to probabilities, all of it one traceable function: what an exported model computes.
 
-The front end is the device's. A clip lies at the start of a window of fixed size, and how many of its samples are sound
+The front end is the device's. A clip lies at the start of an array of fixed size, and how many of its samples are sound
 is an argument; what its length decides (its columns, where its end is reflected) is index arithmetic, so that one
-program serves clips of all lengths.
+program serves clips of all lengths. Of a recording that is longer than the model's window, the array holds a part: the
+window and, before it, the samples that its first column needs, whose number is another argument.
 
 Shapes: B batch, N samples of the window, W samples under its columns, F mel bins, T frames, S classes.
 """
@@ -21,11 +22,11 @@ from jax import Array
 from datar_jax import objective
 from datar_jax.augment import normalise
 from datar_jax.config import AudioConfig, Config
-from datar_jax.logmel import excerpt_jax, log_mel_jax
+from datar_jax.logmel import excerpt_jax, log_mel_jax, reach
 from datar_jax.model import DATAR
 from datar_jax.store import columns
 
-Program = Callable[[Any, Array, Array], Array]
+Program = Callable[[Any, Array, Array, Array], Array]
 
 
 def waveform_program(
@@ -45,22 +46,23 @@ def waveform_program(
       A pure function of
 
       - params: the model's parameters, float32;
-      - waveform_BxN: float32 samples at `config.audio.sample_rate`, N = T * config.audio.hop;
-      - length_B: int32, how many of them are sound, 1 to N. What lies beyond changes nothing.
+      - waveform_BxN: float32 samples at `config.audio.sample_rate`, N = logmel.reach(config.audio, T);
+      - length_B: int32, how many of them are sound, 1 to N; what lies beyond changes nothing;
+      - start_B: int32, which sample the window begins at: 0 for a whole clip, `logmel.lead(config.audio)` inside one.
 
       It gives float32 (B, S): probabilities over each head's classes ("single") or of each class ("multi"), and raises
       ValueError for another N.
     """
-    audio, samples = config.audio, frames * config.audio.hop
+    audio, samples = config.audio, reach(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
     model = DATAR(settings, classes, audio.mels, frames, False, jnp.dtype(settings.dtype).type)
 
-    def program(params: Any, waveform_BxN: Array, length_B: Array) -> Array:
+    def program(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:
             raise ValueError(f"waveform_BxN has shape {waveform_BxN.shape}; give (B, {samples}), {frames} frames")
         with jax.named_scope("front_end"):
-            frames_B = columns_jax(length_B, audio, frames)
-            excerpt_BxW = excerpt_jax(waveform_BxN, length_B, audio, frames)
+            frames_B = columns_jax(length_B - start_B, audio, frames)
+            excerpt_BxW = excerpt_jax(waveform_BxN, length_B, start_B, audio, frames)
             mel_BxFxT = normalise(log_mel_jax(excerpt_BxW, frames_B, audio), mean, std)
         logits_BxS, _ = model.apply({"params": params}, mel_BxFxT, frames_B)
         return objective.scores(logits_BxS, config.data.labels, heads)
@@ -73,6 +75,6 @@ def columns_jax(length_B: Array, audio: AudioConfig, frames: int) -> Array:
 
     A rounded quotient of float64 cannot be had in float32: the least length that reaches each column is looked up.
     """
-    longest = frames * audio.hop
-    least_T = np.searchsorted(columns(np.arange(longest + 1), audio), np.arange(1, frames + 1)).astype(np.int32)
+    lengths = np.arange((frames + 1) * audio.hop)
+    least_T = np.searchsorted(columns(lengths, audio), np.arange(1, frames + 1)).astype(np.int32)
     return (length_B[:, None] >= least_T).sum(1, dtype=jnp.int32)

@@ -19,7 +19,7 @@ import numpy as np
 
 from datar_jax.audio import AudioError, stream
 from datar_jax.config import AudioConfig
-from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt
+from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, lead, log_mel_excerpt, reach
 from datar_jax.store import quantise, views
 
 KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
@@ -59,8 +59,9 @@ class Recording:
         Yields:
           For "mel" `mel` float32 (F, T) in decibels, padded with the floor, and `frames` int32, its valid columns. For
           "samples" `samples` int16 (excerpt_size(audio, T),), `scale` float32, what they are multiplied by, and
-          `frames`. Both are as `Store.batch` of the whole clip. For "waveform" `waveform` float32 (T * hop,), from the
-          sample under the middle of the first column on, padded with zeros, and `length` int32, its valid samples.
+          `frames`. Both are as `Store.batch` of the whole clip. For "waveform" `waveform` float32
+          (reach(audio, T),), padded with zeros, `length` int32, its valid samples, and `start` int32, the sample under
+          the middle of the first column: before it lie those that the column needs.
 
         Raises:
           AudioError: the file is no longer the one that was measured.
@@ -77,8 +78,9 @@ class Recording:
         return excerpt_bounds(self.length, self.audio, start, min(frames, self.frames - start))
 
     def _span(self, start: int, frames: int) -> tuple[int, int]:
-        """The samples from one column to another."""
-        return start * self.audio.hop, min(self.length, (start + frames) * self.audio.hop)
+        """The samples that a program is given for columns."""
+        first = max(0, start * self.audio.hop - lead(self.audio))
+        return first, min(self.length, first + reach(self.audio, frames))
 
     def _mel(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
         valid = min(frames, self.frames - start)
@@ -96,9 +98,10 @@ class Recording:
         return {"samples": samples_N, "scale": np.float32(scale), "frames": np.int32(valid)}
 
     def _waveform(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
-        waveform_N = np.zeros(frames * self.audio.hop, np.float32)
+        waveform_N = np.zeros(reach(self.audio, frames), np.float32)
         waveform_N[: part_N.size] = part_N
-        return {"waveform": waveform_N, "length": np.int32(part_N.size)}
+        here = np.int32(start * self.audio.hop - first)
+        return {"waveform": waveform_N, "length": np.int32(part_N.size), "start": here}
 
 
 class _Rolling:

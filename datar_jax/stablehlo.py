@@ -31,18 +31,19 @@ def to_stablehlo(program: Program, stored: Any, samples: int, platforms: Sequenc
       platforms: what the file is to run on; each has the formulations that suit it.
 
     Returns:
-      The file: of waveform float32 (B, N) and length int32 (B,) it makes probabilities float32 (B, S).
+      The file: of waveform float32 (B, N), length and start int32 (B,) it makes probabilities float32 (B, S).
     """
 
-    def baked(waveform_BxN: Array, length_B: Array) -> Array:
-        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B)
+    def baked(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
+        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
 
     (b,) = export.symbolic_shape("b")
-    shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.int32)
+    number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
+    shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), number_B, number_B
     return bytes(export.export(jax.jit(baked), platforms=platforms)(*shapes).serialize())
 
 
-def from_stablehlo(file: bytes) -> Callable[[Array, Array], Array]:
+def from_stablehlo(file: bytes) -> Callable[[Array, Array, Array], Array]:
     """The function in a file of `to_stablehlo`; compiled once for each size of batch.
 
     Raises:

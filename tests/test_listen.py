@@ -216,6 +216,12 @@ def clicks(path, minutes, rate):
     return seconds
 
 
+def own_samples(batch):
+    """The largest sample of each window, without those that only its first and last columns need."""
+    parts = [wave[start:][: 50 * 80] for wave, start in zip(batch["waveform"], batch["start"])]
+    return np.abs(parts).max(1)[:, None].repeat(2, 1)
+
+
 def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "KEPT", 1_000_000)
     audio = AudioConfig(sample_rate=4_000, mels=32, hop_ms=20.0)
@@ -224,7 +230,7 @@ def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, mo
     for minutes in (10, 60):
         expected = clicks(tmp_path / "a.wav", minutes, 5_000)
         model.batches.clear()
-        model.score = lambda batch: np.abs(batch["waveform"]).max(1)[:, None].repeat(2, 1)  # keeps no batch
+        model.score = own_samples  # keeps no batch
         tracemalloc.start()
         (answer,) = listen(model, [tmp_path / "a.wav"], Rules(threshold=0.3, keep=0.25, gap=0.1))
         peaks.append(tracemalloc.get_traced_memory()[1])

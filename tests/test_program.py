@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.logmel import excerpt, excerpt_jax, log_mel
+from datar_jax.logmel import excerpt, excerpt_jax, lead, log_mel, reach
 from datar_jax.onnx_program import _pad, for_onnx, to_onnx
 from datar_jax.program import columns_jax, waveform_program
 from datar_jax.stablehlo import from_stablehlo, to_stablehlo
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CLASSES, FRAMES, MEAN, STD = 5, 33, -31.0, 17.0
 AUDIO = c.AudioConfig(sample_rate=8_000, mels=32, window_ms=25.0, hop_ms=10.0)
-SAMPLES = FRAMES * AUDIO.hop
+SAMPLES = reach(AUDIO, FRAMES)
+WHOLE = FRAMES * AUDIO.hop + AUDIO.hop // 2 - 1  # samples of a clip that fills the window
 # One deformable block: cheap to compile. What else there is knows no batch size.
 MODEL = c.ModelConfig(dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,))
 CONFIG = c.Config(audio=AUDIO, model=MODEL, data=c.DataConfig(window_seconds=0.33))
@@ -76,11 +77,27 @@ def test_an_excerpt_is_that_of_the_host_at_every_kind_of_length(audio):
     least, end = audio.fft // 2 + 1, frames * audio.hop
     lengths = np.array([1, 2, audio.hop // 2 + 1, least - 1, least, least + 1, audio.window, 1077 % end, end - 1, end])
     waves = np.random.default_rng(0).normal(size=(len(lengths), end)).astype(np.float32)
-    got = np.asarray(excerpt_jax(jnp.asarray(waves), jnp.asarray(lengths, jnp.int32), audio, frames))
+    start = jnp.zeros(len(lengths), jnp.int32)
+    got = np.asarray(excerpt_jax(jnp.asarray(waves), jnp.asarray(lengths, jnp.int32), start, audio, frames))
     for wave, length, row in zip(waves, lengths, got):
         valid = int(columns(np.array([length]), audio)[0])
         expected = excerpt(wave[:length], 0, int(length), audio, 0, valid)
         np.testing.assert_array_equal(row[: expected.size], expected, err_msg=str(length))
+
+
+def test_a_window_inside_a_recording_is_that_of_the_host():
+    for audio in FRONT_ENDS:
+        frames, long = 12, 40 * audio.hop + 17
+        whole = np.random.default_rng(0).normal(size=long).astype(np.float32)
+        for start in (0, 1, 2, 5, 40 - frames):
+            first = max(0, start * audio.hop - lead(audio))
+            part = whole[first:][: reach(audio, frames)]
+            waves = np.pad(part, (0, reach(audio, frames) - part.size))[None]
+            here = np.array([start * audio.hop - first], np.int32)
+            got = excerpt_jax(jnp.asarray(waves), jnp.array([part.size], jnp.int32), here, audio, frames)[0]
+            expected = excerpt(whole, 0, long, audio, start, frames)
+            np.testing.assert_array_equal(got, expected, err_msg=f"{audio} {start}")
+            assert columns_jax(jnp.array([part.size], jnp.int32) - here, audio, frames).tolist() == [frames]
 
 
 # The program.
@@ -89,7 +106,7 @@ def test_an_excerpt_is_that_of_the_host_at_every_kind_of_length(audio):
 @pytest.mark.parametrize("labels, heads", [("single", (2, 3)), ("multi", ())])
 def test_the_program_scores_as_an_evaluation_with_the_hosts_front_end(labels, heads):
     config = msgspec.structs.replace(CONFIG, data=c.DataConfig(labels=labels, window_seconds=0.33))
-    params, lengths = parameters(), [1, 3, 39, 40, 121, 127, 200, 259, 1333, SAMPLES - 41, SAMPLES - 1, SAMPLES]
+    params, lengths = parameters(), [1, 3, 39, 40, 121, 127, 200, 259, 1333, WHOLE - 41, WHOLE - 1, WHOLE]
     mel_BxFxT = np.full((len(lengths), AUDIO.mels, FRAMES), AUDIO.floor_db, np.float32)
     frames_B = columns(np.array(lengths), AUDIO).astype(np.int32)
     for mel, wave, length, frames in zip(mel_BxFxT, clips(lengths), lengths, frames_B):
@@ -99,19 +116,20 @@ def test_the_program_scores_as_an_evaluation_with_the_hosts_front_end(labels, he
     expected = jax.jit(partial(eval_step, task))(params, statistics, {"mel": mel_BxFxT, "frames": frames_B})
 
     program = jax.jit(waveform_program(config, heads, CLASSES, FRAMES, MEAN, STD))
-    got = program(params, clips(lengths), np.array(lengths, np.int32))
+    start = np.zeros(len(lengths), np.int32)
+    got = program(params, clips(lengths), np.array(lengths, np.int32), start)
     assert got.dtype == jnp.float32
     assert np.asarray(got).std(0).min() > 1e-3  # clips differ
     # The front ends differ by up to 1e-3 dB in bins far below the loudest, and far less elsewhere.
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-    beyond = program(params, clips(lengths, 1e4), np.array(lengths, np.int32))
+    beyond = program(params, clips(lengths, 1e4), np.array(lengths, np.int32), start)
     np.testing.assert_array_equal(beyond, got)
 
 
 def test_a_waveform_of_another_length_is_refused():
     program = waveform_program(CONFIG, (), CLASSES, FRAMES, MEAN, STD)
     with pytest.raises(ValueError, match=rf"\(2, 100\); give \(B, {SAMPLES}\), {FRAMES} frames"):
-        program({}, np.zeros((2, 100), np.float32), np.array([1, 1]))
+        program({}, np.zeros((2, 100), np.float32), np.array([1, 1]), np.array([0, 0]))
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
@@ -136,7 +154,8 @@ def test_every_branch_of_the_model_takes_batches_of_a_size_that_is_not_known(ste
     params = jax.eval_shape(init, jax.random.key(0), mel)["params"]
     program = waveform_program(config, (), CLASSES, FRAMES, MEAN, STD)
     (b,) = jax.export.symbolic_shape("b")
-    shapes = jax.ShapeDtypeStruct((b, SAMPLES), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.int32)
+    number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
+    shapes = jax.ShapeDtypeStruct((b, SAMPLES), jnp.float32), number_B, number_B
     assert jax.eval_shape(program, params, *shapes).shape == (b, CLASSES)
 
 
@@ -159,7 +178,7 @@ folder = sys.argv[1]
 run = jax.jit(jax.export.deserialize(bytearray(open(f"{folder}/program", "rb").read())).call)
 given = np.load(f"{folder}/given.npz")
 for first, last in ((0, 1), (1, 4), (0, 7)):
-    got = run(given["waves"][first:last], given["lengths"][first:last])
+    got = run(given["waves"][first:last], given["lengths"][first:last], np.zeros(last - first, np.int32))
     np.testing.assert_allclose(got, given["expected"][first:last], rtol=0, atol=1e-6)
 print("agreed")
 """
@@ -167,23 +186,25 @@ print("agreed")
 
 def test_a_file_needs_jax_alone_and_takes_batches_of_any_size(tmp_path):
     program, params = waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD), parameters()
-    lengths = np.array([1, 40, 127, 700, 1333, SAMPLES - 1, SAMPLES], np.int32)
+    lengths = np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
     stored, waves = compress(params, "int8"), clips(lengths.tolist())
     file = to_stablehlo(program, stored, SAMPLES)
     (tmp_path / "program").write_bytes(file)
-    expected = jax.jit(program)(restore(stored), waves, lengths)
+    expected = jax.jit(program)(restore(stored), waves, lengths, 0 * lengths)
     np.savez(tmp_path / "given.npz", waves=waves, lengths=lengths, expected=expected)
     command = [sys.executable, "-c", ALONE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "agreed\n", done.stderr
-    np.testing.assert_allclose(from_stablehlo(file)(waves[:1], lengths[:1]), expected[:1], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        from_stablehlo(file)(waves[:1], lengths[:1], 0 * lengths[:1]), expected[:1], rtol=0, atol=1e-6
+    )
 
 
 def test_weights_lie_in_the_file_in_the_form_that_they_were_given_in():
     big = {"kernel": np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)}
 
-    def program(params: Any, waveform: Any, length: Any) -> Any:
-        return waveform @ params["kernel"] + length[:, None]
+    def program(params: Any, waveform: Any, length: Any, start: Any) -> Any:
+        return waveform @ params["kernel"] + (length + start)[:, None]
 
     sizes = {
         form: len(to_stablehlo(program, compress(big, form), 512, ["cpu"])) for form in ("float32", "bfloat16", "int8")
@@ -206,15 +227,20 @@ def test_what_is_no_program_is_said(file):
 def test_onnxruntime_computes_the_same_from_an_onnx_file():
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    stored, lengths = compress(parameters(), "int8"), np.array([1, 40, 127, 700, 1333, SAMPLES - 1, SAMPLES], np.int32)
+    stored, lengths = compress(parameters(), "int8"), np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
     expected = jax.jit(waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD))(
-        restore(stored), clips(lengths.tolist()), lengths
+        restore(stored), clips(lengths.tolist()), lengths, 0 * lengths
     )
     file = to_onnx(waveform_program(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD), stored, SAMPLES)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    assert [(each.name, each.shape[1:]) for each in session.get_inputs()] == [("waveform", [SAMPLES]), ("length", [])]
+    assert [(each.name, each.shape[1:]) for each in session.get_inputs()] == [
+        ("waveform", [SAMPLES]),
+        ("length", []),
+        ("start", []),
+    ]
     for first, last in ((0, 1), (1, 4), (0, 7)):
         given = {"waveform": clips(lengths.tolist())[first:last], "length": lengths[first:last]}
+        given["start"] = 0 * given["length"]
         (got,) = session.run(["probabilities"], given)
         np.testing.assert_allclose(got, expected[first:last], rtol=0, atol=1e-5)
 

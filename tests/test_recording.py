@@ -15,7 +15,7 @@ from datar_jax.audio import AudioError, decode
 from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig
 from datar_jax.datasets import Clip, Dataset
-from datar_jax.logmel import log_mel
+from datar_jax.logmel import lead, log_mel, reach
 from datar_jax.recording import measure, plan_windows
 from datar_jax.store import views
 
@@ -62,9 +62,11 @@ def test_windows_are_those_of_the_whole(tmp_path, blocks, rate, seconds):
     for name in batch:
         np.testing.assert_array_equal(np.stack([row[name] for row in rows]), batch[name])
     for start, row in zip(starts, measured.windows(starts, WINDOW, "waveform")):
-        part_N = whole_N[start * AUDIO.hop :][: WINDOW * AUDIO.hop]
+        size, first = reach(AUDIO, WINDOW), max(0, start * AUDIO.hop - lead(AUDIO))
+        part_N = whole_N[first:][:size]
+        assert first + row["start"] == start * AUDIO.hop
         assert row["length"] == part_N.size
-        np.testing.assert_array_equal(row["waveform"], np.pad(part_N, (0, WINDOW * AUDIO.hop - part_N.size)))
+        np.testing.assert_array_equal(row["waveform"], np.pad(part_N, (0, size - part_N.size)))
 
 
 def test_windows_of_one_column_reach_both_ends(tmp_path, blocks):
