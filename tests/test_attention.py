@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bias import bias_by_loops
+from test_bias import bias_by_loops, network_by_loops
 from test_sampling import bilinear
 
 from datar_jax import attention
 from datar_jax.attention import DeformableAttention, WindowAttention
+from datar_jax.neighbourhood import NeighbourhoodAttention
 from datar_jax.sampling import reference_points
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -189,7 +190,15 @@ def deformable_by_loops(module: Any, params: Any, x: np.ndarray, position_GxFxTx
     if module.position == "table":
         tables = np.split(np.asarray(params["table"], np.float64), module.groups)
         bias = np.concatenate([bias_by_loops(tab, at, (f, t), module.grid) for tab, at in zip(tables, at_GxNx2)])
-    return dense(params, "out", weigh(q, k, v, bias).reshape(f, t, C))
+    elif module.position == "log_cpb":
+        bias = np.concatenate([network_by_loops(params["position"], at, (f, t), module.grid) for at in at_GxNx2])
+    read = weigh(q, k, v, bias).reshape(f, t, C)
+    if module.position == "dwc":
+        kernel, queries = np.asarray(params["position"]["kernel"], np.float64)[:, :, 0], q.reshape(f, t, C)
+        padded = np.pad(queries, ((1, 1), (1, 1), (0, 0)))
+        read += sum(padded[i : i + f, j : j + t] * kernel[i, j] for i in range(3) for j in range(3))
+        read += params["position"]["bias"]
+    return dense(params, "out", read)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +206,9 @@ def deformable_by_loops(module: Any, params: Any, x: np.ndarray, position_GxFxTx
     [
         ((3, 5), {}),
         ((3, 5), {"groups": 1, "position": "none"}),
+        ((3, 5), {"position": "dwc"}),
+        ((3, 5), {"position": "log_cpb"}),
+        ((3, 5), {"position": "log_cpb", "grid": "dat2023"}),
         ((5, 7), {"stride": 2, "kernel": 5, "sampler": "hat"}),
         ((1, 6), {"offset_range": 5.0, "sampler": "gather"}),
         ((3, 5), {"offset_range": -1.0}),
@@ -300,8 +312,12 @@ def test_positions_are_float32_in_a_bfloat16_module() -> None:
         deformable(size=(4, 12)),
         deformable(size=(4, 12), stride=4, kernel=5),
         deformable(size=(4, 12), position="none"),
+        deformable(size=(4, 12), position="log_cpb"),
+        deformable(size=(4, 12), position="dwc"),
+        NeighbourhoodAttention(HEADS, (3, 5)),
+        NeighbourhoodAttention(HEADS, (5, 9), filled=True),
     ],
-    ids=["window", "shifted", "deformable", "stride", "no table"],
+    ids=["window", "shifted", "deformable", "stride", "no table", "network", "depthwise", "neighbourhood", "filled"],
 )
 def test_padding_changes_nothing(module: Any) -> None:
     f, sound, whole = 4, 8, 12

@@ -55,6 +55,23 @@ def bias_by_loops(table: np.ndarray, position: np.ndarray, size: tuple[int, int]
     return out
 
 
+def network_by_loops(network: Any, position: np.ndarray, size: tuple[int, int], grid: str) -> np.ndarray:
+    """Pair by pair: logarithm of the displacement, in pixels or in eighths of the map, two layers; `(H, M, N)`."""
+    kernel, bias, heads = (np.asarray(network[name], np.float64) for name in ("kernel", "bias", "heads"))
+    out = np.zeros((heads.shape[1], math.prod(size), len(position)))
+    for m in range(math.prod(size)):
+        query = np.array(divmod(m, size[1]), np.float64)
+        if grid == "dat2022":
+            query = (query + 0.5) / size * (np.array(size) - 1)
+        for n, key in enumerate(np.asarray(position, np.float64)):
+            apart = query - key
+            if grid != "centre":
+                apart = 4 * apart / ((np.array(size) - 1) / 2)
+            spaced = np.sign(apart) * np.log2(np.abs(apart) + 1) / 3
+            out[:, m, n] = np.maximum(spaced @ kernel + bias, 0) @ heads
+    return out
+
+
 @cache
 def bias_all(size: tuple[int, int], grid: Any) -> Callable[..., list[Any]]:
     """Value and both gradients of every method, compiled once per size."""

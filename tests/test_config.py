@@ -86,6 +86,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.ModelConfig, {"heads": (1, 2, 5, 8)}, "model.heads[2]=5", "does not divide model.dims[2]=128"),
     (c.ModelConfig, {"heads": (1, 0, 4, 8)}, "model.heads[1]=0", "does not divide model.dims[1]=64"),
     (c.ModelConfig, {"windows": ((8, 8), (8, 0), (8, 8), (4, 8))}, "model.windows[1]=(8, 0)", "positive"),
+    (c.ModelConfig, {"spec": ("L", "N", "LD", "D")}, "model.windows[1]=(8, 8)", "odd sizes: model.spec[1]='N'"),
     (c.ModelConfig, {"groups": (1, 1, 3, 4)}, "model.groups[2]=3", "does not divide model.heads[2]=4"),
     (c.ModelConfig, {"strides": (8, 4, 0, 1)}, "model.strides[2]=0", "1 or more"),
     (c.ModelConfig, {"kernels": (9, 7, 5, 4)}, "model.kernels[3]=4", "odd"),

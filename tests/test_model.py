@@ -15,6 +15,8 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.model import DATAR, DropPath, InputAdaptor, columns, count_parameters
+from datar_jax.optim import decay_mask
+from datar_jax.sharding import make_mesh, state_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -72,6 +74,39 @@ def clips(frames: int, b: int = 2, seed: int = 0) -> np.ndarray:
 def scoring(model: DATAR) -> Any:
     """(params, mel, frames) to logits and intermediates, compiled once per shape."""
     return jax.jit(lambda params, mel, frames=None: model.apply({"params": params}, mel, frames))
+
+
+@pytest.mark.parametrize(
+    "position, names",
+    [
+        ("table", {"table"}),
+        ("none", set()),
+        ("dwc", {"position/bias", "position/kernel"}),
+        ("log_cpb", {"position/bias", "position/heads", "position/kernel"}),
+    ],
+)
+def test_a_position_term_has_parameters_a_place_and_no_decay(position: Any, names: set[str]) -> None:
+    params = abstract(network(changed(LONE, position=position)))
+    mixer = {name.removeprefix("stage_0_0/mixer/") for name in tree.flatten_dict(params, sep="/") if "/mixer/" in name}
+    known = {"offset", "query", "key", "value", "out"}
+    assert {name for name in mixer if name.split("/")[0] not in known} == names
+    state_shardings(params, make_mesh(c.MeshConfig()))  # a rule covers every leaf
+    decayed = tree.flatten_dict(decay_mask(params)["stage_0_0"]["mixer"], sep="/")
+    assert not any(decayed[name] for name in names) and decayed["query/kernel"]
+
+
+def test_neighbourhoods_fill_a_small_map_with_zeros_in_the_published_grids_alone() -> None:
+    config = changed(LONE, spec=("N",), windows=((9, 9),))
+    ours, published = (network(changed(config, grid=grid)) for grid in ("centre", "dat2023"))
+    params, mel = noisy(ours), clips(16)
+    state_shardings(abstract(ours), make_mesh(c.MeshConfig()))
+    scores = [np.asarray(scoring(model)(params, mel)[0]) for model in (ours, published)]
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+    wide = clips(64)  # a map of 8 x 16, larger than the windows below
+    rows = changed(config, windows=((7, 9),))
+    ours, published = (network(changed(rows, grid=grid)) for grid in ("centre", "dat2023"))
+    params = noisy(ours)
+    np.testing.assert_array_equal(scoring(ours)(params, wide)[0], scoring(published)(params, wide)[0])
 
 
 # Sizes.

@@ -16,8 +16,9 @@ from test_bias import bias_by_loops
 
 from datar_jax import rowwise
 from datar_jax.attention import MASKED
-from datar_jax.bias import position_bias
+from datar_jax.bias import BiasNetwork, position_bias
 from datar_jax.rowwise import attend_rowwise
+from datar_jax.sampling import query_points
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -134,6 +135,45 @@ def test_by_rows_is_by_pairs(
     for name, mine, other in zip(("q", "k", "v", "table", "position"), gradients, slopes):
         chex.assert_trees_all_close(mine, other, atol=5e-5, custom_message=name)
     assert not mask or not np.asarray(gradients[5]).any(), "a mask takes no gradient"
+
+
+@pytest.mark.parametrize(
+    "size, grid, pairs",
+    [((3, 4), "centre", ALL), ((3, 4), "dat2022", 1), ((3, 4), "dat2023", 1), ((1, 5), "centre", 1)],
+)
+def test_a_network_in_place_of_the_table(size: Size, grid: Any, pairs: int) -> None:
+    """Shared by two groups of two heads; value and every gradient, all at once and group by group."""
+    q, k, v, _, position, mask = inputs(size, 4, 2, None, mask=True)
+    rng = np.random.default_rng(4)
+    network = BiasNetwork(*(rng.normal(size=shape).astype(np.float32) for shape in ((2, 6), (6,), (6, 2))))
+    above = rng.normal(size=q.shape).astype(np.float32)
+
+    def plain(q: Any, k: Any, v: Any, network: Any, position: Any, mask: Any) -> Any:
+        f, t = size
+        pixel = jnp.stack(jnp.meshgrid(*(jnp.asarray(query_points(n, grid)) for n in size), indexing="ij"), -1)
+        apart = pixel.reshape(-1, 1, 2) - position[:, :, None]
+        if grid != "centre":
+            apart = apart * 8 / (np.array(size) - 1)
+        hidden = jax.nn.relu(jnp.sign(apart) * jnp.log2(jnp.abs(apart) + 1) / 3 @ network[0] + network[1])
+        bias = jnp.moveaxis(hidden @ network[2], -1, 2).reshape(B, 4, f * t, N)
+        score = jnp.einsum("bmhd,bnhd->bhmn", q.reshape(B, f * t, 4, D), k) / math.sqrt(D) + bias
+        weight = jax.nn.softmax(score + mask[:, None, None, :], -1)
+        return jnp.einsum("bhmn,bnhd->bmhd", weight, v).reshape(q.shape)
+
+    args = (q, k, v, network, position, mask)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, args)
+        exact, slopes = jax.device_get(jax.jit(lambda *args: _value_and_slopes(plain, args, above))(*wide))
+    value, gradients = run(args, above, grid, "auto", pairs)
+    assert program(grid, "auto", pairs)[1][-1] == (1 if pairs == ALL else 2)
+    np.testing.assert_allclose(value, exact, atol=1e-5)
+    for name, mine, other in zip(("q", "k", "v", "network", "position"), gradients, slopes):
+        chex.assert_trees_all_close(mine, other, atol=5e-5, custom_message=name)
+
+
+def _value_and_slopes(function: Any, args: Any, above: Any) -> Any:
+    value, back = jax.vjp(function, *args)
+    return value, back(above.astype(value.dtype))
 
 
 @pytest.mark.parametrize("limit, blocks", [(4, 1), (3, 2), (2, 2), (1, 4), (0, 4)])
