@@ -18,8 +18,8 @@ from test_pth import table, tensor, write
 from datar_jax import dat
 from datar_jax.config import MODELS, ModelConfig
 from datar_jax.dat import fold_channels, read_official
+from datar_jax.description import ModelError
 from datar_jax.model import DATAR, Stem
-from datar_jax.pth import WeightsError
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -219,7 +219,7 @@ def test_shifted_windows_without_their_masks(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     shapes = {**official_shapes(published(), (64, 128), 10), **change}
     weights = random_weights({name: shape for name, shape in shapes.items() if shape})
-    with pytest.raises(WeightsError, match=says) as error:
+    with pytest.raises(ModelError, match=says) as error:
         read_official(as_pth(tmp_path / "a.pth", weights))
     assert str(error.value).startswith(f"{tmp_path / 'a.pth'}: ") and "\n" not in str(error.value)
 
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], says:
 def test_every_stage_has_blocks(tmp_path: Path) -> None:
     shapes = official_shapes(published(), (64, 128), 10)
     weights = random_weights({name: shape for name, shape in shapes.items() if not name.startswith("stages.3")})
-    with pytest.raises(WeightsError, match="no blocks in stage 3"):
+    with pytest.raises(ModelError, match="no blocks in stage 3"):
         read_official(as_pth(tmp_path / "a.pth", weights))
 
 
