@@ -63,7 +63,7 @@ def model_card(model: Description, parameters: int, form: str, weights: str, lic
     if form in ("stablehlo", "onnx"):
         what.append(
             f"| arguments | `waveform` float32 (batch, {reach(audio, model.frames)}), a clip at its start and zeros "
-            "behind; `length` int32 (batch,), its samples; `start` int32 (batch,), 0. Of a longer recording: a part, in "
+            "behind; `length` int32 (batch,), its size; `start` int32 (batch,), 0; of a longer recording a part, in "
             f"which the window begins at sample `start`, {lead(audio)} but for its beginning |"
         )
     parts = [
