@@ -197,6 +197,10 @@ class DeformableAttention(nn.Module):
         if valid_BxT is not None:
             counted = jnp.broadcast_to(counted_keys(valid_BxT, (rows, times), self.stride), (b, rows * times))
             mask_BxN = jnp.where(counted, 0.0, MASKED)
+            if self.position == "table" and self.grid == "centre":  # it ends one pixel behind the sound, as `bias_row`
+                end_Bx1x1 = jnp.sum(valid_BxT, 1, dtype=position_BxGxNx2.dtype)[:, None, None]
+                row_BxGxN, time_BxGxN = position_BxGxNx2[..., 0], jnp.minimum(position_BxGxNx2[..., 1], end_Bx1x1)
+                position_BxGxNx2 = jnp.stack([row_BxGxN, time_BxGxN], -1)
         k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (k_BxNxC, v_BxNxC))
         out = attend_rowwise(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
         if self.position == "dwc":

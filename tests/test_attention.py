@@ -335,3 +335,13 @@ def test_padding_changes_nothing(module: Any) -> None:
     weight = np.random.default_rng(5).normal(size=padded.shape)
     slope = jax.jit(jax.grad(lambda x: jnp.sum(module.apply({"params": params}, x, valid)[:, :, :sound] * weight)))(x)
     assert not np.asarray(slope)[:, :, sound:].any() and np.asarray(slope)[:, :, :sound].any()
+
+
+@pytest.mark.parametrize("position", ["table", "log_cpb"])
+def test_nor_does_it_where_points_move_far_into_it(position: str) -> None:
+    module = deformable(size=(4, 12), stride=4, kernel=5, position=position)
+    params, x = build(module, (2, 4, 12, C))
+    params["offset"]["project"]["kernel"] = params["offset"]["project"]["kernel"] * np.array([0, 1e3], np.float32)
+    valid = np.broadcast_to(np.arange(12) < 8, (2, 12))
+    apply: Callable[..., Any] = jax.jit(lambda x, valid: module.apply({"params": params}, x, valid))
+    np.testing.assert_allclose(apply(x[:, :, :8], None), apply(x, valid)[:, :, :8], atol=2e-5)
