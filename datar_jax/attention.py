@@ -197,10 +197,8 @@ class DeformableAttention(nn.Module):
         if valid_BxT is not None:
             counted = jnp.broadcast_to(counted_keys(valid_BxT, (rows, times), self.stride), (b, rows * times))
             mask_BxN = jnp.where(counted, 0.0, MASKED)
-            if self.position == "table" and self.grid == "centre":  # it ends one pixel behind the sound, as `bias_row`
-                end_Bx1x1 = jnp.sum(valid_BxT, 1, dtype=position_BxGxNx2.dtype)[:, None, None]
-                row_BxGxN, time_BxGxN = position_BxGxNx2[..., 0], jnp.minimum(position_BxGxNx2[..., 1], end_Bx1x1)
-                position_BxGxNx2 = jnp.stack([row_BxGxN, time_BxGxN], -1)
+            if self.position == "table" and self.grid == "centre":
+                position_BxGxNx2 = near_sound(position_BxGxNx2, valid_BxT)
         k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (k_BxNxC, v_BxNxC))
         out = attend_rowwise(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
         if self.position == "dwc":
@@ -219,6 +217,15 @@ def counted_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
     first = np.arange(keys[1]) * stride
     b = valid_BxT.shape[0]
     return jnp.broadcast_to(valid_BxT[:, None, first], (b, *keys)).reshape(b, -1)
+
+
+def near_sound(position_BxGxNx2: Array, valid_BxT: Array) -> Array:
+    """Positions as the table of our grid is read for them: no more than a pixel behind the sound, whatever follows it.
+
+    `bias_row` has that bound at the map's end; without padding both are the same.
+    """
+    end_Bx1x1 = jnp.sum(valid_BxT, 1, dtype=position_BxGxNx2.dtype)[:, None, None]
+    return jnp.stack([position_BxGxNx2[..., 0], jnp.minimum(position_BxGxNx2[..., 1], end_Bx1x1)], -1)
 
 
 class LogSpacedBias(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from datar_jax.attention import MASKED, counted_keys
+from datar_jax.attention import MASKED, counted_keys, near_sound
 from datar_jax.bias import position_bias
 from datar_jax.config import ModelConfig
 from datar_jax.model import DATAR, columns
@@ -103,8 +103,11 @@ def inspect(
       valid: its first columns that are sound; the rest is padding.
 
     Raises:
-      ValueError: the spectrogram has another number of mel bins, or not so many columns.
+      ValueError: the spectrogram has another number of mel bins, or not so many columns; or a position bias that is not
+        read from a table, of which nothing is drawn.
     """
+    if config.position == "log_cpb":
+        raise ValueError("model.position='log_cpb': its attention cannot be shown; only that of 'table', 'dwc', 'none'")
     if not 1 <= valid <= mel_FxT.shape[1]:
         raise ValueError(f"{valid} columns of sound in a spectrogram {mel_FxT.shape}: give 1 to {mel_FxT.shape[1]}")
     config = msgspec.structs.replace(config, remat=False)  # nothing is differentiated
@@ -200,12 +203,15 @@ def _received(
     sound_BxT = columns(valid[None], t, stage + 2)
     assert sound_BxT is not None
     counted_N = counted_keys(sound_BxT, (rows, times), config.strides[stage])[0]
+    read_GxNx2 = position_GxNx2
+    if config.grid == "centre":
+        read_GxNx2 = near_sound(position_GxNx2[None], sound_BxT)[0]
     of_query_M = jnp.broadcast_to(sound_BxT, (f, t)).reshape(-1) / (f * sound_BxT.sum())
 
     def group(given: Any) -> tuple[Array, Array]:
-        q_FxTxHxD, k_NxHxD, table_HxRxS, position_Nx2 = given
+        q_FxTxHxD, k_NxHxD, table_HxRxS, position_Nx2, read_Nx2 = given
         mask_N = jnp.where(counted_N, 0.0, MASKED)
-        weight_HxMxN = attention_weights(q_FxTxHxD, k_NxHxD, table_HxRxS, position_Nx2, mask_N, config.grid)
+        weight_HxMxN = attention_weights(q_FxTxHxD, k_NxHxD, table_HxRxS, read_Nx2, mask_N, config.grid)
         weight_N = exact("hmn,m->n", weight_HxMxN, of_query_M) / heads
         rows_NxF, times_NxT = hat_weights(position_Nx2[:, 0], f), hat_weights(position_Nx2[:, 1], t)
         return weight_N, exact("nf,nt->ft", weight_N[:, None] * rows_NxF, times_NxT * sound_BxT[0])
@@ -213,7 +219,7 @@ def _received(
     q_GxFxTxHxD = jnp.moveaxis(q_BxFxTxC[0].reshape(f, t, groups, heads, -1), 2, 0)
     k_GxNxHxD = jnp.moveaxis(k_BxNxC[0].reshape(-1, groups, heads, c // config.heads[stage]), 1, 0)
     table_GxHxRxS = None if table is None else table.reshape(groups, heads, *table.shape[1:])
-    given = (q_GxFxTxHxD, k_GxNxHxD, table_GxHxRxS, position_GxNx2)
+    given = (q_GxFxTxHxD, k_GxNxHxD, table_GxHxRxS, position_GxNx2, read_GxNx2)
     weight_GxN, heat_GxFxT = jax.lax.map(group, given)  # one after another: of all groups at once it is large
     return {
         "position_GxFxTx2": position_BxGxFxTx2[0],

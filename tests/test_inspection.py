@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.attention import MASKED, DeformableAttention, counted_keys
+from datar_jax.attention import MASKED, DeformableAttention, counted_keys, near_sound
 from datar_jax.inspection import attention_weights, first_centre, inspect
 from datar_jax.model import DATAR, Downsample, Stem
 
@@ -65,19 +65,20 @@ def test_recomputed_attention_times_the_values_is_the_output_of_the_module(grid:
     made = kept["intermediates"]
     query, key, value = (made[name]["__call__"][0] for name in ("query", "key", "value"))
     point = made["positions"][0].reshape(2, groups, -1, 2)
+    read = near_sound(point, jnp.asarray(valid)) if grid == "centre" else point
     mask = jnp.where(counted_keys(jnp.asarray(valid), made["positions"][0].shape[2:4], 2), 0.0, MASKED)
     table = params.get("table")
     assert (table is None) == (position == "none")
     share = 1e-5 * float(jnp.abs(out).max())  # the table's sums are ordered otherwise
     for b in range(2):
-        read = []
+        found = []
         for g in range(groups):
             of = slice(8 * g, 8 * g + 8)  # the channels of two heads
             q, k, v = (a[b, ..., of].reshape(*a.shape[1:-1], 2, 4) for a in (query, key, value))
             bias = None if table is None else table[2 * g : 2 * g + 2]
-            weight = attention_weights(q, k, bias, point[b, g], mask[b], grid)
-            read.append(jnp.einsum("hmn,nhd->mhd", weight, v).reshape(*size, 8))
-        again = jnp.concatenate(read, -1) @ params["out"]["kernel"] + params["out"]["bias"]
+            weight = attention_weights(q, k, bias, read[b, g], mask[b], grid)
+            found.append(jnp.einsum("hmn,nhd->mhd", weight, v).reshape(*size, 8))
+        again = jnp.concatenate(found, -1) @ params["out"]["kernel"] + params["out"]["bias"]
         np.testing.assert_allclose(again, out[b], atol=share, rtol=0)
 
 
