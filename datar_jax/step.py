@@ -90,7 +90,10 @@ def init_state(task: Task, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> T
       std: their deviation, decibels.
     """
     shardings = state_shardings(abstract_state(task), mesh)
-    return jax.jit(partial(_make_state, task), out_shardings=shardings)(jnp.array([mean, std], jnp.float32))
+    # Run once: on a CPU, LLVM's optimisation of all the draws takes ten seconds and saves none.
+    hasty = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    make = jax.jit(partial(_make_state, task), out_shardings=shardings, compiler_options=hasty)
+    return make(jnp.array([mean, std], jnp.float32))
 
 
 def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
