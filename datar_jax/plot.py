@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG files: confusion between classes, curves of training, examples of spectrograms.
+"""Pictures of a run, as PNG files: confusion between classes, curves of training.
 
 matplotlib is imported where it is used, so that a program which draws nothing starts without it. Shapes: S classes,
 F mel bins, T frames.
@@ -7,7 +7,6 @@ F mel bins, T frames.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,65 +123,6 @@ def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> No
     axes[-1].set_xlim(left=0)
     axes[-1].xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     figure.align_ylabels(axes)
-    save(figure, path)
-
-
-def examples_png(
-    path: str | Path,
-    mels: Sequence[NDArray[Any]],
-    names: Sequence[str],
-    sample_rate: int,
-    hop_seconds: float,
-    points: Sequence[NDArray[Any]] = (),
-) -> None:
-    """Draws log-mel spectrograms side by side, at most five in a row, with sampling points on them if given.
-
-    Args:
-      path: the PNG to write; its folder is made.
-      mels: arrays (F, T) in decibels or any logarithm; each is coloured over its own range.
-      names: a title for each.
-      sample_rate: in Hz; the highest mel bin ends at half of it.
-      hop_seconds: time between frames.
-      points: for each spectrogram an array (N, 2) of (mel bin, frame), such as where deformable attention looked.
-
-    Raises:
-      ValueError: no spectrogram, or not one name for each.
-    """
-    if not mels or len(mels) != len(names):
-        raise ValueError(f"{len(mels)} spectrograms and {len(names)} names: give one name for each, and at least one")
-    columns = min(5, len(mels))
-    lines = math.ceil(len(mels) / columns)
-    figure = sheet(0.6 + 1.9 * columns, 0.35 + 1.55 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(mels):
-            axes.set_visible(False)
-            continue
-        mel_FxT = np.asarray(mels[place], np.float64)
-        low, high = np.percentile(mel_FxT, (35, 99.8))
-        seconds = mel_FxT.shape[1] * hop_seconds
-        axes.imshow(
-            mel_FxT,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=low,
-            vmax=high,
-            extent=(0, seconds, 0, mel_FxT.shape[0]),
-            interpolation="nearest",
-        )
-        if points:
-            bin_N, frame_N = np.asarray(points[place], np.float64).T
-            axes.scatter((frame_N + 0.5) * hop_seconds, bin_N + 0.5, s=5, c="#59f0e8", linewidths=0, alpha=0.9)
-            axes.set_xlim(0, seconds)
-            axes.set_ylim(0, mel_FxT.shape[0])
-        axes.set_title("\n".join(textwrap.wrap(names[place], 22)[:2]), fontsize=10, color=INK, parse_math=False)
-        axes.tick_params(labelsize=8, length=2)
-        axes.locator_params(axis="x", nbins=4)
-        axes.set_yticks((0, mel_FxT.shape[0]), ("0", f"{sample_rate / 2000:g} kHz") if place % columns == 0 else ())
-        if place + columns < len(mels):
-            axes.set_xticklabels([])
-    figure.supxlabel("seconds", fontsize=9)
     save(figure, path)
 
 

@@ -126,23 +126,6 @@ def test_the_running_mean_of_a_long_curve_stays_within_it(tmp_path, drawn):
     assert np.abs(mean.get_ydata() - 1.5).max() < 0.1
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 10])
-def test_examples_of_any_number(tmp_path, drawn, count):
-    mels = [np.random.default_rng(i).normal(size=(64, 50 + 10 * i)) for i in range(count)]
-    mels[0][:] = -80.0  # silence has no range of its own
-    names = [rf"$\no{{math$ and a long name {i}" for i in range(count)]
-    plot.examples_png(tmp_path / "e.png", mels, names, 16_000, 0.01)
-    assert frame_is_white(tmp_path / "e.png")
-    visible = [axes for axes in drawn().axes if axes.get_visible()]
-    assert len(visible) == count
-    assert visible[-1].images[0].get_extent()[1] == pytest.approx(0.01 * (50 + 10 * (count - 1)))
-
-
-def test_examples_need_a_name_each(tmp_path):
-    with pytest.raises(ValueError, match="1 spectrograms and 2 names"):
-        plot.examples_png(tmp_path / "e.png", [np.zeros((4, 4))], ["a", "b"], 16_000, 0.01)
-
-
 def test_matplotlib_waits_until_something_is_drawn(tmp_path):
     code = (
         "import sys; from datar_jax import plot; import numpy; assert 'matplotlib' not in sys.modules;"
