@@ -1,14 +1,19 @@
-"""Schedule and optimiser: AdamW, warm-up and cosine, decay only where it belongs, each depth at its own rate."""
+"""Schedule and optimiser: AdamW, warm-up and cosine, decay only where it belongs, each depth at its own rate.
+
+optax is imported where it is used, so that a program which only uses a model starts without it.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import optax
 
 from datar_jax.config import OptimConfig
+
+if TYPE_CHECKING:
+    import optax
 
 DECAYED = ("kernel",)  # biases, norms, position tables and learned signals are not,
 SPARED = ("position",)  # nor the kernels of what stands in for a table, as published
@@ -16,6 +21,8 @@ SPARED = ("position",)  # nor the kernels of what stands in for a table, as publ
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 to the peak, then cosine to `final_rate` of it at `steps`."""
+    import optax
+
     warmup = min(round(config.warmup * steps), steps - 1)
     peak = config.learning_rate
     return optax.warmup_cosine_decay_schedule(
@@ -64,6 +71,8 @@ def _block(name: str) -> tuple[int, int] | None:
 
 def optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, then each parameter's share."""
+    import optax
+
     parts = [optax.adamw(schedule(config, steps), b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask)]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))

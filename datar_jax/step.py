@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax import Array
 from jax.sharding import Mesh
@@ -110,6 +109,8 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     Returns:
       The state after it, and scalars: `loss`, `grad_norm`, `learning_rate` (of a step that is not skipped), `skipped`.
     """
+    import optax  # as in optim.py
+
     batch, drop_key = draw(task, state, batch)
     loss, grads = loss_and_gradient(task, state.params, batch, drop_key)
 

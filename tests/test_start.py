@@ -1,0 +1,49 @@
+"""What the first answer does not have to wait for."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from datar_jax.config import Config, ModelConfig
+from datar_jax.description import EXPORT, Description, write_description
+from datar_jax.saved import SAFETENSORS
+from datar_jax.weights import save_safetensors
+
+UNUSED = [
+    "orbax",
+    "grain",
+    "optax",
+    "matplotlib",
+    "chex",
+    "tensorboardX",
+    "librosa",
+    "numba",
+    "scipy.signal",
+    "array_record",
+]
+
+
+def test_an_export_is_loaded_without_training_packages_and_without_compiling(tmp_path):
+    config = Config(model=ModelConfig(classes=2))
+    write_description(tmp_path / EXPORT, Description(config=config, labels=("a", "b"), frames=9, mean_db=0, std_db=1))
+    params = {f"layer_{n}": {"kernel": np.zeros((n, 2), np.float32)} for n in range(1, 4)}  # as far as loading goes
+    save_safetensors(tmp_path / SAFETENSORS, params, "float32")
+    program = f"""
+        import sys, jax
+        compiled = []
+        jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+        import datar_jax.annotations, datar_jax.commands.predict, datar_jax.compiled, datar_jax.listen
+        from datar_jax.mel import mel_basis
+        model = datar_jax.load({str(tmp_path)!r})
+        mel_basis(model.audio)
+        assert not (found := [name for name in compiled if "compile" in name]), found
+        jax.numpy.zeros(3) + 1
+        assert any("compile" in name for name in compiled), "compiling is no longer told of under that name"
+        assert not (found := set({UNUSED}) & set(sys.modules)), found
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert run.returncode == 0, run.stderr
