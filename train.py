@@ -110,7 +110,8 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
     parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in the work directory")
     known, rest = parser.parse_known_args(arguments)
     cluster = Cluster(known.coordinator, known.processes, known.process)
-    return settings.load(known.config, settings.read_overrides(rest, USAGE)), known.workdir, cluster, known.profile
+    config = settings.load(known.config, settings.read_overrides(rest, USAGE), known.workdir)
+    return config, known.workdir, cluster, known.profile
 
 
 def _fail(error: Exception | str) -> int:

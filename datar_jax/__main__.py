@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from datar_jax.commands import COMMANDS
@@ -23,13 +24,27 @@ def main(arguments: list[str]) -> int:
         if name not in COMMANDS:
             raise ConfigError(f"{name}: not a command; there are {', '.join(COMMANDS)} (python -m datar_jax --help)")
         run = importlib.import_module(f"datar_jax.commands.{name}").main
-        return int(run(arguments[1:]))
+        status = int(run(arguments[1:]))
+        print(end="", flush=True)  # or a full disk would be told by the interpreter as it ends
+        return status
+    except BrokenPipeError:  # as `head` leaves it
+        _forget_output()
+        return 0
+    except OSError as error:
+        _forget_output()
+        print(f"datar_jax: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        return 2
     except ConfigError as error:
         print(f"datar_jax: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("datar_jax: stopped", file=sys.stderr)
         return 130
+
+
+def _forget_output() -> None:
+    """What could not be written is not tried again as the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def page() -> str:

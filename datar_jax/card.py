@@ -5,6 +5,8 @@ Markdown with the head that model hubs read (Mitchell et al., "Model Cards for M
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +42,7 @@ def model_card(model: Description, parameters: int, form: str, weights: str, lic
         "---",
         "library_name: datar-jax",
         "pipeline_tag: audio-classification",
-        f"license: {licence if licence != UNKNOWN else 'other'}",
+        f"license: {_yaml(licence if licence != UNKNOWN else 'other')}",
         "tags: [audio-event-recognition, deformable-attention, jax]",
         "---",
     ]
@@ -70,11 +72,16 @@ def model_card(model: Description, parameters: int, form: str, weights: str, lic
         head,
         what,
         _training(provenance),
-        _numbers(provenance.get("numbers")),
+        _numbers(provenance.get("numbers"), weights),
         _licences(licences),
         _limits(model),
     ]
     return "\n\n".join("\n".join(part) for part in parts) + "\n\n" + _classes(model) + "\n"
+
+
+def _yaml(text: str) -> str:
+    """A text as YAML reads it; what may mean something there is quoted."""
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
 
 
 def _output(model: Description) -> str:
@@ -111,11 +118,12 @@ def _chain(before: Mapping[str, Any]) -> str:
     return f"{told}, which {_chain(earlier)}" if earlier else told
 
 
-def _numbers(numbers: Mapping[str, Any] | None) -> list[str]:
+def _numbers(numbers: Mapping[str, Any] | None, weights: str) -> list[str]:
     lines = ["## Numbers", ""]
     if not numbers:
-        return [*lines, "Not evaluated: the run had not ended when this was exported."]
-    lines += [f"On {numbers['clips']:,} test clips, one seed:", "", "| | |", "|---|---|"]
+        return [*lines, "Not known: the run had not ended when this was exported, or it evaluates another checkpoint."]
+    stored = "" if weights == "float32" else f", measured before the weights were stored as {weights}"
+    lines += [f"On {numbers['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
     for field, value in numbers.items():
         name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
         if name:

@@ -17,14 +17,19 @@ def keep_compiled(folder: Path | None = None) -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datar_jax"
+    try:
+        folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datar_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a user without a home, or who may not write there: every start compiles
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     # jax would neither read nor replace a program whose writing was cut off.
     for program in folder.glob("*-cache"):
-        content = program.read_bytes()
         try:
+            content = program.read_bytes()
             if content[:1] in (b"", b"\x78"):  # of zlib; newer Pythons have another compression
                 zlib.decompress(content)
         except zlib.error:
             program.unlink(missing_ok=True)
+        except FileNotFoundError:  # another start was faster
+            continue

@@ -108,10 +108,8 @@ def find_description(path: str | Path) -> Path:
     if not place.exists():
         raise ModelError(f"{path}: no such file or folder; give a run's work directory or an export")
     folder = place.parent if place.is_file() else place
-    if folder.name.isdecimal():
-        folder = folder.parent
-    if folder.name in ("checkpoints", "params"):
-        folder = folder.parent
+    if not ((folder / RUN).is_file() or (folder / EXPORT).is_file()):
+        folder = _around(folder)
     if (folder / RUN).is_file():
         return folder / RUN
     if folds := sorted(each.parent.name for each in folder.glob(f"fold_*/{RUN}")):
@@ -123,6 +121,13 @@ def find_description(path: str | Path) -> Path:
     if (folder / "checkpoints").exists():
         raise ModelError(f"{path}: has no {RUN}, as runs of earlier versions; the same training command writes it")
     raise ModelError(f"{path}: neither a run's work directory nor an export of one")
+
+
+def _around(folder: Path) -> Path:
+    """The work directory of a checkpoint or of all, the export of stored parameters; else the folder itself."""
+    if folder.name.isdecimal() and folder.absolute().parent.name == "checkpoints":
+        folder = folder.parent
+    return folder.parent if folder.name in ("checkpoints", "params") else folder
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ Shapes: C channels, T columns.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -139,9 +140,10 @@ class ParquetFiles:
 
     def write(self, sound: Embedded) -> None:
         """As `Writer.write`."""
-        self._add("clips", {"path": [sound.path], "seconds": [sound.seconds]}, sound.clip_C[None])
+        path = os.fsencode(sound.path).decode(errors="backslashreplace")  # parquet has no other texts than UTF-8
+        self._add("clips", {"path": [path], "seconds": [sound.seconds]}, sound.clip_C[None])
         times = {"onset": sound.times_Tx2[:, 0], "offset": sound.times_Tx2[:, 1]}
-        self._add("columns", {"path": [sound.path] * len(sound.columns_TxC), **times}, sound.columns_TxC)
+        self._add("columns", {"path": [path] * len(sound.columns_TxC), **times}, sound.columns_TxC)
 
     def close(self) -> None:
         """As `Writer.close`."""

@@ -22,13 +22,14 @@ from datar_jax import metrics
 from datar_jax.config import Config, ConfigError
 from datar_jax.datasets import Dataset, Head, read_dataset
 from datar_jax.description import Description, write_json
+from datar_jax.hardest import hardest, hardest_csv, hardest_png
 from datar_jax.material import open_store
 from datar_jax.plot import confusion_png
 from datar_jax.report import Row
 from datar_jax.saved import Saved
 from datar_jax.scoring import score_clips
 from datar_jax.sharding import make_mesh
-from datar_jax.splits import split
+from datar_jax.splits import check_heads, divide
 from datar_jax.step import Task
 from datar_jax.store import usable
 
@@ -58,17 +59,22 @@ def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Conso
     model = saved.description
     if saved.params is None or model.normalisation is None:
         raise ConfigError(f"{saved.source}: has no weights that heard sound; give a run, or an export of weights")
-    config = msgspec.structs.replace(config, audio=model.audio, model=model.config.model)
+    labels = model.config.data.labels
+    if config.data.labels == "multi" != labels:
+        raise ConfigError("data.labels='multi': the model gives a clip one class of each head; give single")
+    data = msgspec.structs.replace(config.data, labels=labels)
+    config = msgspec.structs.replace(config, audio=model.audio, model=model.config.model, data=data)
     mesh = make_mesh(config.mesh)
     if config.train.eval_batch_size % mesh.size:
         raise ConfigError(
             f"train.eval_batch_size={config.train.eval_batch_size}: does not divide over {mesh.size} devices"
         )
     dataset = read_dataset(config.data)
-    chosen = np.arange(len(dataset)) if side == "all" else getattr(split(dataset, config.data, config.data.fold), side)
+    chosen = np.arange(len(dataset)) if side == "all" else getattr(divide(dataset, config.data), side)
     for note in (*dataset.notes, *seen(model, config, dataset, side)):
         console.print(note, markup=False, soft_wrap=True)
     dataset = with_classes_of(model, dataset)
+    check_heads(config.data, dataset)
     store = open_store(config, dataset, out, console)
     indices, _ = usable(store, chosen)
     if not len(indices):
@@ -77,7 +83,6 @@ def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Conso
     task = Task(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
     statistics = np.array(model.normalisation, np.float32)
     score, target = score_clips(task, mesh, store, dataset, saved.params, statistics, indices)
-    labels = model.config.data.labels
     numbers = metrics.evaluate(score, target, labels, dataset.heads)
     classes = by_class(score, target, dataset, labels)
     result: Row = {"model": saved.source, "data": dataset.source, "side": side, **numbers}
@@ -86,6 +91,9 @@ def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Conso
         rows = csv.DictWriter(file, list(classes[0]), lineterminator="\n")
         rows.writeheader()
         rows.writerows(classes)
+    answers = hardest(dataset, indices, score, target, labels)
+    hardest_csv(out / "hardest.csv", answers)
+    hardest_png(out / "hardest.png", answers)
     if labels == "single":
         for prefix, part in metrics.parts(dataset.heads).items():
             matrix = metrics.confusion(score[:, part], target[:, part])
@@ -103,16 +111,21 @@ def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
     there = {name: i for i, name in enumerate(_full_names(model.slices(), model.labels))}
     heads = metrics.parts(dataset.heads)
     asked = _full_names({name.removesuffix("_"): part for name, part in heads.items()}, dataset.labels)
-    if strange := [label for head, label in asked if (head, label) not in there]:
+    if strange := [_with_head(name) for name in asked if name not in there]:
+        known = list(map(_with_head, there))
         more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
         raise ConfigError(
             f"{dataset.source}: has classes that the model does not know: {', '.join(strange[:5])}{more}; "
-            f"it knows {', '.join(model.labels[:5])}{', ...' if len(model.labels) > 5 else ''}"
+            f"it knows {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
         )
     number = [there[name] for name in asked]
     clips = tuple(replace(clip, labels=tuple(sorted(number[i] for i in clip.labels))) for clip in dataset.clips)
     new_heads = tuple(Head(name, size) for name, size in model.heads.items())
     return replace(dataset, clips=clips, labels=model.labels, heads=new_heads)
+
+
+def _with_head(name: tuple[str, str]) -> str:
+    return ": ".join(filter(None, name))
 
 
 def _full_names(parts: dict[str, slice], labels: Sequence[str]) -> list[tuple[str, str]]:

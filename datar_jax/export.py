@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from datar_jax.card import model_card
-from datar_jax.description import EXPORT, Description, ModelError, write_description
+from datar_jax.description import EXPORT, RUN, Description, ModelError, find_description, write_description
 from datar_jax.logmel import reach
 from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved
 from datar_jax.weights import Form, compress, save_safetensors
@@ -40,16 +40,27 @@ def export(
       ModelError: the model cannot be read, the folder holds something else, or the form cannot be had.
     """
     saved = read_saved(path)
+    if saved.notes:  # not the weights that its numbers are of, perhaps
+        raise ModelError(f"{saved.notes[0]}; to export those, give that checkpoint: {Path(path).name}/checkpoints/STEP")
     if saved.params is None:
         raise ModelError(f"{saved.source}: a program, without weights to export; give the run, or an export of weights")
     if form in ("stablehlo", "onnx") and saved.description.normalisation is None:
         raise ModelError(f"{saved.source}: never heard a sound; train it first (configs/finetune.py, init.from)")
     if form not in get_args(Format):
         raise ModelError(f"--format={form}: give one of {', '.join(get_args(Format))}")
+    if form == "params" and weights == "int8":
+        raise ModelError("--weights=int8: orbax stores arrays as they are; give bfloat16, or --format=safetensors")
+    if form == "onnx" and weights != "float32":
+        raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
     _claim(out, form)
     description = with_numbers(saved.description, Path(path))
     target = out / FILES[form]
-    _WRITERS[form](target, saved, weights)
+    if form == "params":  # orbax leaves it whole or not at all
+        _WRITERS[form](target, saved, weights)
+    else:
+        partial = out / f"{target.name}.partial"
+        _WRITERS[form](partial, saved, weights)
+        partial.replace(target)
     write_description(out / EXPORT, description)
     parameters = sum(int(leaf.size) for leaf in _leaves(saved.params))
     (out / CARD).write_text(model_card(description, parameters, form, weights, licences or {}), encoding="utf-8")
@@ -57,13 +68,12 @@ def export(
 
 
 def with_numbers(model: Description, path: Path) -> Description:
-    """The description with what the run has measured, where that lies beside it."""
-    folder = path if path.is_dir() else path.parent
-    for each in (folder, folder.parent, folder.parent.parent):
-        if (each / "model.json").exists():
-            with contextlib.suppress(OSError, ValueError):
-                numbers = json.loads((each / "result.json").read_text(encoding="utf-8"))
-                return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": numbers})
+    """The description with what the run has measured of these weights; of a checkpoint by its number it is unsaid."""
+    with contextlib.suppress(OSError, ValueError):  # official weights have no description
+        found = find_description(path)
+        if found.name == RUN and not path.name.isdecimal():
+            numbers = json.loads((found.parent / "result.json").read_text(encoding="utf-8"))
+            return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": numbers})
     return model
 
 
@@ -72,7 +82,8 @@ def _claim(out: Path, form: str) -> None:
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: a file; give a folder")
     known = {EXPORT, CARD, FILES[form]}
-    strangers = sorted(each.name for each in out.iterdir() if each.name not in known) if out.exists() else []
+    names = (each.name.removesuffix(".partial") for each in out.iterdir()) if out.exists() else ()
+    strangers = sorted(name for name in names if name not in known)
     if strangers:
         raise ModelError(f"{out}: holds {', '.join(strangers[:5])}; give a new folder")
     try:
@@ -84,8 +95,6 @@ def _claim(out: Path, form: str) -> None:
 def _write_params(target: Path, saved: Saved, weights: Form) -> None:
     import orbax.checkpoint as ocp
 
-    if weights == "int8":
-        raise ModelError("--weights=int8: orbax stores arrays as they are; give bfloat16, or --format=safetensors")
     with ocp.StandardCheckpointer() as writer:
         writer.save(target.absolute(), compress(saved.params, weights), force=True)
 
@@ -103,11 +112,9 @@ def _write_stablehlo(target: Path, saved: Saved, weights: Form) -> None:
     target.write_bytes(to_stablehlo(program, compress(saved.params, weights), samples))
 
 
-def _write_onnx(target: Path, saved: Saved, weights: Form) -> None:
+def _write_onnx(target: Path, saved: Saved, _weights: Form) -> None:
     from datar_jax.onnx_program import for_onnx, to_onnx
 
-    if weights != "float32":
-        raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
     program, samples = _program(model)
     try:

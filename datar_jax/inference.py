@@ -49,6 +49,7 @@ class Model:
     Attributes:
       description: settings, classes, normalisation, where it comes from.
       source: where it was read, for a person.
+      notes: what a person should know of how it was read.
       params: its weights, float32; None of an exported program.
       labels: the classes, in the order of the scores; of several heads one after another.
       heads: name and number of classes of each head; none: one head over all classes.
@@ -59,6 +60,7 @@ class Model:
 
     description: Description
     source: str
+    notes: tuple[str, ...]
     params: Any
     labels: tuple[str, ...]
     heads: tuple[tuple[str, int], ...]
@@ -68,6 +70,7 @@ class Model:
 
     def __init__(self, saved: Saved) -> None:
         self.description, self.source, self.params = saved.description, saved.source, saved.params
+        self.notes = saved.notes
         self.labels, self.heads = saved.description.labels, tuple(saved.description.heads.items())
         self.audio, self.frames = saved.description.audio, saved.description.frames
         if saved.program:

@@ -174,7 +174,8 @@ def plan_windows(frames: int, window: int, overlap: float = 0.5) -> tuple[np.nda
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap={overlap:g}: give 0 to below 1, such as 0.5")
     views_V = views(frames, window)
-    parts = math.ceil(1 / (1 - overlap) - 1e-9)  # 1 / (1 - 0.9) is a little more than ten
+    # 1 / (1 - 0.9) is a little more than ten; more than one window a column there is not.
+    parts = min(window, math.ceil(1 / (1 - overlap) - 1e-9))
     share_P = np.arange(parts) / parts
     between_VxP = np.round(views_V[:-1, None] + np.diff(views_V)[:, None] * share_P).astype(np.int64)
     starts_W = np.unique(np.append(between_VxP, views_V[-1]))

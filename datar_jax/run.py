@@ -6,8 +6,9 @@ A work directory belongs to one configuration. With `data.fold=0` it holds one f
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from datar_jax import __version__, metrics
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
-from datar_jax.description import RUN, Description, ModelError, write_description, write_json
+from datar_jax.description import RUN, Description, ModelError, read_description, write_description, write_json
 from datar_jax.hardest import hardest, hardest_csv, hardest_png
 from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
@@ -33,7 +34,7 @@ from datar_jax.saved import Saved, read_saved
 from datar_jax.scoring import score_clips
 from datar_jax.settings import from_dict
 from datar_jax.sharding import make_mesh
-from datar_jax.splits import Split, split
+from datar_jax.splits import Split, check_heads, split
 from datar_jax.step import Task, TrainState
 from datar_jax.store import Store, default_window
 from datar_jax.transfer import started, transfer
@@ -83,7 +84,11 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     for note in dict.fromkeys([*dataset.notes, *(note for each in splits.values() for note in each.notes)]):
         console.print(note, markup=False, soft_wrap=True)
     _claim(config, workdir)
-    source = _source(config)
+    crossed = config.data.fold == 0
+    folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in folds}
+    source = cache(partial(_source, config))
+    if not all(map(_begun, folders.values())):
+        source()  # a mistake is told before any sound is read
 
     store = open_store(config, dataset, workdir, console)
     splits = {fold: usable_split(dataset, store, each, console) for fold, each in splits.items()}
@@ -91,15 +96,10 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     frames = frames or max(default_window(store, each.train, config.audio) for each in splits.values())
     check_windows(config, frames, f"a window of {frames * config.audio.hop / config.audio.sample_rate:g} s")
 
-    crossed = config.data.fold == 0
-    done = []
-    for fold in folds:
-        folder = workdir / f"fold_{fold}" if crossed else workdir
-        done.append(
-            _run_split(
-                config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source
-            )
-        )
+    done = [
+        _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source)
+        for fold, folder in folders.items()
+    ]
     headline = metrics.headline(config.data.labels, dataset.heads)
     result = _summarise([each.result for each in done], folds, headline) if crossed else done[0].result
     if crossed:
@@ -135,29 +135,9 @@ def _resolve(config: Config, dataset: Dataset) -> Config:
         )
     if config.data.fold == 0 and not dataset.folds:
         raise ConfigError("data.fold=0: these data have no folds to cross-validate over; give 1")
-    _check_heads(config, dataset)
+    check_heads(config.data, dataset)
     model = msgspec.structs.replace(config.model, classes=classes)
     return msgspec.structs.replace(config, model=model)
-
-
-def _check_heads(config: Config, dataset: Dataset) -> None:
-    """The heads share out the classes, and with one label a clip has one of each."""
-    names, sizes = [head.name for head in dataset.heads], [head.size for head in dataset.heads]
-    for name in names:  # it becomes a part of names of numbers and files
-        if not name.isidentifier() or name == "action" or names.count(name) > 1:
-            raise ConfigError(f"{dataset.source}: head {name!r}; give each a word of its own, other than 'action'")
-    if sizes and (min(sizes) < 1 or sum(sizes) != len(dataset.labels)):
-        raise ConfigError(f"{dataset.source}: heads of {sizes} classes share out {len(dataset.labels)} classes")
-    if config.data.labels == "multi":
-        return
-    for prefix, part in metrics.parts(dataset.heads).items():
-        answers = range(len(dataset.labels))[part]
-        question = f" of the head {prefix[:-1]!r}" if prefix else ""
-        for i, clip in enumerate(dataset.clips):
-            if (count := sum(label in answers for label in clip.labels)) != 1:
-                raise ConfigError(
-                    f"data.labels='single': {dataset.where(i)} has {count} labels{question}; give it one, or 'multi'"
-                )
 
 
 def _claim(config: Config, workdir: Path) -> None:
@@ -209,15 +189,18 @@ def _run_split(
     crossed: bool,
     fold: int,
     profile: bool,
-    source: Saved | None,
+    read_source: Callable[[], Saved | None],
 ) -> Scores:
     """Trains and scores one split."""
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
     # A network that was trained goes on seeing sound as it did.
-    known = source and source.description.normalisation
-    mean, std = known or normalisation(config, dataset, store, each.train)
+    begun = _begun(folder) if config.init.source else None
+    source = None if begun else read_source()
+    known = begun or (source and source.description)
+    mean, std = (known and known.normalisation) or normalisation(config, dataset, store, each.train)
+    earlier = begun.provenance.get("pretraining") if begun else _pretraining(source)
     material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     heads = {head.name: head.size for head in dataset.heads}
@@ -228,7 +211,7 @@ def _run_split(
         frames=frames,
         mean_db=mean,
         std_db=std,
-        provenance=_provenance(config, dataset, each, fold, steps, source),
+        provenance=_provenance(config, dataset, each, fold, steps, earlier),
     )
     if not jax.process_index():
         write_description(folder / RUN, description)
@@ -237,7 +220,7 @@ def _run_split(
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
         name = f"fold {fold}: " if crossed else ""
         report.say(f"{name}{sides}; {steps} steps of {train.batch_size} clips")
-        begin = partial(_begin, source, description, report) if source else None
+        begin = partial(_begin, read_source, description, report) if config.init.source else None
         trained = fit(task, mesh, material, checkpoints, report, folder / "profile" if profile else None, begin)
         state = trained.state
         if len(each.validation):
@@ -280,17 +263,31 @@ def _source(config: Config) -> Saved | None:
     return source
 
 
-def _begin(source: Saved, description: Description, report: Report, state: TrainState) -> TrainState:
+def _begun(folder: Path) -> Description | None:
+    """What a run that has a checkpoint said of itself as it began: it needs what it started from no more."""
+    if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
+        return None
+    try:
+        return read_description(folder / RUN)
+    except ModelError:
+        return None
+
+
+def _begin(
+    read_source: Callable[[], Saved | None], description: Description, report: Report, state: TrainState
+) -> TrainState:
     """The state that fine-tuning starts from; says what becomes of every parameter."""
+    source = read_source()
+    assert source
     given = transfer(source.params, source.description, state.params, description)
     report.say(f"starts from {source.source}")
-    for line in given.account(description.labels):
+    for line in (*source.notes, *given.account(description.labels)):
         report.say(line)
     return started(state, source.params, given)
 
 
 def _provenance(
-    config: Config, dataset: Dataset, each: Split, fold: int, steps: int, source: Saved | None
+    config: Config, dataset: Dataset, each: Split, fold: int, steps: int, pretraining: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Where a model comes from: program, data, run, and what it started from."""
     card = dataset.card
@@ -304,8 +301,13 @@ def _provenance(
             "clips": {side: len(getattr(each, side)) for side in ("train", "validation", "test")},
         },
         "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},
-        "pretraining": {"from": source.source, **source.description.provenance} if source else None,
+        "pretraining": pretraining,
     }
+
+
+def _pretraining(source: Saved | None) -> dict[str, Any] | None:
+    """What is told of the model that a run starts from."""
+    return {"from": source.source, **source.description.provenance} if source else None
 
 
 def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:

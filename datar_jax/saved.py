@@ -9,12 +9,14 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 
 from datar_jax.checksums import Mismatch, verify
 from datar_jax.config import AudioConfig, Config
 from datar_jax.description import EXPORT, OFFICIAL, RUN, Description, ModelError, find_description, read_description
+from datar_jax.model import DATAR
 from datar_jax.record import BadCheckpoint, best_first, read_record, reason
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
@@ -29,12 +31,14 @@ class Saved:
       description: everything but the weights.
       params: the tree of parameters, float32; None where there is only a program.
       program: the file of a whole program (StableHLO or ONNX); None where there are weights.
+      notes: what a person should know of how it was read, such as checkpoints that were passed over.
     """
 
     source: str
     description: Description
     params: Any
     program: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_saved(path: str | Path) -> Saved:
@@ -53,9 +57,10 @@ def read_saved(path: str | Path) -> Saved:
     found = find_description(path)
     description, folder = read_description(found), found.parent
     if found.name == RUN:
-        step = int(Path(path).name) if Path(path).name.isdecimal() else None
-        step, params = _from_checkpoint(folder / "checkpoints", step)
-        return Saved(f"{folder} (step {step})", description, params)
+        step = int(Path(path).name) if Path(path).name.isdecimal() and Path(path).parent != folder.parent else None
+        step, params, bad = _from_checkpoint(folder / "checkpoints", step)
+        notes = tuple(f"{folder / 'checkpoints'}: {each}; passed over, the weights are of step {step}" for each in bad)
+        return Saved(f"{folder} (step {step})", description, params, notes=notes)
     return _from_export(folder, description, Path(path))
 
 
@@ -84,13 +89,37 @@ def _from_export(folder: Path, description: Description, path: Path) -> Saved:
     name = path.name if path.name in forms else next(iter(forms), "")
     if not name:
         raise ModelError(f"{folder}: has {EXPORT}, but no weights beside it; export the model again")
+    if name in (STABLEHLO, ONNX):
+        return Saved(str(folder), description, None, folder / name)
     if name == SAFETENSORS:
         from datar_jax.weights import load_safetensors
 
-        return Saved(str(folder), description, load_safetensors(folder / name))
-    if name == PARAMS:
-        return Saved(str(folder), description, read_params(folder / name))
-    return Saved(str(folder), description, None, folder / name)
+        params = load_safetensors(folder / name)
+    else:
+        params = read_params(folder / name)
+    _check(folder, description, params)
+    return Saved(str(folder), description, params)
+
+
+def _check(folder: Path, description: Description, params: Any) -> None:
+    """Refuses weights that lie beside the description of another model."""
+    flat = {name: tuple(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in _shapes(description).items()}
+    if wrong := [name for name in sorted({*flat, *wanted}) if flat.get(name) != wanted.get(name)]:
+        name = wrong[0]
+        raise ModelError(
+            f"{folder}: its weights are of another model than its description: {name} is {flat.get(name, 'missing')}, "
+            f"described is {wanted.get(name, 'none')} ({len(wrong)} such)"
+        )
+
+
+def _shapes(description: Description) -> dict[str, Any]:
+    """Shapes of the parameters of a model that is described."""
+    audio, frames = description.audio, description.frames
+    model = DATAR(description.config.model, len(description.labels), audio.mels, frames, False)
+    mel_BxFxT, frames_B = jnp.zeros((1, audio.mels, frames)), jnp.full((1,), frames)
+    tree = jax.eval_shape(lambda: model.init(jax.random.key(0), mel_BxFxT, frames_B))["params"]
+    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
 
 
 def read_params(folder: Path) -> Any:
@@ -110,8 +139,11 @@ def read_params(folder: Path) -> Any:
     return jax.tree.map(np.asarray, params)
 
 
-def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any]:
-    """Step and evaluated weights of a checkpoint: of that step, else of the best, else of the newest that is whole."""
+def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any, list[str]]:
+    """Step and evaluated weights of a checkpoint: of that step, else of the best, else of the newest that is whole.
+
+    The third is what is wrong with those that were passed over.
+    """
     steps = sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True)
     if step is not None:
         steps = [each for each in steps if each == step]
@@ -125,7 +157,7 @@ def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any]:
     order = best_first(scores, list(records))
     for each in [*order, *(each for each in records if each not in order)]:
         try:
-            return each, _weights(folder / str(each), records[each]["leaves"])
+            return each, _weights(folder / str(each), records[each]["leaves"]), bad
         except Exception as error:  # as above
             bad.append(f"step {each}: {reason(error)}")
     raise ModelError(f"{folder}: no checkpoint can be read ({'; '.join(bad) or 'there is none yet'})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,12 +14,13 @@ from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, Settings
 from datar_jax.description import OFFICIAL, ModelError, find_description, read_description
 
 
-def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Path | None = None) -> Config:
     """Builds the configuration of a file and lays typed overrides over it.
 
     Args:
       path: a Python file with `get_config() -> Config`.
       overrides: dotted field (`optim.learning_rate`) to the text that was typed. `model` takes the name of a variant.
+      workdir: of the run; one that began has its sizes from there, should the model that it began from be gone.
 
     Raises:
       ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
@@ -38,13 +40,13 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     tree = msgspec.to_builtins(module.get_config())
     source = (overrides or {}).get("init.from", tree["init"]["from"])
     if source:
-        tree |= _sizes(source, tree)
+        tree |= _sizes(source, workdir)
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
     return from_dict(tree)
 
 
-def _sizes(source: str, tree: dict[str, Any]) -> dict[str, Any]:
+def _sizes(source: str, workdir: Path | None) -> dict[str, Any]:
     """Front end and model of what a run starts from; the classes are the data's, not that model's."""
     try:
         if Path(source).suffix in OFFICIAL and Path(source).is_file():
@@ -53,9 +55,21 @@ def _sizes(source: str, tree: dict[str, Any]) -> dict[str, Any]:
             return {"model": msgspec.to_builtins(read_official(source).config)}
         config = read_description(find_description(source)).config
     except ModelError as error:
-        raise ConfigError(f"init.from={source!r}: {error}") from None
+        begun = _begun(workdir / "config.json") if workdir else None
+        if not begun:
+            raise ConfigError(f"init.from={source!r}: {error}") from None
+        config = begun
     model = {**msgspec.to_builtins(config.model), "classes": 0}
     return {"audio": msgspec.to_builtins(config.audio), "model": model}
+
+
+def _begun(path: Path) -> Config | None:
+    """The configuration of a fine-tuning that was begun, if one lies there."""
+    try:
+        config = from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+    return config if config.init.source else None
 
 
 def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:

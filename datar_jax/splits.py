@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datar_jax import metrics
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.datasets import SIDES, Dataset
 
@@ -40,6 +41,16 @@ def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
     Raises:
       ConfigError: no such fold, a side or the training clips of a class are missing, or a group stands on two sides.
     """
+    each = divide(dataset, config, fold)
+    return dataclasses.replace(each, notes=check_classes(dataset, each.train, each.test))
+
+
+def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
+    """`split`, with sides that may lack clips: a trained model can be scored on what nobody could learn from.
+
+    Raises:
+      ConfigError: no such fold, or a group stands on two sides.
+    """
     if any(clip.split for clip in dataset.clips):
         sides = [clip.split or "" for clip in dataset.clips]
     elif dataset.folds:
@@ -50,7 +61,7 @@ def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
     _refuse_straddling(dataset, sides, bool(config.group))
     train, validation, test = (np.flatnonzero(np.array(sides) == side) for side in SIDES)
-    return Split(train, validation, test, check_classes(dataset, train, test))
+    return Split(train, validation, test)
 
 
 def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
@@ -118,3 +129,27 @@ def _refuse_straddling(dataset: Dataset, sides: Sequence[str], grouped: bool) ->
                 f"group {clip.group or clip.name!r} stands on two sides: {dataset.where(j)} is in {sides[j]}, "
                 f"{dataset.where(i)} in {sides[i]}; {remedy}"
             )
+
+
+def check_heads(data: DataConfig, dataset: Dataset) -> None:
+    """The heads share out the classes, and with one label a clip has one of each.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    names, sizes = [head.name for head in dataset.heads], [head.size for head in dataset.heads]
+    for name in names:  # it becomes a part of names of numbers and files
+        if not name.isidentifier() or name == "action" or names.count(name) > 1:
+            raise ConfigError(f"{dataset.source}: head {name!r}; give each a word of its own, other than 'action'")
+    if sizes and (min(sizes) < 1 or sum(sizes) != len(dataset.labels)):
+        raise ConfigError(f"{dataset.source}: heads of {sizes} classes share out {len(dataset.labels)} classes")
+    if data.labels == "multi":
+        return
+    for prefix, part in metrics.parts(dataset.heads).items():
+        answers = range(len(dataset.labels))[part]
+        question = f" of the head {prefix[:-1]!r}" if prefix else ""
+        for i, clip in enumerate(dataset.clips):
+            if (count := sum(label in answers for label in clip.labels)) != 1:
+                raise ConfigError(
+                    f"data.labels='single': {dataset.where(i)} has {count} labels{question}; give it one, or 'multi'"
+                )

@@ -21,6 +21,7 @@ import soundfile
 import train
 from datar_jax import loop, run
 from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.compiled import keep_compiled
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.datasets import Dataset, Head, read_dataset
 from datar_jax.description import read_description
@@ -363,7 +364,7 @@ def test_a_compiled_program_that_was_cut_off_is_made_anew(tmp_path: Path, monkey
     for name, content in contents.items():
         (tmp_path / f"{name}-cache").write_bytes(content)
     before = jax.config.jax_compilation_cache_dir
-    train._keep_compiled(tmp_path)
+    keep_compiled(tmp_path)
     jax.config.update("jax_compilation_cache_dir", before)
     assert [path.name for path in tmp_path.iterdir()] == ["whole-cache"]
 

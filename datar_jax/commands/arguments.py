@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 
@@ -17,6 +18,12 @@ def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.A
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def say_notes(notes: tuple[str, ...]) -> None:
+    """Tells a person what should be known of how a model was read."""
+    for note in notes:
+        print(f"datar_jax: {note}", file=sys.stderr)
 
 
 def folder(text: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from datar_jax.commands.arguments import folder, make_parser, whole
+from datar_jax.commands.arguments import folder, make_parser, say_notes, whole
 from datar_jax.config import ConfigError
 from datar_jax.description import ModelError
 
@@ -44,6 +44,9 @@ def main(arguments: list[str]) -> int:
     done = failed = 0
     try:
         model = load(given.model)
+        if model.params is None:
+            raise ModelError(f"{model.source}: a program gives probabilities only; use an export of its weights")
+        say_notes(model.notes)
         writer = (ParquetFiles if given.format == "parquet" else NumpyFiles)(given.out)
         try:
             for sound in embed(model, given.paths, given.batch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datar_jax import settings
-from datar_jax.commands.arguments import folder, make_parser
+from datar_jax.commands.arguments import folder, make_parser, say_notes
 from datar_jax.config import ConfigError
 from datar_jax.description import ModelError
 
@@ -29,10 +29,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--side", choices=("test", "validation", "train", "all"), default="test", help="whose clips")
     parser.add_argument("--out", type=folder, default="evaluation", help="folder for what is found (evaluation)")
     given, rest = parser.parse_known_args(arguments)
-    config = settings.load(given.config, settings.read_overrides(rest, USAGE))
+    overrides = settings.read_overrides(rest, USAGE)
+    if ours := next((field for field in overrides if field.partition(".")[0] in ("audio", "model", "init")), None):
+        raise ConfigError(f"--config.{ours}: front end and sizes are the model's; leave it out")
+    config = settings.load(given.config, overrides)
 
     from rich.console import Console
 
+    from datar_jax.compiled import keep_compiled
     from datar_jax.evaluate import evaluate
     from datar_jax.report import NUMBERS
     from datar_jax.saved import read_saved
@@ -40,8 +44,11 @@ def main(arguments: list[str]) -> int:
     from datar_jax.store import DataError
 
     console = Console(highlight=False)
+    keep_compiled()
     try:
-        result = evaluate(read_saved(given.model), config, given.side, folder(str(given.out)), console)
+        saved = read_saved(given.model)
+        say_notes(saved.notes)
+        result = evaluate(saved, config, given.side, folder(str(given.out)), console)
     except (ModelError, DataError, TrainingError) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:

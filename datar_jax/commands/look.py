@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datar_jax.commands.arguments import folder, make_parser, moment
+from datar_jax.commands.arguments import folder, make_parser, moment, say_notes
 from datar_jax.config import ConfigError
 from datar_jax.description import ModelError
 
@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
     keep_compiled()
     out = folder(str(given.out))
     try:
-        began, ended = draw(load(given.model), given.file, out, given.at)
+        model = load(given.model)
+        say_notes(model.notes)
+        began, ended = draw(model, given.file, out, given.at)
     except AudioError as error:
         raise ConfigError(f"{given.file}: {error}") from None
     except (ModelError, ValueError) as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from datar_jax.commands.arguments import folder, make_parser, share, whole
+from datar_jax.audio import SUFFIXES
+from datar_jax.commands.arguments import folder, make_parser, say_notes, share, whole
 from datar_jax.config import ConfigError
 from datar_jax.description import ModelError
 
@@ -59,11 +61,13 @@ def main(arguments: list[str]) -> int:
     from datar_jax.timeline import Rules
 
     rules = _rules(Rules, given.threshold)
+    _check_outputs(given)
     keep_compiled()
     try:
         model = load(given.model)
     except ModelError as error:
         raise ConfigError(str(error)) from None
+    say_notes(model.notes)
     failed = 0
     try:
         with contextlib.ExitStack() as files:
@@ -80,10 +84,12 @@ def main(arguments: list[str]) -> int:
                     print(f"datar_jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
                 for writer in writers:
                     writer.write(answer)
+            sys.stdout.flush()
     except BrokenPipeError:  # as `head` leaves it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
+        places = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
+        raise ConfigError(f"{error.filename or places}: {error.strerror}") from None
     if failed:
         print(f"datar_jax: {failed} sounds could not be used", file=sys.stderr)
     return 1 if failed else 0
@@ -95,6 +101,21 @@ def _rules(make: type[Rules], threshold: float) -> Rules:
     return make(threshold=threshold, keep=0.8 * threshold)
 
 
+def _check_outputs(given: argparse.Namespace) -> None:
+    """Refuses to write over a sound, or two things into one file."""
+    for option, path in (("--out", given.out), ("--events", given.events)):
+        if path and path.is_file() and (sound := next((p for p in given.paths if _same(path, p)), None)):
+            raise ConfigError(f"{option}={path}: would write over {sound}")
+        if path and path.suffix.lower() in SUFFIXES:
+            raise ConfigError(f"{option}={path}: ends like a sound; it is a text")
+    if given.out and given.out == given.events:
+        raise ConfigError(f"--events={given.events}: --out writes there too; give another file")
+
+
+def _same(path: Path, other: str) -> bool:
+    return os.path.exists(other) and os.path.samefile(path, other)
+
+
 def _writer(given: argparse.Namespace, model: Model, files: contextlib.ExitStack) -> Writer:
     """What writes the answers in the format that was asked for."""
     from rich.console import Console
@@ -102,6 +123,8 @@ def _writer(given: argparse.Namespace, model: Model, files: contextlib.ExitStack
     from datar_jax.annotations import JsonLines, ScoresCsv, Terminal
 
     file = files.enter_context(_text(given.out)) if given.out else sys.stdout
+    if isinstance(file, io.TextIOWrapper):
+        file.reconfigure(errors="surrogateescape")  # names that are no UTF-8 stay what they are
     if given.format == "jsonl":
         return JsonLines(file, model.labels, model.heads, given.top)
     if given.format == "csv":
