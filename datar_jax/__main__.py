@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
-from datar_jax.commands import COMMANDS
+from datar_jax.commands import embed, evaluate, export, look, plan, predict, prepare
 from datar_jax.config import ConfigError
+
+# In the order in which a person meets them, and what the page of all commands says of each.
+COMMANDS = {
+    "predict": (predict.main, "what a model hears in files and folders: classes, and events on a timeline"),
+    "look": (look.main, "one picture of a sound: what the model heard in it, and where it looked"),
+    "embed": (embed.main, "vectors of clips and of their parts, for what comes after"),
+    "evaluate": (evaluate.main, "scores a model on labelled sounds: numbers, a table by class, pictures"),
+    "export": (export.main, "a model as files for others: its weights, or the whole program, and a model card"),
+    "prepare": (prepare.main, "makes shards of a published data set from its lists and sounds"),
+    "plan": (plan.main, "compiles a training step for a TPU slice that is not there, and says what it would take"),
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +33,8 @@ def main(arguments: list[str]) -> int:
     try:
         if name not in COMMANDS:
             raise ConfigError(f"{name}: not a command; there are {', '.join(COMMANDS)} (python -m datar_jax --help)")
-        run = importlib.import_module(f"datar_jax.commands.{name}").main
-        status = int(run(arguments[1:]))
+        run, _ = COMMANDS[name]
+        status = run(arguments[1:])
         print(end="", flush=True)  # or a full disk would be told by the interpreter as it ends
         return status
     except BrokenPipeError:  # as `head` leaves it
@@ -56,7 +66,7 @@ def page() -> str:
         "",
         "And with what was trained, `python -m datar_jax COMMAND`:",
         "",
-        *(f"  {name:<10}{what}" for name, what in COMMANDS.items()),
+        *(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()),
         "",
         "`python -m datar_jax COMMAND --help` has the options of a command and an example.",
     ]

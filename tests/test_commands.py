@@ -24,8 +24,7 @@ import soundfile
 import datar_jax
 import train
 from datar_jax import evaluate, loop, run
-from datar_jax.__main__ import main
-from datar_jax.commands import COMMANDS
+from datar_jax.__main__ import COMMANDS, main
 from datar_jax.description import ModelError, find_description
 from datar_jax.listen import listen
 from datar_jax.recording import plan_windows
