@@ -4,10 +4,10 @@
 
 Models are untrained: the front end of configs/folder.py (16 kHz, 20 ms hop, 64 mel bins; 128 where the model's windows
 are larger than 64 allow, which is all but datar_nano), ten classes, a window of 10 s, random weights, exported as
-safetensors. Each is asked about one synthetic recording of 10 s (WAV, 44.1 kHz,
-mono) by `datar_jax.load(folder)(file)`, in fresh processes on one core, with nothing compiled yet and then with what
-the first of them compiled, and by `python -m datar_jax predict`. An answer is from the file to probabilities: read,
-resample, log-mel, network. Prints tables in Markdown. Linux, for the choice of a core; elsewhere the system chooses.
+safetensors. Each is asked about one synthetic recording of 10 s (WAV, 44.1 kHz, mono) by
+`datar_jax.load(folder)(file)`, in fresh processes on one core, with nothing compiled yet and then with what the first
+of them compiled, and by `python -m datar_jax predict`. An answer is from the file to probabilities: read, resample,
+log-mel, network. Prints tables in Markdown. Linux, for the choice of a core; elsewhere the system chooses.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FORMS = ("float32", "bfloat16", "int8")
 TARGETS = "datar_nano answers 50 times as fast as the sound lasts, and first within 8 s of its start with a warm cache"
 COSTS = (
     *("model", "parameters", "G MACs", *(f"{form}, MB" for form in FORMS)),
-    *("answer, ms: least", "median", "CPU", "times real time", "memory, MB"),
+    *("answer, ms: least", "median", "CPU", "times real time", "memory, MiB"),
 )
 STARTS = (
     *("model", "first answer cold, s", "warm, s: least", "median", "CPU"),
