@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datar_jax.config import AudioConfig
-from datar_jax.mel import bin_of_hertz
+from datar_jax.logmel import bin_of_hertz
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,6 @@ import numpy as np
 import scipy.fft
 
 from datar_jax.config import AudioConfig
-from datar_jax.mel import mel_basis
 
 if TYPE_CHECKING:
     import jax
@@ -178,6 +177,26 @@ def excerpt_jax(
     last = waveform_BxN.shape[1] - 1
     read_BxW = jnp.take_along_axis(waveform_BxN, jnp.minimum(at_BxW, last), axis=1, mode="clip")
     return jnp.where(at_BxW < length_B[:, None], read_BxW, 0)
+
+
+@functools.lru_cache(maxsize=8)
+def mel_basis(audio: AudioConfig) -> np.ndarray:
+    """Slaney mel filters, float32 (F, K), K = fft // 2 + 1; read-only."""
+    import librosa.filters  # a second to import; only those who compute features pay it
+
+    basis_FxK = librosa.filters.mel(
+        sr=audio.sample_rate, n_fft=audio.fft, n_mels=audio.mels, fmin=audio.fmin, fmax=audio.highest
+    )
+    basis_FxK.flags.writeable = False
+    return basis_FxK
+
+
+def bin_of_hertz(hertz: float | np.ndarray, audio: AudioConfig) -> np.ndarray:
+    """The place of a frequency among the mel bins, float64: 0 at the centre of the first filter, 1 of the second."""
+    import librosa
+
+    low, high, at = (librosa.hz_to_mel(each) for each in (audio.fmin, audio.highest, hertz))
+    return np.asarray((at - low) / (high - low) * (audio.mels + 1) - 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,9 +19,6 @@ UNUSED = [
     "matplotlib",
     "chex",
     "tensorboardX",
-    "librosa",
-    "numba",
-    "scipy.signal",
     "array_record",
 ]
 
@@ -36,9 +33,7 @@ def test_an_export_is_loaded_without_training_packages_and_without_compiling(tmp
         compiled = []
         jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
         import datar_jax.annotations, datar_jax.commands.predict, datar_jax.compiled, datar_jax.listen
-        from datar_jax.mel import mel_basis
         model = datar_jax.load({str(tmp_path)!r})
-        mel_basis(model.audio)
         assert not (found := [name for name in compiled if "compile" in name]), found
         jax.numpy.zeros(3) + 1
         assert any("compile" in name for name in compiled), "compiling is no longer told of under that name"
