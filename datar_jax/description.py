@@ -32,6 +32,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     frames: int  # columns of the window that position tables and learned signals are made for
     mean_db: float | None  # of the training spectrograms; they are normalised with both. None: never saw one
     std_db: float | None
+    structure: str = ""  # of an export: `saved.structure` of what lies beside it
     provenance: dict[str, Any] = {}  # data, run, pretraining, numbers: what the model card tells
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from datar_jax.card import model_card
 from datar_jax.description import EXPORT, RUN, Description, ModelError, find_description, write_description
 from datar_jax.logmel import reach
-from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved
+from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
 from datar_jax.weights import Form, compress, save_safetensors
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
@@ -61,6 +61,7 @@ def export(
         partial = out / f"{target.name}.partial"
         _WRITERS[form](partial, saved, weights)
         partial.replace(target)
+    description = msgspec.structs.replace(description, structure=structure(description, saved.params))
     write_description(out / EXPORT, description)
     parameters = sum(int(leaf.size) for leaf in _leaves(saved.params))
     (out / CARD).write_text(model_card(description, parameters, form, weights, licences or {}), encoding="utf-8")
