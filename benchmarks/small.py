@@ -132,7 +132,7 @@ def make(name: str, folder: Path) -> Model:
     from datar_jax.export import export
     from datar_jax.macs import macs_per_clip
     from datar_jax.model import DATAR, count_parameters
-    from datar_jax.saved import SAFETENSORS
+    from datar_jax.saved import SAFETENSORS, structure
     from datar_jax.weights import save_safetensors
 
     config, model = get_config(), msgspec.structs.replace(MODELS[name](), classes=CLASSES)
@@ -152,7 +152,7 @@ def make(name: str, folder: Path) -> Model:
     first = folder / FORMS[0]
     first.mkdir(parents=True)
     description = Description(config=config, labels=labels, frames=frames, mean_db=-40.0, std_db=15.0)
-    write_description(first / EXPORT, description)
+    write_description(first / EXPORT, msgspec.structs.replace(description, structure=structure(description, params)))
     save_safetensors(first / SAFETENSORS, params, "float32")
     written = [first / SAFETENSORS]
     written += [export(first, folder / form, "safetensors", form) for form in FORMS[1:]]  # type: ignore[arg-type]
