@@ -19,8 +19,10 @@ def keep_compiled(folder: Path | None = None) -> None:
         return
     try:
         folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datar_jax"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a user without a home, or who may not write there: every start compiles
+    except RuntimeError:  # a user without a home: every start compiles
+        return
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not os.access(there, os.W_OK):  # nor is it made yet: a mistake in the settings leaves nothing behind
         return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     # jax would neither read nor replace a program whose writing was cut off.

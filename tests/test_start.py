@@ -5,11 +5,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from datar_jax.config import Config, ModelConfig
 from datar_jax.description import EXPORT, Description, write_description
-from datar_jax.saved import SAFETENSORS
+from datar_jax.saved import SAFETENSORS, structure
 from datar_jax.weights import save_safetensors
 
 UNUSED = [
@@ -25,8 +26,10 @@ UNUSED = [
 
 def test_an_export_is_loaded_without_training_packages_and_without_compiling(tmp_path):
     config = Config(model=ModelConfig(classes=2))
-    write_description(tmp_path / EXPORT, Description(config=config, labels=("a", "b"), frames=9, mean_db=0, std_db=1))
     params = {f"layer_{n}": {"kernel": np.zeros((n, 2), np.float32)} for n in range(1, 4)}  # as far as loading goes
+    described = Description(config=config, labels=("a", "b"), frames=9, mean_db=0, std_db=1)
+    described = msgspec.structs.replace(described, structure=structure(described, params))
+    write_description(tmp_path / EXPORT, described)
     save_safetensors(tmp_path / SAFETENSORS, params, "float32")
     program = f"""
         import sys, jax
