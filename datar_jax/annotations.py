@@ -20,11 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from datar_jax.datasets import printable
-from datar_jax.listen import Failed, Heard, names
-from datar_jax.metrics import parts
+from datar_jax.listen import Failed, Heard
+from datar_jax.metrics import Heads, class_names, parts
 from datar_jax.timeline import Event
-
-Heads = Sequence[tuple[str, int]]
 
 BEST = 5  # classes of each head that are told, if nothing else is said
 
@@ -40,7 +38,7 @@ class JsonLines:
     """One object a file: `path`, and `seconds`, `scores` of the best classes of each head and `events`, or `error`."""
 
     def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
-        self._file, self._names, self._heads, self._top = file, names(labels, heads), heads, top
+        self._file, self._names, self._heads, self._top = file, class_names(labels, heads), heads, top
 
     def write(self, answer: Heard | Failed) -> None:
         """As `Writer.write`."""
@@ -75,7 +73,7 @@ class ScoresCsv:
 
     def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._file, self._rows = file, csv.writer(file, lineterminator="\n")
-        self._names, self._heads, self._top = names(labels, heads), heads, top
+        self._names, self._heads, self._top = class_names(labels, heads), heads, top
         self._rows.writerow(["path", "seconds", "label", "score"])
 
     def write(self, answer: Heard | Failed) -> None:
@@ -90,7 +88,7 @@ class Terminal:
     """For each file its length, the best classes of each head, and a table of its events."""
 
     def __init__(self, console: Console, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
-        self._console, self._names, self._heads, self._top = console, names(labels, heads), heads, top
+        self._console, self._names, self._heads, self._top = console, class_names(labels, heads), heads, top
 
     def write(self, answer: Heard | Failed) -> None:
         """As `Writer.write`."""

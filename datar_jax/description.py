@@ -59,21 +59,6 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Length of the window."""
         return self.frames * self.audio.hop / self.audio.sample_rate
 
-    def slices(self) -> dict[str, slice]:
-        """Which of the scores are of which head, by its name; of one head alone, of the empty name."""
-        ends = dict(zip(self.heads, _sums(self.heads.values())))
-        return {name: slice(end - self.heads[name], end) for name, end in ends.items()} or {
-            "": slice(0, len(self.labels))
-        }
-
-
-def _sums(sizes: Any) -> list[int]:
-    total, sums = 0, []
-    for size in sizes:
-        total += size
-        sums.append(total)
-    return sums
-
 
 def write_description(path: Path, description: Description) -> None:
     """Writes it as JSON, whole or not at all."""

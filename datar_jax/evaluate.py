@@ -35,6 +35,7 @@ from datar_jax.store import usable
 
 Side = Literal["train", "validation", "test", "all"]
 Array = NDArray[np.float64]
+Labels = metrics.Labels
 
 SHOWN = 60  # classes that a terminal is told of; classes.csv has all
 
@@ -91,15 +92,22 @@ def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Conso
         rows = csv.DictWriter(file, list(classes[0]), lineterminator="\n")
         rows.writeheader()
         rows.writerows(classes)
-    answers = hardest(dataset, indices, score, target, labels)
-    hardest_csv(out / "hardest.csv", answers)
-    hardest_png(out / "hardest.png", answers)
-    if labels == "single":
-        for prefix, part in metrics.parts(dataset.heads).items():
-            matrix = metrics.confusion(score[:, part], target[:, part])
-            confusion_png(out / f"{prefix}confusion.png", matrix, dataset.labels[part])
+    draw_answers(out, dataset, indices, score, target, labels)
     console.print(table_of(classes))
     return result
+
+
+def draw_answers(
+    folder: Path, dataset: Dataset, clips_N: NDArray[np.int64], score_NxS: Array, target_NxS: Array, labels: Labels
+) -> None:
+    """The hardest clips and, head by head, what is taken for what: of any number of labels that is unknown."""
+    answers = hardest(dataset, clips_N, score_NxS, target_NxS, labels)
+    hardest_csv(folder / "hardest.csv", answers)
+    hardest_png(folder / "hardest.png", answers)
+    if labels == "single":
+        for prefix, part in metrics.parts(dataset.heads).items():
+            matrix = metrics.confusion(score_NxS[:, part], target_NxS[:, part])
+            confusion_png(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
 
 
 def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
@@ -108,11 +116,10 @@ def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
     Raises:
       ConfigError: classes that the model has not.
     """
-    there = {name: i for i, name in enumerate(_full_names(model.slices(), model.labels))}
-    heads = metrics.parts(dataset.heads)
-    asked = _full_names({name.removesuffix("_"): part for name, part in heads.items()}, dataset.labels)
-    if strange := [_with_head(name) for name in asked if name not in there]:
-        known = list(map(_with_head, there))
+    known = metrics.class_names(model.labels, tuple(model.heads.items()))
+    there = {name: i for i, name in enumerate(known)}
+    asked = metrics.class_names(dataset.labels, dataset.heads)
+    if strange := [name for name in asked if name not in there]:
         more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
         raise ConfigError(
             f"{dataset.source}: has classes that the model does not know: {', '.join(strange[:5])}{more}; "
@@ -122,15 +129,6 @@ def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
     clips = tuple(replace(clip, labels=tuple(sorted(number[i] for i in clip.labels))) for clip in dataset.clips)
     new_heads = tuple(Head(name, size) for name, size in model.heads.items())
     return replace(dataset, clips=clips, labels=model.labels, heads=new_heads)
-
-
-def _with_head(name: tuple[str, str]) -> str:
-    return ": ".join(filter(None, name))
-
-
-def _full_names(parts: dict[str, slice], labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Head and label of each class."""
-    return [(head, label) for head, part in parts.items() for label in labels[part]]
 
 
 def seen(model: Description, config: Config, dataset: Dataset, side: Side) -> list[str]:

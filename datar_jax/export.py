@@ -12,6 +12,7 @@ import msgspec
 from datar_jax.card import model_card
 from datar_jax.description import EXPORT, RUN, Description, ModelError, find_description, write_description
 from datar_jax.logmel import reach
+from datar_jax.model import count_parameters
 from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
 from datar_jax.weights import Form, compress, save_safetensors
 
@@ -63,8 +64,8 @@ def export(
         partial.replace(target)
     description = msgspec.structs.replace(description, structure=structure(description, saved.params))
     write_description(out / EXPORT, description)
-    parameters = sum(int(leaf.size) for leaf in _leaves(saved.params))
-    (out / CARD).write_text(model_card(description, parameters, form, weights, licences or {}), encoding="utf-8")
+    card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
+    (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 
@@ -132,12 +133,6 @@ def _program(model: Description) -> tuple[Any, int]:
     sizes = tuple(model.heads.values())
     program = waveform_program(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
     return program, reach(model.audio, model.frames)
-
-
-def _leaves(params: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(params)
 
 
 _WRITERS = {

@@ -121,7 +121,7 @@ class Model:
 
         Returns:
           `scores` (B, S); `clip` (B, C), the mean over the sound; `columns` (B, T, C), the same of each column of the
-          last map, and `column_scores` (B, T, S), what the head makes of each.
+          last map.
 
         Raises:
           ModelError: the model is an exported program, which gives probabilities only.
@@ -153,15 +153,8 @@ def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict
     sound = spectrograms(task, batch)
     mel = normalise(sound["mel"], *statistics)
     logits, said = task.model(train=False).apply({"params": params}, mel, sound["frames"])
-    labels, head = task.config.data.labels, params["head"]
-    scores = partial(objective.scores, labels=labels, heads=task.heads)
-    column_logits = said["columns"] @ head["kernel"] + head["bias"]
-    return {
-        "scores": scores(logits),
-        "clip": said["features"],
-        "columns": said["columns"],
-        "column_scores": jax.vmap(scores, 1, 1)(column_logits),
-    }
+    scores = objective.scores(logits, task.config.data.labels, task.heads)
+    return {"scores": scores, "clip": said["features"], "columns": said["columns"]}
 
 
 def _batches(recording: Recording, starts: NDArray[np.int64], model: Model) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from datar_jax.audio import SUFFIXES, AudioError
 from datar_jax.config import AudioConfig
+from datar_jax.metrics import class_names
 from datar_jax.places import folders
 from datar_jax.recording import Reads, Recording, Row, measure, plan_windows
 from datar_jax.store import Batch
@@ -115,7 +116,7 @@ def listen(
     Raises:
       ValueError: an overlap or a batch size that cannot be.
     """
-    labels = names(model.labels, model.heads)
+    labels = class_names(model.labels, model.heads)
     for item in through(model.score, model, paths, overlap, batch_size):
         if isinstance(item, Failed):
             yield item
@@ -191,14 +192,6 @@ def sounds(paths: Iterable[str | Path]) -> Iterator[str | Failed]:
             yield Failed(str(error.filename), f"cannot be read ({error.strerror})")
         if not found and not wrong:
             yield Failed(path, f"holds no sound ({others} files are none, by their ending)")
-
-
-def names(labels: Sequence[str], heads: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    """The classes as a person is told of them: with several heads, each with its head's name before it."""
-    if len(heads) < 2:
-        return tuple(labels)
-    of_class = itertools.chain.from_iterable([name] * size for name, size in heads)
-    return tuple(f"{head}: {label}" for head, label in zip(of_class, labels, strict=True))
 
 
 def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterator[tuple[Window | Failed, Row]]:

@@ -36,6 +36,12 @@ def parts(heads: Heads) -> dict[str, slice]:
     return {f"{name}_": slice(end - size, end) for (name, size), end in zip(heads, ends)}
 
 
+def class_names(labels: Sequence[str], heads: Heads = ()) -> tuple[str, ...]:
+    """What a class is known by: its label; with several heads, its head's name before it (`verb: cut`)."""
+    of_head = {prefix.removesuffix("_"): labels[part] for prefix, part in parts(heads).items()}
+    return tuple(f"{head}: {label}" if head else label for head, of in of_head.items() for label in of)
+
+
 def top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, k: int) -> float:
     """Share of clips that have one of their labels among their k best scores; among equal scores the first class wins.
 

@@ -18,30 +18,30 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from datar_jax import __version__, metrics
+from datar_jax import metrics
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.datasets import Dataset, read_dataset
-from datar_jax.description import RUN, Description, ModelError, read_description, write_description, write_json
-from datar_jax.hardest import hardest, hardest_csv, hardest_png
+from datar_jax.description import RUN, Description, write_description, write_json
+from datar_jax.evaluate import draw_answers
+from datar_jax.lineage import begin_from, begun, provenance, read_source, told_of
 from datar_jax.loop import fit
 from datar_jax.macs import macs_per_clip
 from datar_jax.material import Material, normalisation, open_store, usable_split
 from datar_jax.model import count_parameters
-from datar_jax.plot import confusion_png, curves_png
+from datar_jax.plot import curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
-from datar_jax.saved import Saved, read_saved
+from datar_jax.saved import Saved
 from datar_jax.scoring import score_clips
 from datar_jax.settings import from_dict
 from datar_jax.sharding import make_mesh
 from datar_jax.splits import Split, check_heads, split
-from datar_jax.step import Task, TrainState
+from datar_jax.step import Task
 from datar_jax.store import Store, default_window
-from datar_jax.transfer import started, transfer
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (
-    *("init.from", "data.root", "data.cache", "data.workers", "data.threads"),
+    *("data.root", "data.cache", "data.workers", "data.threads"),
     *(
         "train.checkpoint_every",
         "train.log_every",
@@ -86,8 +86,8 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     _claim(config, workdir)
     crossed = config.data.fold == 0
     folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in folds}
-    source = cache(partial(_source, config))
-    if not all(map(_begun, folders.values())):
+    source = cache(partial(read_source, config))
+    if not all(map(begun, folders.values())):
         source()  # a mistake is told before any sound is read
 
     store = open_store(config, dataset, workdir, console)
@@ -189,18 +189,17 @@ def _run_split(
     crossed: bool,
     fold: int,
     profile: bool,
-    read_source: Callable[[], Saved | None],
+    source: Callable[[], Saved | None],
 ) -> Scores:
     """Trains and scores one split."""
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
-    # A network that was trained goes on seeing sound as it did.
-    begun = _begun(folder) if config.init.source else None
-    source = None if begun else read_source()
-    known = begun or (source and source.description)
+    own = begun(folder) if config.init.source else None
+    other = None if own else source()
+    known = own or (other and other.description)  # a network that was trained goes on seeing sound as it did
     mean, std = (known and known.normalisation) or normalisation(config, dataset, store, each.train)
-    earlier = begun.provenance.get("pretraining") if begun else _pretraining(source)
+    pretraining = own.provenance.get("pretraining") if own else told_of(other)
     material = Material(store, dataset, each, mean, std)
     report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
     heads = {head.name: head.size for head in dataset.heads}
@@ -211,7 +210,7 @@ def _run_split(
         frames=frames,
         mean_db=mean,
         std_db=std,
-        provenance=_provenance(config, dataset, each, fold, steps, earlier),
+        provenance=provenance(config, dataset, each, fold, steps, pretraining),
     )
     if not jax.process_index():
         write_description(folder / RUN, description)
@@ -220,7 +219,7 @@ def _run_split(
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
         name = f"fold {fold}: " if crossed else ""
         report.say(f"{name}{sides}; {steps} steps of {train.batch_size} clips")
-        begin = partial(_begin, read_source, description, report) if config.init.source else None
+        begin = partial(begin_from, source, description, report.say) if config.init.source else None
         trained = fit(task, mesh, material, checkpoints, report, folder / "profile" if profile else None, begin)
         state = trained.state
         if len(each.validation):
@@ -250,80 +249,14 @@ def _run_split(
     return done
 
 
-def _source(config: Config) -> Saved | None:
-    """What the run starts from, if that is another model."""
-    if not config.init.source:
-        return None
-    try:
-        source = read_saved(config.init.source)
-    except ModelError as error:
-        raise ConfigError(f"init.from={config.init.source!r}: {error}") from None
-    if source.params is None:
-        raise ConfigError(f"init.from={config.init.source!r}: a program, without weights to train; give another form")
-    return source
-
-
-def _begun(folder: Path) -> Description | None:
-    """What a run that has a checkpoint said of itself as it began: it needs what it started from no more."""
-    if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
-        return None
-    try:
-        return read_description(folder / RUN)
-    except ModelError:
-        return None
-
-
-def _begin(
-    read_source: Callable[[], Saved | None], description: Description, report: Report, state: TrainState
-) -> TrainState:
-    """The state that fine-tuning starts from; says what becomes of every parameter."""
-    source = read_source()
-    assert source
-    given = transfer(source.params, source.description, state.params, description)
-    report.say(f"starts from {source.source}")
-    for line in (*source.notes, *given.account(description.labels)):
-        report.say(line)
-    return started(state, source.params, given)
-
-
-def _provenance(
-    config: Config, dataset: Dataset, each: Split, fold: int, steps: int, pretraining: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Where a model comes from: program, data, run, and what it started from."""
-    card = dataset.card
-    return {
-        "program": f"datar-jax {__version__}, jax {jax.__version__}",
-        "data": {
-            "kind": config.data.kind,
-            "name": card.title if card else Path(config.data.root).name,
-            **({"clips_sha256": card.clips_sha256} if card else {}),
-            **({"fold": fold} if dataset.folds else {}),
-            "clips": {side: len(getattr(each, side)) for side in ("train", "validation", "test")},
-        },
-        "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},
-        "pretraining": pretraining,
-    }
-
-
-def _pretraining(source: Saved | None) -> dict[str, Any] | None:
-    """What is told of the model that a run starts from."""
-    return {"from": source.source, **source.description.provenance} if source else None
-
-
 def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], config: Config) -> None:
-    """Curves, the hardest clips and, head by head, what is taken for what: of any number of labels that is unknown."""
+    """Curves of training, and what was answered of the test clips."""
     if jax.process_index():
         return
     clips = np.concatenate([each.clips for each in done])
     score = np.concatenate([each.score for each in done])
     target = np.concatenate([each.target for each in done])
-    answers = hardest(dataset, clips, score, target, config.data.labels)
-    hardest_csv(folder / "hardest.csv", answers)
-    hardest_png(folder / "hardest.png", answers)
-    if config.data.labels == "single":
-        for prefix, part in metrics.parts(dataset.heads).items():
-            matrix = metrics.confusion(score[:, part], target[:, part])
-            confusion_png(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
+    draw_answers(folder, dataset, clips, score, target, config.data.labels)
     curves_png(folder / "curves.png", rows, metrics.headline(config.data.labels, dataset.heads))
 
 

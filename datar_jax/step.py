@@ -90,7 +90,7 @@ def init_state(task: Task, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> T
     """
     shardings = state_shardings(abstract_state(task), mesh)
     # Run once: on a CPU, LLVM's optimisation of all the draws takes ten seconds and saves none.
-    hasty = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    hasty = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     make = jax.jit(partial(_make_state, task), out_shardings=shardings, compiler_options=hasty)
     return make(jnp.array([mean, std], jnp.float32))
 

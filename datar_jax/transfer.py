@@ -17,6 +17,7 @@ import numpy as np
 
 from datar_jax.config import ConfigError
 from datar_jax.description import Description
+from datar_jax.metrics import class_names
 from datar_jax.resize import resize_table, resize_window_table
 from datar_jax.step import TrainState
 
@@ -146,13 +147,9 @@ class _Fit:
 
 def _same_classes(source: Description, target: Description) -> np.ndarray:
     """For each new class the old one of the same name in the head of the same name, or -1."""
-    there = {name: i for i, name in enumerate(_full_names(source))}
-    return np.array([there.get(name, -1) for name in _full_names(target)], np.int64)
-
-
-def _full_names(model: Description) -> list[tuple[str, str]]:
-    """Head and label of each class."""
-    return [(head, label) for head, part in model.slices().items() for label in model.labels[part]]
+    there, wanted = (class_names(model.labels, tuple(model.heads.items())) for model in (source, target))
+    number = {name: i for i, name in enumerate(there)}
+    return np.array([number.get(name, -1) for name in wanted], np.int64)
 
 
 def _expected(field: str, pattern: str, names: list[str], has: str, has_not: str) -> None:

@@ -15,7 +15,8 @@ from datar_jax import recording
 from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.datasets import read_dataset
-from datar_jax.listen import Failed, Heard, listen, names, sounds, through
+from datar_jax.listen import Failed, Heard, listen, sounds, through
+from datar_jax.metrics import class_names
 from datar_jax.pipeline import eval_batches
 from datar_jax.timeline import Rules
 
@@ -190,8 +191,12 @@ def test_many_bad_files_do_not_pile_up(tmp_path):
 
 
 def test_heads_stand_before_their_classes():
-    assert names(("open", "shut", "door"), (("verb", 2), ("noun", 1))) == ("verb: open", "verb: shut", "noun: door")
-    assert names(("a", "b"), ()) == names(("a", "b"), (("all", 2),)) == ("a", "b")
+    assert class_names(("open", "shut", "door"), (("verb", 2), ("noun", 1))) == (
+        "verb: open",
+        "verb: shut",
+        "noun: door",
+    )
+    assert class_names(("a", "b"), ()) == class_names(("a", "b"), (("all", 2),)) == ("a", "b")
 
 
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"batch_size": 0}])

@@ -1,0 +1,92 @@
+"""Where a model comes from: what a run starts from, and what its model tells of data, run and pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from datar_jax import __version__
+from datar_jax.config import Config, ConfigError
+from datar_jax.datasets import Dataset
+from datar_jax.description import RUN, Description, ModelError, read_description
+from datar_jax.saved import Saved, read_saved
+from datar_jax.splits import Split
+from datar_jax.step import TrainState
+from datar_jax.transfer import started, transfer
+
+
+def read_source(config: Config) -> Saved | None:
+    """The model that a run starts from (`init.from`), if it is to start from one.
+
+    Raises:
+      ConfigError: it cannot be read, or has no weights.
+    """
+    if not config.init.source:
+        return None
+    try:
+        source = read_saved(config.init.source)
+    except ModelError as error:
+        raise ConfigError(f"init.from={config.init.source!r}: {error}") from None
+    if source.params is None:
+        raise ConfigError(f"init.from={config.init.source!r}: a program, without weights to train; give another form")
+    return source
+
+
+def begun(folder: Path) -> Description | None:
+    """What a run that has a checkpoint said of itself as it began: it needs what it started from no more."""
+    if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
+        return None
+    try:
+        return read_description(folder / RUN)
+    except ModelError:
+        return None
+
+
+def begin_from(
+    source: Callable[[], Saved | None], description: Description, say: Callable[[str], None], state: TrainState
+) -> TrainState:
+    """The state that fine-tuning starts from; says what becomes of every parameter.
+
+    Args:
+      source: reads the other model.
+      description: of the model that is trained.
+      say: takes a line for the person who watches.
+      state: a fresh one.
+
+    Raises:
+      ConfigError: as `transfer`.
+    """
+    other = source()
+    assert other
+    given = transfer(other.params, other.description, state.params, description)
+    say(f"starts from {other.source}")
+    for line in (*other.notes, *given.account(description.labels)):
+        say(line)
+    return started(state, other.params, given)
+
+
+def provenance(
+    config: Config, dataset: Dataset, each: Split, fold: int, steps: int, pretraining: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What a model tells of its program, data, run, and what it started from."""
+    card = dataset.card
+    return {
+        "program": f"datar-jax {__version__}, jax {jax.__version__}",
+        "data": {
+            "kind": config.data.kind,
+            "name": card.title if card else Path(config.data.root).name,
+            **({"clips_sha256": card.clips_sha256} if card else {}),
+            **({"fold": fold} if dataset.folds else {}),
+            "clips": {side: len(getattr(each, side)) for side in ("train", "validation", "test")},
+        },
+        "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},
+        "pretraining": pretraining,
+    }
+
+
+def told_of(source: Saved | None) -> dict[str, Any] | None:
+    """What a model tells of the one that it started from."""
+    return {"from": source.source, **source.description.provenance} if source else None
