@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     with _terminable(), _hushed():
         # A typing mistake is answered above, before these take their seconds to load.
         from datar_jax.checkpoint import CheckpointError
-        from datar_jax.compiled import keep_compiled
+        from datar_jax.compilation_cache import keep_compiled
         from datar_jax.loop import Stopped
         from datar_jax.run import run
         from datar_jax.scoring import TrainingError

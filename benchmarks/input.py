@@ -45,9 +45,9 @@ from datar_jax.chips import CHIPS  # noqa: E402
 from datar_jax.config import MODELS, DataConfig  # noqa: E402
 from datar_jax.cook import Recipe  # noqa: E402
 from datar_jax.datasets import read_dataset  # noqa: E402
+from datar_jax.filesystem import place  # noqa: E402
 from datar_jax.macs import macs_per_clip  # noqa: E402
 from datar_jax.pipeline import train_batches  # noqa: E402
-from datar_jax.places import place  # noqa: E402
 from datar_jax.report import read_rows  # noqa: E402
 from datar_jax.shards import open_shards  # noqa: E402
 from datar_jax.splits import split  # noqa: E402

@@ -49,7 +49,7 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 import json, resource, time
 import datar_jax
-from datar_jax.compiled import keep_compiled
+from datar_jax.compilation_cache import keep_compiled
 datar_jax.load
 imported = time.time()
 keep_compiled()

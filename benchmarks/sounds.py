@@ -15,7 +15,7 @@ from datar_jax.config import DataConfig
 from datar_jax.cook import Recipe
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
-from datar_jax.places import place
+from datar_jax.filesystem import place
 from datar_jax.prepare import prepare
 from datar_jax.synthesis import KINDS, render
 

@@ -25,8 +25,8 @@ from datar_jax.audio import SUFFIXES, AudioError, decode
 from datar_jax.config import AudioConfig
 from datar_jax.corpora.corpus import Segment
 from datar_jax.corpora.find import File
+from datar_jax.filesystem import Place
 from datar_jax.logmel import log_mel
-from datar_jax.places import Place
 from datar_jax.shards import Coding, Sums
 from datar_jax.store import DataError, quantise
 

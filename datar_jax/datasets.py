@@ -18,7 +18,7 @@ from typing import NamedTuple
 from datar_jax import shards
 from datar_jax.audio import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.places import folders, place
+from datar_jax.filesystem import folders, place
 from datar_jax.shards import Card
 from datar_jax.table import Table, lines
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datar_jax import metrics
 from datar_jax.datasets import Dataset, printable
-from datar_jax.figure import INK, MARKS, RULE, save, sheet, shorten
+from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten
 
 DRAWN = 20  # clips in the picture
 HEADS = ("truth", "taken for")

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax.config import AudioConfig
-from datar_jax.figure import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range
 from datar_jax.inspection import BlockInside, Inside
 from datar_jax.metrics import Heads, parts
+from datar_jax.plotting import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from datar_jax.cache import prepare
 from datar_jax.config import Config
 from datar_jax.datasets import Dataset
 from datar_jax.distributed import wait_for_all
+from datar_jax.filesystem import place
 from datar_jax.pipeline import TrainBatches, train_batches
-from datar_jax.places import place
 from datar_jax.shards import open_shards, read_statistics
 from datar_jax.splits import Split, check_classes
 from datar_jax.step import Task

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datar_jax.figure import FAINT, INK, save, sheet, shorten
+from datar_jax.plotting import FAINT, INK, save, sheet, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,7 +29,7 @@ from datar_jax.config import ConfigError
 from datar_jax.cook import Cooked, Recipe, cook, cook_all
 from datar_jax.corpora.corpus import Corpus, Listing, Segment
 from datar_jax.corpora.find import File, find
-from datar_jax.places import Place
+from datar_jax.filesystem import Place
 from datar_jax.shards import Card, Questions, Shard, Statistics, Sums
 
 PARTS = "parts"  # folder of what is known of each finished shard

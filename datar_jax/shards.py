@@ -26,7 +26,7 @@ import numpy as np
 import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError
-from datar_jax.places import Place
+from datar_jax.filesystem import Place
 from datar_jax.store import DataError, Samples, columns
 
 FORMAT = 1

@@ -14,9 +14,9 @@ from matplotlib.text import Text
 
 from datar_jax import look
 from datar_jax.config import AudioConfig
-from datar_jax.figure import hertz_axis, sheet
 from datar_jax.inspection import BlockInside, Inside
 from datar_jax.logmel import bin_of_hertz, log_mel
+from datar_jax.plotting import hertz_axis, sheet
 
 AUDIO = AudioConfig(mels=64, hop_ms=20.0, window_ms=40.0)
 LABELS = [rf"$\no{{math$, a class that is heard far away_{i}" for i in range(7)]

@@ -36,8 +36,8 @@ from datar_jax.corpora import CORPORA
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.datasets import read_dataset
 from datar_jax.fetch import Download
+from datar_jax.filesystem import Place, place
 from datar_jax.material import normalisation
-from datar_jax.places import Place, place
 from datar_jax.prepare import prepare
 from datar_jax.shards import open_shards, pieces
 from datar_jax.store import DataError, statistics

@@ -21,7 +21,7 @@ import soundfile
 import train
 from datar_jax import loop, run
 from datar_jax.checkpoint import CheckpointError, Checkpoints
-from datar_jax.compiled import keep_compiled
+from datar_jax.compilation_cache import keep_compiled
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.datasets import Dataset, Head, read_dataset
 from datar_jax.description import read_description

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if given.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError('--format=parquet: needs pyarrow; pip install "datar-jax[parquet]", or give npy')
 
-    from datar_jax.compiled import keep_compiled
+    from datar_jax.compilation_cache import keep_compiled
     from datar_jax.datasets import printable
     from datar_jax.embed import NumpyFiles, ParquetFiles, embed
     from datar_jax.inference import load

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from datar_jax.compiled import keep_compiled
+    from datar_jax.compilation_cache import keep_compiled
     from datar_jax.evaluate import evaluate
     from datar_jax.report import NUMBERS
     from datar_jax.saved import read_saved

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from datar_jax.audio import AudioError
-    from datar_jax.compiled import keep_compiled
+    from datar_jax.compilation_cache import keep_compiled
     from datar_jax.inference import load
 
     keep_compiled()

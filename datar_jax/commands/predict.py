@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from datar_jax.annotations import LabelTracks
-    from datar_jax.compiled import keep_compiled
+    from datar_jax.compilation_cache import keep_compiled
     from datar_jax.datasets import printable
     from datar_jax.inference import load
     from datar_jax.listen import Failed, listen

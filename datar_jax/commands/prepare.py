@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.cook import Recipe
     from datar_jax.corpora import CORPORA
     from datar_jax.fetch import FetchError, fetch
-    from datar_jax.places import place
+    from datar_jax.filesystem import place
     from datar_jax.prepare import prepare as write
     from datar_jax.shards import MANIFEST, tell
     from datar_jax.store import DataError

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from datar_jax.audio import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.corpora.corpus import Listing
-from datar_jax.places import Place
+from datar_jax.filesystem import Place
 
 
 @dataclass(frozen=True, slots=True)
