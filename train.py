@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datar_jax import settings
 from datar_jax.config import Config, ConfigError
+from datar_jax.config import loader as settings
 from datar_jax.distributed import Cluster, start
 
 USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"

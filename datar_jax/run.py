@@ -21,6 +21,7 @@ from rich.console import Console
 from datar_jax import metrics
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
+from datar_jax.config.loader import from_dict
 from datar_jax.datasets import Dataset, read_dataset
 from datar_jax.description import RUN, Description, write_description, write_json
 from datar_jax.evaluate import draw_answers
@@ -33,7 +34,6 @@ from datar_jax.plot import curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
 from datar_jax.saved import Saved
 from datar_jax.scoring import score_clips
-from datar_jax.settings import from_dict
 from datar_jax.sharding import make_mesh
 from datar_jax.splits import Split, check_heads, split
 from datar_jax.step import Task

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax import config as c
-from datar_jax import settings
+from datar_jax.config import loader as settings
 from datar_jax.sharding import make_mesh, state_shardings
 from datar_jax.step import Task, abstract_state, batch_shapes, train_step
 

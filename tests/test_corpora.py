@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datar_jax import settings
 from datar_jax.config import ConfigError
+from datar_jax.config import loader as settings
 from datar_jax.corpora import CORPORA
 from datar_jax.corpora.corpus import Listing, Naming, Segment
 from datar_jax.corpora.kinetics_sounds import CLASSES

@@ -20,9 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax import __main__ as command
 from datar_jax import config as c
-from datar_jax import hlo, plan, settings
+from datar_jax import hlo, plan
 from datar_jax.chips import CHIPS, topology
 from datar_jax.commands import plan as plan_command
+from datar_jax.config import loader as settings
 from datar_jax.hlo import Collective
 from datar_jax.macs import macs_per_clip
 from datar_jax.sharding import make_mesh

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datar_jax import settings
 from datar_jax.commands.arguments import folder, make_parser, say_notes
 from datar_jax.config import ConfigError
+from datar_jax.config import loader as settings
 from datar_jax.description import ModelError
 
 USAGE = (

@@ -8,10 +8,10 @@ import sys
 
 import msgspec
 
-from datar_jax import settings
 from datar_jax.chips import ENVIRONMENT, LIBTPU, topology
 from datar_jax.commands.arguments import make_parser, seconds, whole
 from datar_jax.config import ConfigError
+from datar_jax.config import loader as settings
 
 USAGE = (
     "python -m datar_jax plan --config=configs/NAME.py [--config.path.to.field=value ...] --topology=v5e:16x16 "

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from datar_jax import settings
 from datar_jax.commands.arguments import folder, make_parser, whole
 from datar_jax.config import AudioConfig, ConfigError
+from datar_jax.config import loader as settings
 
 USAGE = (
     "python -m datar_jax prepare NAME (--lists=DIR --audio=DIR | --fetch=DIR) --out=DIR [--config=configs/NAME.py] "
