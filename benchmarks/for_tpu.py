@@ -34,10 +34,10 @@ import jax.numpy as jnp  # noqa: E402
 import msgspec  # noqa: E402
 
 from benchmarks.settings import SETTINGS, Setting, header, row  # noqa: E402
-from datar_jax.bias import position_bias  # noqa: E402
 from datar_jax.config import MODELS, Config, DataConfig, MeshConfig  # noqa: E402
+from datar_jax.ops.deformable_attention import attend_rowwise  # noqa: E402
+from datar_jax.ops.position_bias import position_bias  # noqa: E402
 from datar_jax.plan import devices, make_plan  # noqa: E402
-from datar_jax.rowwise import attend_rowwise  # noqa: E402
 from datar_jax.sharding import make_mesh, replicated  # noqa: E402
 
 BATCH = 64

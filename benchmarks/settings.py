@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from datar_jax.attention import DeformableAttention
-from datar_jax.sampling import Method
+from datar_jax.ops.sampling import Method
 
 
 class Setting(NamedTuple):

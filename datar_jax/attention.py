@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.bias import BiasNetwork
-from datar_jax.convolution import depthwise
-from datar_jax.fusion import unfused
 from datar_jax.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
-from datar_jax.rowwise import attend_rowwise
-from datar_jax.sampling import Grid, Method, sample_features, sampling_positions
+from datar_jax.ops.deformable_attention import attend_rowwise
+from datar_jax.ops.depthwise_conv import depthwise
+from datar_jax.ops.fusion_barrier import unfused
+from datar_jax.ops.position_bias import BiasNetwork
+from datar_jax.ops.sampling import Grid, Method, sample_features, sampling_positions
 
 MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
 HIDDEN = 32  # units of the bias network, as published

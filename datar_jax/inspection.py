@@ -20,10 +20,10 @@ from jax import Array
 from numpy.typing import NDArray
 
 from datar_jax.attention import MASKED, counted_keys, near_sound
-from datar_jax.bias import position_bias
 from datar_jax.config import ModelConfig
 from datar_jax.model import DATAR, columns
-from datar_jax.sampling import Grid, exact, hat_weights, sampling_positions
+from datar_jax.ops.position_bias import position_bias
+from datar_jax.ops.sampling import Grid, exact, hat_weights, sampling_positions
 
 
 @dataclass(frozen=True)

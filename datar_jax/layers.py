@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.convolution import depthwise
-from datar_jax.fusion import unfused
+from datar_jax.ops.depthwise_conv import depthwise
+from datar_jax.ops.fusion_barrier import unfused
 
 EPSILON = 1e-5  # of every LayerNorm
 

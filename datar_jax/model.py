@@ -24,9 +24,9 @@ from datar_jax.attention import (
     mask_columns,
 )
 from datar_jax.config import ModelConfig
-from datar_jax.fusion import unfused
 from datar_jax.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
 from datar_jax.neighbourhood import NeighbourhoodAttention
+from datar_jax.ops.fusion_barrier import unfused
 
 
 class InputAdaptor(nn.Module):

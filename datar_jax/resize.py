@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datar_jax.sampling import Grid
+from datar_jax.ops.sampling import Grid
 
 CUBIC = -0.75  # slope of the cubic kernel (Keys, 1981); this one is PyTorch's, with which the official loader resizes
 

@@ -20,7 +20,7 @@ from test_sampling import bilinear
 from datar_jax import attention
 from datar_jax.attention import DeformableAttention, WindowAttention
 from datar_jax.neighbourhood import NeighbourhoodAttention
-from datar_jax.sampling import reference_points
+from datar_jax.ops.sampling import reference_points
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sampling import GRIDS, bilinear, to_pixels
 
-from datar_jax.bias import bias_row, position_bias
+from datar_jax.ops.position_bias import bias_row, position_bias
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from datar_jax import attention, rowwise
+from datar_jax import attention
 from datar_jax import config as c
-from datar_jax.convolution import depthwise
+from datar_jax.ops import deformable_attention as rowwise
+from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from datar_jax.step import Task, abstract_state, jit_eval_step, jit_train_step
 

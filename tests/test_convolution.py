@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from datar_jax.convolution import depthwise
+from datar_jax.ops.depthwise_conv import depthwise
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from datar_jax import attention, rowwise
+from datar_jax import attention
 from datar_jax.layers import dense
+from datar_jax.ops import deformable_attention as rowwise
 
 B, F, T, C, GROUPS = 2, 8, 20, 24, 3  # nothing else has as many numbers as a map
 MAP = B * F * T * C

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datar_jax.fusion import unfused
+from datar_jax.ops.fusion_barrier import unfused
 
 
 def several(x: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -14,11 +14,11 @@ import pytest
 from test_attention import weigh
 from test_bias import bias_by_loops
 
-from datar_jax import rowwise
 from datar_jax.attention import MASKED
-from datar_jax.bias import BiasNetwork, position_bias
-from datar_jax.rowwise import attend_rowwise
-from datar_jax.sampling import query_points
+from datar_jax.ops import deformable_attention as rowwise
+from datar_jax.ops.deformable_attention import attend_rowwise
+from datar_jax.ops.position_bias import BiasNetwork, position_bias
+from datar_jax.ops.sampling import query_points
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

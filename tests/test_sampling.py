@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datar_jax import sampling
-from datar_jax.sampling import reference_points, sample_features, sampling_positions
+from datar_jax.ops import sampling
+from datar_jax.ops.sampling import reference_points, sample_features, sampling_positions
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.bias import BiasNetwork, bias_row, fit_table, network_row
-from datar_jax.fusion import unfused
-from datar_jax.sampling import Grid, Method
+from datar_jax.ops.fusion_barrier import unfused
+from datar_jax.ops.position_bias import BiasNetwork, bias_row, fit_table, network_row
+from datar_jax.ops.sampling import Grid, Method
 
 PAIRS = 1 << 20  # (query, key) pairs scored at once, heads and examples together: few enough for a CPU's cache
 

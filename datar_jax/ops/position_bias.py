@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.sampling import (
+from datar_jax.ops.sampling import (
     Grid,
     Method,
     exact,

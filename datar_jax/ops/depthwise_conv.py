@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.fusion import unfused
+from datar_jax.ops.fusion_barrier import unfused
 
 
 def depthwise(
