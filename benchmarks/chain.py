@@ -18,12 +18,12 @@ import soundfile
 from array_record.python.array_record_module import ArrayRecordReader
 
 from datar_jax import shards
-from datar_jax.audio import decode
+from datar_jax.audio.decode import decode
+from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt, log_mel_jax
 from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig, DataConfig, MeshConfig
 from datar_jax.datasets import Dataset, read_dataset
 from datar_jax.filesystem import place
-from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt, log_mel_jax
 from datar_jax.macs import macs
 from datar_jax.pipeline import TrainBatches, train_batches
 from datar_jax.sharding import batch_sharding, make_mesh

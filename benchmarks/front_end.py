@@ -22,9 +22,9 @@ import librosa
 import numpy as np
 
 from benchmarks.settings import header, row
-from datar_jax.audio import SUFFIXES, AudioError, decode
+from datar_jax.audio.decode import SUFFIXES, AudioError, decode
+from datar_jax.audio.log_mel import excerpt, log_mel, log_mel_jax
 from datar_jax.config import AudioConfig
-from datar_jax.logmel import excerpt, log_mel, log_mel_jax
 
 AUDIO = AudioConfig()
 HEARD = 1e-6  # of the power of a frame's loudest bin

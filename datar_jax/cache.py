@@ -29,10 +29,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datar_jax.audio import AudioError, decode
+from datar_jax.audio.decode import AudioError, decode
+from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.datasets import Clip, Dataset
-from datar_jax.logmel import log_mel
 from datar_jax.store import DataError, Samples, Store, columns, quantise
 
 FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused

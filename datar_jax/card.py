@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from datar_jax.audio.log_mel import lead, reach
 from datar_jax.description import Description
-from datar_jax.logmel import lead, reach
 from datar_jax.report import NUMBERS
 
 UNKNOWN = "not stated"

@@ -21,12 +21,12 @@ import numpy as np
 import soundfile
 
 from datar_jax import shards
-from datar_jax.audio import SUFFIXES, AudioError, decode
+from datar_jax.audio.decode import SUFFIXES, AudioError, decode
+from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.corpora.corpus import Segment
 from datar_jax.corpora.find import File
 from datar_jax.filesystem import Place
-from datar_jax.logmel import log_mel
 from datar_jax.shards import Coding, Sums
 from datar_jax.store import DataError, quantise
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datar_jax import shards
-from datar_jax.audio import SUFFIXES
+from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.filesystem import folders, place
 from datar_jax.shards import Card

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from datar_jax.audio import SUFFIXES, AudioError
+from datar_jax.audio.decode import SUFFIXES, AudioError
+from datar_jax.audio.recording import Reads, Recording, Row, measure, plan_windows
 from datar_jax.config import AudioConfig
 from datar_jax.filesystem import folders
 from datar_jax.metrics import class_names
-from datar_jax.recording import Reads, Recording, Row, measure, plan_windows
 from datar_jax.store import Batch
 from datar_jax.timeline import DEFAULT, Event, Rules, Timeline
 

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datar_jax.audio.log_mel import bin_of_hertz
 from datar_jax.config import AudioConfig
-from datar_jax.logmel import bin_of_hertz
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
+from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt
 from datar_jax.config import AudioConfig
-from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt
 
 LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
 FULL = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import soxr
 
-from datar_jax import audio as audio_room
-from datar_jax.audio import SUFFIXES, AudioError, decode
+from datar_jax.audio import decode as audio_room
+from datar_jax.audio.decode import SUFFIXES, AudioError, decode
 
 
 def sound(seconds, seed=0):

@@ -25,9 +25,9 @@ import datar_jax
 import train
 from datar_jax import evaluate, loop, run
 from datar_jax.__main__ import COMMANDS, main
+from datar_jax.audio.recording import plan_windows
 from datar_jax.description import ModelError, find_description
 from datar_jax.listen import listen
-from datar_jax.recording import plan_windows
 from datar_jax.saved import read_saved
 from datar_jax.sharding import make_mesh
 from datar_jax.synthesis import render
@@ -289,7 +289,7 @@ def test_predict_and_embed_answer_what_they_can(
 
 
 def rows_of(model: datar_jax.inference.Model, path: str) -> list[dict[str, Any]]:
-    from datar_jax.recording import measure
+    from datar_jax.audio.recording import measure
 
     return list(measure(path, model.audio).windows([0], model.frames, model.reads))
 

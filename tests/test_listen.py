@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from test_audio import sound
 
-from datar_jax import recording
+from datar_jax.audio import recording
 from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.datasets import read_dataset

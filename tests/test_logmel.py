@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datar_jax import logmel
+from datar_jax.audio import log_mel as logmel
+from datar_jax.audio.log_mel import (
+    excerpt,
+    excerpt_bounds,
+    excerpt_size,
+    log_mel,
+    log_mel_excerpt,
+    log_mel_jax,
+    mel_basis,
+)
 from datar_jax.config import AudioConfig
-from datar_jax.logmel import excerpt, excerpt_bounds, excerpt_size, log_mel, log_mel_excerpt, log_mel_jax, mel_basis
 
 FRONT_ENDS = (
     AudioConfig(),

@@ -28,7 +28,7 @@ from test_store import SMALL
 from datar_jax import prepare as room
 from datar_jax import shards
 from datar_jax.__main__ import main
-from datar_jax.audio import decode
+from datar_jax.audio.decode import decode
 from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.cook import Recipe, cook_all

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.logmel import excerpt, excerpt_jax, lead, log_mel, reach
+from datar_jax.audio.log_mel import excerpt, excerpt_jax, lead, log_mel, reach
 from datar_jax.onnx_program import _pad, for_onnx, to_onnx
 from datar_jax.program import columns_jax, waveform_program
 from datar_jax.stablehlo import from_stablehlo, to_stablehlo

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_audio import broken, sound
 
-from datar_jax import audio as audio_room
-from datar_jax import recording
-from datar_jax.audio import AudioError, decode
+from datar_jax.audio import decode as audio_room
+from datar_jax.audio import recording
+from datar_jax.audio.decode import AudioError, decode
+from datar_jax.audio.log_mel import lead, log_mel, reach
+from datar_jax.audio.recording import measure, plan_windows
 from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig
 from datar_jax.datasets import Clip, Dataset
-from datar_jax.logmel import lead, log_mel, reach
-from datar_jax.recording import measure, plan_windows
 from datar_jax.store import views
 
 AUDIO = AudioConfig(mels=32)

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--at", type=moment, help="seconds into the sound where the window begins")
     given = parser.parse_args(arguments)
 
-    from datar_jax.audio import AudioError
+    from datar_jax.audio.decode import AudioError
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.inference import load
 
@@ -58,12 +58,12 @@ def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, f
     import jax.numpy as jnp
     import numpy as np
 
+    from datar_jax.audio.recording import measure
     from datar_jax.augment import normalise
     from datar_jax.inspection import inspect
     from datar_jax.listen import Failed, listen
     from datar_jax.look import look_png
     from datar_jax.objective import scores
-    from datar_jax.recording import measure
 
     description, audio = model.description, model.audio
     if model.params is None or description.normalisation is None:

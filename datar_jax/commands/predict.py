@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from datar_jax.audio import SUFFIXES
+from datar_jax.audio.decode import SUFFIXES
 from datar_jax.commands.arguments import folder, make_parser, say_notes, share, whole
 from datar_jax.config import ConfigError
 from datar_jax.description import ModelError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datar_jax.audio import SUFFIXES
+from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
 from datar_jax.corpora.lists import LeftOut, listing, need
