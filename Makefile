@@ -16,7 +16,7 @@ help:  ## print this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 quickstart: $(RUNTIME)  ## make a small data set of synthetic sounds, train on it and score the result
-	$(RUN) -m datar_jax.synthesis --root $(DATA) --clips-per-class 120
+	$(RUN) -m datar_jax.data.synthetic --root $(DATA) --clips-per-class 120
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart --config.data.root=$(DATA)
 
 test: lint  ## lint, check types and run every test

@@ -36,10 +36,10 @@ def main(arguments: list[str]) -> int:
         # A typing mistake is answered above, before these take their seconds to load.
         from datar_jax.checkpoint import CheckpointError
         from datar_jax.compilation_cache import keep_compiled
+        from datar_jax.data.sources.base import DataError
         from datar_jax.loop import Stopped
         from datar_jax.run import run
         from datar_jax.scoring import TrainingError
-        from datar_jax.store import DataError
 
         keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:

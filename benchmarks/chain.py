@@ -17,17 +17,17 @@ import numpy as np
 import soundfile
 from array_record.python.array_record_module import ArrayRecordReader
 
-from datar_jax import shards
 from datar_jax.audio.decode import decode
 from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt, log_mel_jax
-from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig, DataConfig, MeshConfig
-from datar_jax.datasets import Dataset, read_dataset
+from datar_jax.data import prepared as shards
+from datar_jax.data.loader import TrainBatches, train_batches
+from datar_jax.data.readers import Dataset, read_dataset
+from datar_jax.data.sources.base import Batch, Store, usable
+from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.filesystem import place
 from datar_jax.macs import macs
-from datar_jax.pipeline import TrainBatches, train_batches
 from datar_jax.sharding import batch_sharding, make_mesh
-from datar_jax.store import Batch, Store, usable
 
 SECONDS, BATCH = 5.0, 32
 HOST = AudioConfig()

@@ -43,14 +43,14 @@ from benchmarks.fuzz import megabytes  # noqa: E402
 from benchmarks.settings import header, row  # noqa: E402
 from datar_jax.chips import CHIPS  # noqa: E402
 from datar_jax.config import MODELS, DataConfig  # noqa: E402
-from datar_jax.cook import Recipe  # noqa: E402
-from datar_jax.datasets import read_dataset  # noqa: E402
+from datar_jax.data.loader import train_batches  # noqa: E402
+from datar_jax.data.prepare.encode import Recipe  # noqa: E402
+from datar_jax.data.prepared import open_shards  # noqa: E402
+from datar_jax.data.readers import read_dataset  # noqa: E402
+from datar_jax.data.splits import split  # noqa: E402
 from datar_jax.filesystem import place  # noqa: E402
 from datar_jax.macs import macs_per_clip  # noqa: E402
-from datar_jax.pipeline import train_batches  # noqa: E402
 from datar_jax.report import read_rows  # noqa: E402
-from datar_jax.shards import open_shards  # noqa: E402
-from datar_jax.splits import split  # noqa: E402
 
 PARTS = ("chain", "scaling", "start", "wait")
 STAGES = ("read", "decode", "resample", "mel")

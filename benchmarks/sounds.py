@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 import soundfile
 
-from datar_jax import shards
 from datar_jax.config import DataConfig
-from datar_jax.cook import Recipe
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
-from datar_jax.datasets import read_dataset
+from datar_jax.data import prepared as shards
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.prepare.build import prepare
+from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.synthetic import KINDS, render
 from datar_jax.filesystem import place
-from datar_jax.prepare import prepare
-from datar_jax.synthesis import KINDS, render
 
 RATE = 44_100  # Hz of the recordings
 

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.random import Generator
 
-from datar_jax import synthesis
+from datar_jax.data import synthetic as synthesis
 
 USED, REFUSED, EITHER = "used", "refused", "either"
 

@@ -26,7 +26,9 @@ from rich.console import Console  # noqa: E402
 from benchmarks.settings import header, row  # noqa: E402
 from datar_jax import settings  # noqa: E402
 from datar_jax.config import Config, ConfigError  # noqa: E402
-from datar_jax.datasets import read_dataset  # noqa: E402
+from datar_jax.data.readers import read_dataset  # noqa: E402
+from datar_jax.data.sources.base import usable  # noqa: E402
+from datar_jax.data.splits import split  # noqa: E402
 from datar_jax.description import ModelError  # noqa: E402
 from datar_jax.evaluate import with_classes_of  # noqa: E402
 from datar_jax.export import export  # noqa: E402
@@ -34,9 +36,7 @@ from datar_jax.material import open_store  # noqa: E402
 from datar_jax.saved import Saved, read_saved  # noqa: E402
 from datar_jax.scoring import score_clips  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402
-from datar_jax.splits import split  # noqa: E402
 from datar_jax.step import Task  # noqa: E402
-from datar_jax.store import usable  # noqa: E402
 from datar_jax.weights import Form  # noqa: E402
 
 FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")

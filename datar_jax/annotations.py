@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datar_jax.datasets import printable
+from datar_jax.data.readers import printable
 from datar_jax.listen import Failed, Heard
 from datar_jax.metrics import Heads, class_names, parts
 from datar_jax.timeline import Event

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax import metrics
-from datar_jax.datasets import Dataset, printable
+from datar_jax.data.readers import Dataset, printable
 from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten
 
 DRAWN = 20  # clips in the picture

@@ -20,10 +20,10 @@ from datar_jax.audio.decode import AudioError
 from datar_jax.audio.recording import Reads, Recording, measure
 from datar_jax.augment import normalise
 from datar_jax.config import AudioConfig
+from datar_jax.data.sources.base import Batch, views
 from datar_jax.description import Description, ModelError
 from datar_jax.saved import ONNX, Saved, read_saved
 from datar_jax.step import Task, spectrograms
-from datar_jax.store import Batch, views
 
 BATCH = 32  # windows at a time
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from datar_jax.audio.decode import SUFFIXES, AudioError
 from datar_jax.audio.recording import Reads, Recording, Row, measure, plan_windows
 from datar_jax.config import AudioConfig
+from datar_jax.data.sources.base import Batch
 from datar_jax.filesystem import folders
 from datar_jax.metrics import class_names
-from datar_jax.store import Batch
 from datar_jax.timeline import DEFAULT, Event, Rules, Timeline
 
 Output = Any  # of a function of batches: an array, or a dict of arrays, whose first axis is the batch

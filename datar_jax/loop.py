@@ -24,14 +24,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from datar_jax import metrics
 from datar_jax.checkpoint import Checkpoints
+from datar_jax.data.loader import TrainBatches
+from datar_jax.data.sources.base import Batch
 from datar_jax.diagnose import diagnose
 from datar_jax.material import Material
-from datar_jax.pipeline import TrainBatches
 from datar_jax.report import Report
 from datar_jax.scoring import Interrupted, TrainingError, score_clips
 from datar_jax.sharding import batch_sharding
 from datar_jax.step import Task, TrainState, init_state, jit_train_step
-from datar_jax.store import Batch
 from datar_jax.watch import Speed, Trace, Watch
 
 FIRST = 30  # times longer may a first step last: it holds compilation

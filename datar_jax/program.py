@@ -23,8 +23,8 @@ from datar_jax import objective
 from datar_jax.audio.log_mel import excerpt_jax, log_mel_jax, reach
 from datar_jax.augment import normalise
 from datar_jax.config import AudioConfig, Config
+from datar_jax.data.sources.base import columns
 from datar_jax.model import DATAR
-from datar_jax.store import columns
 
 Program = Callable[[Any, Array, Array, Array], Array]
 

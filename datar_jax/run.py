@@ -22,7 +22,9 @@ from datar_jax import metrics
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.config.loader import from_dict
-from datar_jax.datasets import Dataset, read_dataset
+from datar_jax.data.readers import Dataset, read_dataset
+from datar_jax.data.sources.base import Store, default_window
+from datar_jax.data.splits import Split, check_heads, split
 from datar_jax.description import RUN, Description, write_description, write_json
 from datar_jax.evaluate import draw_answers
 from datar_jax.lineage import begin_from, begun, provenance, read_source, told_of
@@ -35,9 +37,7 @@ from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_r
 from datar_jax.saved import Saved
 from datar_jax.scoring import score_clips
 from datar_jax.sharding import make_mesh
-from datar_jax.splits import Split, check_heads, split
 from datar_jax.step import Task
-from datar_jax.store import Store, default_window
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (

@@ -10,11 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from datar_jax.datasets import Dataset
-from datar_jax.pipeline import eval_batches
+from datar_jax.data.loader import eval_batches
+from datar_jax.data.readers import Dataset
+from datar_jax.data.sources.base import Store
 from datar_jax.sharding import batch_sharding
 from datar_jax.step import Task, jit_eval_step
-from datar_jax.store import Store
 
 
 class TrainingError(RuntimeError):

@@ -11,14 +11,14 @@ import pytest
 from test_audio import broken
 from test_datasets import AUDIO, folder_of, table_of, write
 
-from datar_jax import cache
 from datar_jax.audio.decode import decode
 from datar_jax.audio.log_mel import log_mel
-from datar_jax.cache import Features, prepare
 from datar_jax.config import AudioConfig, DataConfig
-from datar_jax.datasets import Clip, Dataset, read_dataset
-from datar_jax.pipeline import train_batches
-from datar_jax.store import DataError, default_window, report_bad, statistics, usable
+from datar_jax.data.loader import train_batches
+from datar_jax.data.readers import Clip, Dataset, read_dataset
+from datar_jax.data.sources import feature_cache as cache
+from datar_jax.data.sources.base import DataError, default_window, report_bad, statistics, usable
+from datar_jax.data.sources.feature_cache import Features, prepare
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
-from datar_jax.corpora import CORPORA
-from datar_jax.corpora.corpus import Listing, Naming, Segment
-from datar_jax.corpora.kinetics_sounds import CLASSES
-from datar_jax.corpora.lists import YOUTUBE
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets import CORPORA
+from datar_jax.data.datasets.annotations import YOUTUBE
+from datar_jax.data.datasets.base import Listing, Naming, Segment
+from datar_jax.data.datasets.kinetics_sounds import CLASSES
 
 # A few rows of each list, in the form in which it is published.
 CLASS_LABELS = """index,mid,display_name

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 from test_logmel import sound
 
-from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig, ConfigError, DataConfig
-from datar_jax.datasets import read_dataset
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.feature_cache import prepare
 
 AUDIO = AudioConfig(mels=32, hop_ms=20.0)
 

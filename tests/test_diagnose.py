@@ -18,14 +18,14 @@ from test_step import CLASSES, FRAMES, SMALL, STEPS, B, batch, mesh_of, put, sta
 from datar_jax import objective
 from datar_jax.checkpoint import Checkpoints
 from datar_jax.config import DataConfig
-from datar_jax.datasets import Clip, Dataset
+from datar_jax.data.loader import TrainBatches
+from datar_jax.data.readers import Clip, Dataset
+from datar_jax.data.splits import Split
 from datar_jax.diagnose import diagnose
 from datar_jax.loop import fit
 from datar_jax.material import Material
-from datar_jax.pipeline import TrainBatches
 from datar_jax.report import Report
 from datar_jax.scoring import TrainingError
-from datar_jax.splits import Split
 from datar_jax.step import Task
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -20,9 +20,9 @@ import soundfile
 import train
 from datar_jax import distributed
 from datar_jax.config import ConfigError
+from datar_jax.data.synthetic import render
 from datar_jax.distributed import Cluster, surroundings
 from datar_jax.report import read_rows
-from datar_jax.synthesis import render
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from test_datasets import AUDIO, folder_of
 
-from datar_jax.cache import prepare
 from datar_jax.config import DataConfig
-from datar_jax.datasets import read_dataset
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.feature_cache import prepare
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "datar_jax").rglob("*.py"), ROOT / "train.py"])

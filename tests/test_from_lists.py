@@ -15,8 +15,8 @@ from test_train import TINY
 
 import train
 from datar_jax.__main__ import main
-from datar_jax.corpora import CORPORA
-from datar_jax.synthesis import render
+from datar_jax.data.datasets import CORPORA
+from datar_jax.data.synthetic import render
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

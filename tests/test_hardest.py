@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datar_jax import hardest as page
-from datar_jax.datasets import Clip, Dataset, Head
+from datar_jax.data.readers import Clip, Dataset, Head
 from datar_jax.hardest import hardest, hardest_csv, hardest_png
 
 CLASSES = ("dog", "雨", "sea, waves", "$x_")

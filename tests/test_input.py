@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import chain, input, sounds
-from datar_jax.cook import Recipe
-from datar_jax.datasets import read_dataset
+from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.readers import read_dataset
 
 CLIPS = 12
 

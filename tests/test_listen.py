@@ -12,12 +12,12 @@ import soundfile
 from test_audio import sound
 
 from datar_jax.audio import recording
-from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig, DataConfig
-from datar_jax.datasets import read_dataset
+from datar_jax.data.loader import eval_batches
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.listen import Failed, Heard, listen, sounds, through
 from datar_jax.metrics import class_names
-from datar_jax.pipeline import eval_batches
 from datar_jax.timeline import Rules
 
 AUDIO = AudioConfig(mels=32, hop_ms=20.0)

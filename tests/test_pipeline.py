@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from test_cache import marked
 from test_datasets import AUDIO, folder_of
 
-from datar_jax.cache import prepare
 from datar_jax.config import DataConfig
-from datar_jax.datasets import read_dataset
-from datar_jax.pipeline import eval_batches, train_batches
-from datar_jax.store import DataError, views
+from datar_jax.data.loader import eval_batches, train_batches
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.base import DataError, views
+from datar_jax.data.sources.feature_cache import prepare
 
 LENGTHS = [30, 7, 20, 55, 21, 33, 20, 90, 1, 64, 45]
 WINDOW = 20
@@ -237,7 +237,7 @@ def test_reading_needs_neither_librosa_nor_the_sounds(tmp_path):
     (tmp_path / "features").write_bytes(pickle.dumps((features, sounds)))
     program = f"""
         import pickle, sys, numpy as np
-        from datar_jax.pipeline import eval_batches
+        from datar_jax.data.loader import eval_batches
         features, dataset = pickle.load(open({str(tmp_path / "features")!r}, "rb"))
         print(sum(int(batch["mask"].sum()) for batch in eval_batches(features, dataset, np.arange(18), 50, 4)))
         assert "librosa" not in sys.modules

@@ -25,22 +25,22 @@ from test_corpora import LISTS
 from test_logmel import sound
 from test_store import SMALL
 
-from datar_jax import prepare as room
-from datar_jax import shards
 from datar_jax.__main__ import main
 from datar_jax.audio.decode import decode
-from datar_jax.cache import prepare as prepare_cache
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
-from datar_jax.cook import Recipe, cook_all
-from datar_jax.corpora import CORPORA
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
-from datar_jax.datasets import read_dataset
-from datar_jax.fetch import Download
+from datar_jax.data import prepared as shards
+from datar_jax.data.datasets import CORPORA
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.prepare import build as room
+from datar_jax.data.prepare.build import prepare
+from datar_jax.data.prepare.download import Download
+from datar_jax.data.prepare.encode import Recipe, cook_all
+from datar_jax.data.prepared import open_shards, pieces
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.base import DataError, statistics
+from datar_jax.data.sources.feature_cache import prepare as prepare_cache
 from datar_jax.filesystem import Place, place
 from datar_jax.material import normalisation
-from datar_jax.prepare import prepare
-from datar_jax.shards import open_shards, pieces
-from datar_jax.store import DataError, statistics
 
 AUDIO = AudioConfig(sample_rate=8_000, mels=32)
 RECIPE = Recipe(AUDIO, shard_clips=3, workers=1)
@@ -423,7 +423,7 @@ def test_what_a_killed_preparation_left_is_taken_away(small, tmp_path):
 
 KILLED = """
 import os, signal
-from datar_jax.cook import cook_all
+from datar_jax.data.prepare.encode import cook_all
 
 def cook(clips):
     return ["" for _ in clips]

@@ -14,10 +14,10 @@ from datar_jax.audio import recording
 from datar_jax.audio.decode import AudioError, decode
 from datar_jax.audio.log_mel import lead, log_mel, reach
 from datar_jax.audio.recording import measure, plan_windows
-from datar_jax.cache import prepare
 from datar_jax.config import AudioConfig
-from datar_jax.datasets import Clip, Dataset
-from datar_jax.store import views
+from datar_jax.data.readers import Clip, Dataset
+from datar_jax.data.sources.base import views
+from datar_jax.data.sources.feature_cache import prepare
 
 AUDIO = AudioConfig(mels=32)
 DEVICE = AudioConfig(mels=32, frontend="device")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from test_datasets import folder_of, table_of
 
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.datasets import Clip, Dataset, read_dataset
-from datar_jax.splits import check_classes, split
+from datar_jax.data.readers import Clip, Dataset, read_dataset
+from datar_jax.data.splits import check_classes, split
 
 
 def dataset_of(names, **fields):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datar_jax import synthesis
+from datar_jax.data import synthetic as synthesis
 
 RATE = synthesis.SAMPLE_RATE
 

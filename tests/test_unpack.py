@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from test_fetch import CONTENT, fails, names, umask
 
-from datar_jax import unpack as module
-from datar_jax.fetch import FetchError
-from datar_jax.unpack import unpack
+from datar_jax.data.prepare import extract as module
+from datar_jax.data.prepare.download import FetchError
+from datar_jax.data.prepare.extract import unpack
 
 TREE = {"meta/list.csv": b"a,b\n", "audio/1.wav": CONTENT[:70_000], "audio/deep/er/2.wav": b"", "read me": b"x" * 512}
 

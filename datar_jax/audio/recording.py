@@ -20,7 +20,7 @@ import numpy as np
 from datar_jax.audio.decode import AudioError, stream
 from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, lead, log_mel_excerpt, reach
 from datar_jax.config import AudioConfig
-from datar_jax.store import quantise, views
+from datar_jax.data.sources.base import quantise, views
 
 KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
 

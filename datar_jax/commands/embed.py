@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError('--format=parquet: needs pyarrow; pip install "datar-jax[parquet]", or give npy')
 
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.datasets import printable
+    from datar_jax.data.readers import printable
     from datar_jax.embed import NumpyFiles, ParquetFiles, embed
     from datar_jax.inference import load
     from datar_jax.listen import Failed

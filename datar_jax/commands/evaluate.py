@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
 
     from datar_jax.compilation_cache import keep_compiled
+    from datar_jax.data.sources.base import DataError
     from datar_jax.evaluate import evaluate
     from datar_jax.report import NUMBERS
     from datar_jax.saved import read_saved
     from datar_jax.scoring import TrainingError
-    from datar_jax.store import DataError
 
     console = Console(highlight=False)
     keep_compiled()

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.annotations import LabelTracks
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.datasets import printable
+    from datar_jax.data.readers import printable
     from datar_jax.inference import load
     from datar_jax.listen import Failed, listen
     from datar_jax.timeline import Rules

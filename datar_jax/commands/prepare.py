@@ -27,14 +27,14 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from datar_jax.cook import Recipe
-    from datar_jax.corpora import CORPORA
-    from datar_jax.fetch import FetchError, fetch
+    from datar_jax.data.datasets import CORPORA
+    from datar_jax.data.prepare.build import prepare as write
+    from datar_jax.data.prepare.download import FetchError, fetch
+    from datar_jax.data.prepare.encode import Recipe
+    from datar_jax.data.prepare.extract import unpack
+    from datar_jax.data.prepared import MANIFEST, tell
+    from datar_jax.data.sources.base import DataError
     from datar_jax.filesystem import place
-    from datar_jax.prepare import prepare as write
-    from datar_jax.shards import MANIFEST, tell
-    from datar_jax.store import DataError
-    from datar_jax.unpack import unpack
 
     names = ", ".join(CORPORA)
     parser = make_parser("prepare", USAGE, SUMMARY, EXAMPLE)

@@ -14,7 +14,7 @@ import numpy as np
 
 from datar_jax import metrics
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.datasets import SIDES, Dataset
+from datar_jax.data.readers import SIDES, Dataset
 
 
 @dataclasses.dataclass(frozen=True)

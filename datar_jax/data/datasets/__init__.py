@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datar_jax.corpora import (
+from datar_jax.data.datasets import (
     audioset,
     epic_kitchens,
     epic_sounds,
@@ -12,7 +12,7 @@ from datar_jax.corpora import (
     speech_commands,
     vggsound,
 )
-from datar_jax.corpora.corpus import Corpus
+from datar_jax.data.datasets.base import Corpus
 
 CORPORA: dict[str, Corpus] = {
     "audioset": audioset.CORPUS,

@@ -26,8 +26,8 @@ import numpy as np
 import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError
+from datar_jax.data.sources.base import DataError, Samples, columns
 from datar_jax.filesystem import Place
-from datar_jax.store import DataError, Samples, columns
 
 FORMAT = 1
 CARD, MANIFEST, STATISTICS = "corpus.json", "manifest.csv", "statistics.json"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
-from datar_jax.corpora.lists import LeftOut, listing, need
-from datar_jax.fetch import Download
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets.annotations import LeftOut, listing, need
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.prepare.download import Download
 
 NAMING = Naming(cut=("{id}", "{recording}"))  # the second without the target, as in the first release
 

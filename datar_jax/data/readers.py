@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from datar_jax import shards
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
+from datar_jax.data import prepared as shards
+from datar_jax.data.csv_table import Table, lines
+from datar_jax.data.prepared import Card
 from datar_jax.filesystem import folders, place
-from datar_jax.shards import Card
-from datar_jax.table import Table, lines
 
 SIDES = ("train", "validation", "test")
 

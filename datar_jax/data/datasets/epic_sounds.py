@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
-from datar_jax.corpora.lists import LeftOut, find, listing, need
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets.annotations import LeftOut, find, listing, need
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
 
 RATE = 24_000  # Hz of the sample numbers in the lists
 # No files by id: those of EPIC-KITCHENS-100 look alike (P01_11_0) and are other stretches of the same recordings.

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
-from datar_jax.corpora.corpus import Listing
+from datar_jax.data.datasets.base import Listing
 from datar_jax.filesystem import Place
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datar_jax.fetch import Download
+from datar_jax.data.prepare.download import Download
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from datar_jax.config import ConfigError
-from datar_jax.corpora.corpus import Head, Listing, Naming, Segment
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets.base import Head, Listing, Naming, Segment
 
 # Clips of YouTube videos, as the scripts that download them name them; `-` may be an id's first character.
 YOUTUBE = Naming(

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.config import ConfigError
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Segment
-from datar_jax.corpora.lists import YOUTUBE, LeftOut, damaged, find, listing, need
-from datar_jax.table import Table, lines
+from datar_jax.data.csv_table import Table, lines
+from datar_jax.data.datasets.annotations import YOUTUBE, LeftOut, damaged, find, listing, need
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Segment
 
 CLASSES = (
     "blowing nose",

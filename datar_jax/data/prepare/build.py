@@ -24,13 +24,13 @@ from typing import Any
 
 import msgspec
 
-from datar_jax import shards
 from datar_jax.config import ConfigError
-from datar_jax.cook import Cooked, Recipe, cook, cook_all
-from datar_jax.corpora.corpus import Corpus, Listing, Segment
-from datar_jax.corpora.find import File, find
+from datar_jax.data import prepared as shards
+from datar_jax.data.datasets.base import Corpus, Listing, Segment
+from datar_jax.data.prepare.encode import Cooked, Recipe, cook, cook_all
+from datar_jax.data.prepare.match_files import File, find
+from datar_jax.data.prepared import Card, Questions, Shard, Statistics, Sums
 from datar_jax.filesystem import Place
-from datar_jax.shards import Card, Questions, Shard, Statistics, Sums
 
 PARTS = "parts"  # folder of what is known of each finished shard
 WRITING = ".writing-"  # how the folder of a shard that is being written begins

@@ -32,8 +32,8 @@ import numpy as np
 from datar_jax.audio.decode import AudioError, decode
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
-from datar_jax.datasets import Clip, Dataset
-from datar_jax.store import DataError, Samples, Store, columns, quantise
+from datar_jax.data.readers import Clip, Dataset
+from datar_jax.data.sources.base import DataError, Samples, Store, columns, quantise
 
 FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads

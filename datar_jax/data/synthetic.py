@@ -1,6 +1,6 @@
 """Ten kinds of sound made from arithmetic: a data set that needs no download.
 
-`python -m datar_jax.synthesis --root DIR` writes DIR/<kind>/<kind>_000.wav and so on. Pitch, rate, onset, length, level
+`python -m datar_jax.data.synthetic --root DIR` writes DIR/<kind>/<kind>_000.wav and so on. Pitch, rate, onset, length, level
 and background are drawn at random and overlap between kinds, so a model has to listen to the shape of a sound.
 Lengths named T are samples; a recipe is `(rng, samples, sample_rate) -> sound_T` in float64 at any level.
 """
@@ -328,7 +328,9 @@ def _read_marker(root: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m datar_jax.synthesis", description="Write a synthetic data set.")
+    parser = argparse.ArgumentParser(
+        prog="python -m datar_jax.data.synthetic", description="Write a synthetic data set."
+    )
     parser.add_argument("--root", required=True, help="folder to write to")
     parser.add_argument("--clips-per-class", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a clip")

@@ -19,8 +19,8 @@ import grain
 import numpy as np
 
 from datar_jax.config import DataConfig
-from datar_jax.datasets import Dataset
-from datar_jax.store import Batch, DataError, Store, views
+from datar_jax.data.readers import Dataset
+from datar_jax.data.sources.base import Batch, DataError, Store, views
 
 ENDLESS = 2**40  # batches
 

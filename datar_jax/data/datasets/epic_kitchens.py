@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
-from datar_jax.corpora.lists import LeftOut, find, listing, need
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets.annotations import LeftOut, find, listing, need
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
 
 NAMING = Naming(cut=("{id}",), whole=("{recording}",))
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Segment
-from datar_jax.corpora.lists import YOUTUBE, LeftOut, damaged, find, listing, need
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets.annotations import YOUTUBE, LeftOut, damaged, find, listing, need
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Segment
 
 CLASSES = 309
 SECONDS = 10.0

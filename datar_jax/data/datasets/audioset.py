@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.config import ConfigError
-from datar_jax.corpora.corpus import Corpus, Head, Listing, Naming, Segment
-from datar_jax.corpora.lists import YOUTUBE, LeftOut, damaged, find, listing, need
-from datar_jax.table import Table
+from datar_jax.data.csv_table import Table
+from datar_jax.data.datasets.annotations import YOUTUBE, LeftOut, damaged, find, listing, need
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
 
 NAMING = Naming(cut=YOUTUBE.cut, whole=("Y{recording}", *YOUTUBE.whole))
 COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
