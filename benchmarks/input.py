@@ -49,7 +49,7 @@ from datar_jax.data.prepared import open_shards  # noqa: E402
 from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.splits import split  # noqa: E402
 from datar_jax.filesystem import place  # noqa: E402
-from datar_jax.macs import macs_per_clip  # noqa: E402
+from datar_jax.models.flops import macs_per_clip  # noqa: E402
 from datar_jax.report import read_rows  # noqa: E402
 
 PARTS = ("chain", "scaling", "start", "wait")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datar_jax.attention import DeformableAttention
+from datar_jax.models.mixers.deformable import DeformableAttention
 from datar_jax.ops.sampling import Method
 
 

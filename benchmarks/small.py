@@ -130,8 +130,8 @@ def make(name: str, folder: Path) -> Model:
     from datar_jax.config import MODELS
     from datar_jax.description import EXPORT, Description, write_description
     from datar_jax.export import export
-    from datar_jax.macs import macs_per_clip
-    from datar_jax.model import DATAR, count_parameters
+    from datar_jax.models.datar import DATAR, count_parameters
+    from datar_jax.models.flops import macs_per_clip
     from datar_jax.saved import SAFETENSORS, structure
     from datar_jax.weights import save_safetensors
 

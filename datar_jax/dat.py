@@ -20,7 +20,7 @@ import numpy as np
 
 from datar_jax.config import ConfigError, ModelConfig
 from datar_jax.description import ModelError
-from datar_jax.model import DATAR
+from datar_jax.models.datar import DATAR
 from datar_jax.pth import read_arrays
 
 Names = tuple[tuple[str, str], ...]

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from datar_jax import hlo
 from datar_jax.chips import Chip, Topology
 from datar_jax.config import Config, ConfigError, check_windows
-from datar_jax.macs import macs_per_clip
-from datar_jax.model import count_parameters
+from datar_jax.models.datar import count_parameters
+from datar_jax.models.flops import macs_per_clip
 from datar_jax.sharding import batch_sharding, make_mesh, state_shardings
 from datar_jax.step import Task, abstract_state, batch_shapes, jit_train_step
 

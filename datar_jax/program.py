@@ -24,7 +24,7 @@ from datar_jax.audio.log_mel import excerpt_jax, log_mel_jax, reach
 from datar_jax.augment import normalise
 from datar_jax.config import AudioConfig, Config
 from datar_jax.data.sources.base import columns
-from datar_jax.model import DATAR
+from datar_jax.models.datar import DATAR
 
 Program = Callable[[Any, Array, Array, Array], Array]
 

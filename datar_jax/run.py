@@ -29,9 +29,9 @@ from datar_jax.description import RUN, Description, write_description, write_jso
 from datar_jax.evaluate import draw_answers
 from datar_jax.lineage import begin_from, begun, provenance, read_source, told_of
 from datar_jax.loop import fit
-from datar_jax.macs import macs_per_clip
 from datar_jax.material import Material, normalisation, open_store, usable_split
-from datar_jax.model import count_parameters
+from datar_jax.models.datar import count_parameters
+from datar_jax.models.flops import macs_per_clip
 from datar_jax.plot import curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
 from datar_jax.saved import Saved

@@ -18,7 +18,7 @@ import numpy as np
 from datar_jax.checksums import Mismatch, verify
 from datar_jax.config import AudioConfig, Config
 from datar_jax.description import EXPORT, OFFICIAL, RUN, Description, ModelError, find_description, read_description
-from datar_jax.model import DATAR
+from datar_jax.models.datar import DATAR
 from datar_jax.record import BadCheckpoint, best_first, read_record, reason
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"

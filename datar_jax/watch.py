@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from datar_jax.chips import peak_flops
-from datar_jax.macs import macs_per_clip
+from datar_jax.models.flops import macs_per_clip
 from datar_jax.step import Task
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from test_bias import bias_by_loops, network_by_loops
 from test_sampling import bilinear
 
-from datar_jax import attention
-from datar_jax.attention import DeformableAttention, WindowAttention
-from datar_jax.neighbourhood import NeighbourhoodAttention
+from datar_jax.models.mixers import deformable as attention
+from datar_jax.models.mixers.deformable import DeformableAttention, WindowAttention
+from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
 from datar_jax.ops.sampling import reference_points
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from datar_jax import attention
 from datar_jax import config as c
+from datar_jax.models.mixers import deformable as attention
 from datar_jax.ops import deformable_attention as rowwise
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.sharding import batch_sharding, make_mesh, replicated, state_shardings

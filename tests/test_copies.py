@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from datar_jax import attention
-from datar_jax.layers import dense
+from datar_jax.models.layers import dense
+from datar_jax.models.mixers import deformable as attention
 from datar_jax.ops import deformable_attention as rowwise
 
 B, F, T, C, GROUPS = 2, 8, 20, 24, 3  # nothing else has as many numbers as a map

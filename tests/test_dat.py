@@ -19,7 +19,7 @@ from datar_jax import dat
 from datar_jax.config import MODELS, ModelConfig
 from datar_jax.dat import fold_channels, read_official
 from datar_jax.description import ModelError
-from datar_jax.model import DATAR, Stem
+from datar_jax.models.datar import DATAR, Stem
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datar_jax.attention import DeformableAttention, WindowAttention
 from datar_jax.config import ModelConfig
 from datar_jax.dat import MIXER, MLP, model_paths, path_in, to_ours
-from datar_jax.layers import LayerNorm
-from datar_jax.model import DATAR, Mlp
-from datar_jax.neighbourhood import NeighbourhoodAttention
+from datar_jax.models.datar import DATAR, Mlp
+from datar_jax.models.layers import LayerNorm
+from datar_jax.models.mixers.deformable import DeformableAttention, WindowAttention
+from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

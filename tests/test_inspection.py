@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.attention import MASKED, DeformableAttention, counted_keys, near_sound
 from datar_jax.inspection import attention_weights, first_centre, inspect
-from datar_jax.model import DATAR, Downsample, Stem
+from datar_jax.models.datar import DATAR, Downsample, Stem
+from datar_jax.models.mixers.deformable import MASKED, DeformableAttention, counted_keys, near_sound
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

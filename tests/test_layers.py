@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.scipy.stats import norm
 
-from datar_jax.layers import EPSILON, LayerNorm, dense, gelu, layer_norm
-from datar_jax.macs import macs
+from datar_jax.models.flops import macs
+from datar_jax.models.layers import EPSILON, LayerNorm, dense, gelu, layer_norm
 
 
 def rows(seed: int, shape: tuple[int, ...], level: float, spread: float) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.model import DATAR, DropPath, InputAdaptor, columns, count_parameters
+from datar_jax.models.datar import DATAR, DropPath, InputAdaptor, columns, count_parameters
 from datar_jax.optim import decay_mask
 from datar_jax.sharding import make_mesh, state_shardings
 

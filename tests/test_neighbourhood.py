@@ -14,8 +14,8 @@ import pytest
 from test_attention import HEADS, C, build, dense, lattice, weigh
 from test_model import LONE
 
-from datar_jax.macs import macs_per_clip
-from datar_jax.neighbourhood import TILE, NeighbourhoodAttention, neighbourhoods
+from datar_jax.models.flops import macs_per_clip
+from datar_jax.models.mixers.neighborhood import TILE, NeighbourhoodAttention, neighbourhoods
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

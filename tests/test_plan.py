@@ -25,7 +25,7 @@ from datar_jax.chips import CHIPS, topology
 from datar_jax.commands import plan as plan_command
 from datar_jax.config import loader as settings
 from datar_jax.hlo import Collective
-from datar_jax.macs import macs_per_clip
+from datar_jax.models.flops import macs_per_clip
 from datar_jax.sharding import make_mesh
 from datar_jax.step import abstract_state
 

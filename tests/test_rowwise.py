@@ -14,7 +14,7 @@ import pytest
 from test_attention import weigh
 from test_bias import bias_by_loops
 
-from datar_jax.attention import MASKED
+from datar_jax.models.mixers.deformable import MASKED
 from datar_jax.ops import deformable_attention as rowwise
 from datar_jax.ops.deformable_attention import attend_rowwise
 from datar_jax.ops.position_bias import BiasNetwork, position_bias

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.attention import MASKED, attend, mask_columns, merge, partition, table_init
-from datar_jax.layers import dense
+from datar_jax.models.layers import dense
+from datar_jax.models.mixers.deformable import MASKED, attend, mask_columns, merge, partition, table_init
 
 TILE = (4, 8)  # pixels that are scored together
 

@@ -15,7 +15,7 @@ import msgspec
 from jax.extend import core
 
 from datar_jax.config import ModelConfig
-from datar_jax.model import DATAR
+from datar_jax.models.datar import DATAR
 
 
 def macs(function: Callable[..., Any], *args: Any) -> int:

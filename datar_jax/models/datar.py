@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.attention import (
+from datar_jax.config import ModelConfig
+from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
+from datar_jax.models.mixers.deformable import (
     DeformableAttention,
     WindowAttention,
     mask_columns,
 )
-from datar_jax.config import ModelConfig
-from datar_jax.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
-from datar_jax.neighbourhood import NeighbourhoodAttention
+from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
 from datar_jax.ops.fusion_barrier import unfused
 
 

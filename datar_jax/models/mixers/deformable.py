@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
+from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
 from datar_jax.ops.deformable_attention import attend_rowwise
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.ops.fusion_barrier import unfused
