@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
     with _terminable(), _hushed():
         # A typing mistake is answered above, before these take their seconds to load.
-        from datar_jax.checkpoint import CheckpointError
+        from datar_jax.checkpoints.manager import CheckpointError
         from datar_jax.compilation_cache import keep_compiled
         from datar_jax.data.sources.base import DataError
         from datar_jax.loop import Stopped

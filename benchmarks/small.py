@@ -127,13 +127,13 @@ def make(name: str, folder: Path) -> Model:
     import msgspec
 
     from configs.folder import get_config
+    from datar_jax.checkpoints.model_info import EXPORT, Description, write_description
+    from datar_jax.checkpoints.pretrained import SAFETENSORS, structure
+    from datar_jax.checkpoints.safetensors import save_safetensors
     from datar_jax.config import MODELS
-    from datar_jax.description import EXPORT, Description, write_description
     from datar_jax.export import export
     from datar_jax.models.datar import DATAR, count_parameters
     from datar_jax.models.flops import macs_per_clip
-    from datar_jax.saved import SAFETENSORS, structure
-    from datar_jax.weights import save_safetensors
 
     config, model = get_config(), msgspec.structs.replace(MODELS[name](), classes=CLASSES)
     mels = max(config.audio.mels, 32 * model.windows[-1][0])  # a map has a 32nd of the rows in the last stage

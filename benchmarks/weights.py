@@ -25,19 +25,19 @@ from rich.console import Console  # noqa: E402
 
 from benchmarks.settings import header, row  # noqa: E402
 from datar_jax import settings  # noqa: E402
+from datar_jax.checkpoints.model_info import ModelError  # noqa: E402
+from datar_jax.checkpoints.pretrained import Saved, read_saved  # noqa: E402
+from datar_jax.checkpoints.safetensors import Form  # noqa: E402
 from datar_jax.config import Config, ConfigError  # noqa: E402
 from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.sources.base import usable  # noqa: E402
 from datar_jax.data.splits import split  # noqa: E402
-from datar_jax.description import ModelError  # noqa: E402
 from datar_jax.evaluate import with_classes_of  # noqa: E402
 from datar_jax.export import export  # noqa: E402
 from datar_jax.material import open_store  # noqa: E402
-from datar_jax.saved import Saved, read_saved  # noqa: E402
 from datar_jax.scoring import score_clips  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402
 from datar_jax.step import Task  # noqa: E402
-from datar_jax.weights import Form  # noqa: E402
 
 FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")
 USAGE = "python benchmarks/weights.py --runs=DIR --config=configs/NAME.py [--config.data.field=value ...] [--cache=DIR]"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datar_jax.audio.log_mel import lead, reach
-from datar_jax.description import Description
+from datar_jax.checkpoints.model_info import Description
 from datar_jax.report import NUMBERS
 
 UNKNOWN = "not stated"

@@ -19,16 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 from datar_jax import metrics
+from datar_jax.checkpoints.model_info import Description, write_json
+from datar_jax.checkpoints.pretrained import Saved
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.readers import Dataset, Head, read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
-from datar_jax.description import Description, write_json
 from datar_jax.hardest import hardest, hardest_csv, hardest_png
 from datar_jax.material import open_store
 from datar_jax.plot import confusion_png
 from datar_jax.report import Row
-from datar_jax.saved import Saved
 from datar_jax.scoring import score_clips
 from datar_jax.sharding import make_mesh
 from datar_jax.step import Task

@@ -11,10 +11,10 @@ import msgspec
 
 from datar_jax.audio.log_mel import reach
 from datar_jax.card import model_card
-from datar_jax.description import EXPORT, RUN, Description, ModelError, find_description, write_description
+from datar_jax.checkpoints.model_info import EXPORT, RUN, Description, ModelError, find_description, write_description
+from datar_jax.checkpoints.pretrained import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
+from datar_jax.checkpoints.safetensors import Form, compress, save_safetensors
 from datar_jax.models.datar import count_parameters
-from datar_jax.saved import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
-from datar_jax.weights import Form, compress, save_safetensors
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
 

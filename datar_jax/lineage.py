@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from datar_jax import __version__
+from datar_jax.checkpoints.model_info import RUN, Description, ModelError, read_description
+from datar_jax.checkpoints.pretrained import Saved, read_saved
+from datar_jax.checkpoints.transfer import started, transfer
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.readers import Dataset
 from datar_jax.data.splits import Split
-from datar_jax.description import RUN, Description, ModelError, read_description
-from datar_jax.saved import Saved, read_saved
 from datar_jax.step import TrainState
-from datar_jax.transfer import started, transfer
 
 
 def read_source(config: Config) -> Saved | None:

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from datar_jax import metrics
-from datar_jax.checkpoint import Checkpoints
+from datar_jax.checkpoints.manager import Checkpoints
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.sources.base import Batch
 from datar_jax.diagnose import diagnose

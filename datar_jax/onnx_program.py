@@ -21,9 +21,9 @@ import numpy as np
 from jax import Array
 from jax.extend import core
 
+from datar_jax.checkpoints.safetensors import restore
 from datar_jax.config import Config
 from datar_jax.program import Program
-from datar_jax.weights import restore
 
 
 def for_onnx(config: Config) -> Config:

@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from datar_jax import metrics
-from datar_jax.checkpoint import Checkpoints
+from datar_jax.checkpoints.manager import Checkpoints
+from datar_jax.checkpoints.model_info import RUN, Description, write_description, write_json
+from datar_jax.checkpoints.pretrained import Saved
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.config.loader import from_dict
 from datar_jax.data.readers import Dataset, read_dataset
 from datar_jax.data.sources.base import Store, default_window
 from datar_jax.data.splits import Split, check_heads, split
-from datar_jax.description import RUN, Description, write_description, write_json
 from datar_jax.evaluate import draw_answers
 from datar_jax.lineage import begin_from, begun, provenance, read_source, told_of
 from datar_jax.loop import fit
@@ -34,7 +35,6 @@ from datar_jax.models.datar import count_parameters
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.plot import curves_png
 from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
-from datar_jax.saved import Saved
 from datar_jax.scoring import score_clips
 from datar_jax.sharding import make_mesh
 from datar_jax.step import Task

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from datar_jax.checkpoints.safetensors import restore
 from datar_jax.program import Program
-from datar_jax.weights import restore
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

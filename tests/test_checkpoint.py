@@ -23,7 +23,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
 from datar_jax.config import MeshConfig
 from datar_jax.sharding import make_mesh
 from datar_jax.step import TrainState
@@ -344,7 +344,7 @@ import resource, sys
 from pathlib import Path
 import logging; logging.disable(logging.CRITICAL)
 import jax.numpy as jnp, jax
-from datar_jax.checkpoint import CheckpointError, Checkpoints
+from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
 from datar_jax.step import TrainState
 def state(step):
     noise = jax.random.normal(jax.random.key(step), (300, 100))
@@ -389,7 +389,7 @@ rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, rank, initialization_timeout=60)
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from datar_jax.checkpoint import Checkpoints
+from datar_jax.checkpoints.manager import Checkpoints
 from datar_jax.config import MeshConfig
 from datar_jax.sharding import make_mesh
 from datar_jax.step import TrainState

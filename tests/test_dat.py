@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from test_pth import table, tensor, write
 
-from datar_jax import dat
+from datar_jax.checkpoints import dat_weights as dat
+from datar_jax.checkpoints.dat_weights import fold_channels, read_official
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.config import MODELS, ModelConfig
-from datar_jax.dat import fold_channels, read_official
-from datar_jax.description import ModelError
 from datar_jax.models.datar import DATAR, Stem
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -16,7 +16,7 @@ from rich.console import Console
 from test_step import CLASSES, FRAMES, SMALL, STEPS, B, batch, mesh_of, put, start, with_train
 
 from datar_jax import objective
-from datar_jax.checkpoint import Checkpoints
+from datar_jax.checkpoints.manager import Checkpoints
 from datar_jax.config import DataConfig
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import Clip, Dataset

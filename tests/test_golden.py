@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from datar_jax.checkpoints.dat_weights import MIXER, MLP, model_paths, path_in, to_ours
 from datar_jax.config import ModelConfig
-from datar_jax.dat import MIXER, MLP, model_paths, path_in, to_ours
 from datar_jax.models.datar import DATAR, Mlp
 from datar_jax.models.layers import LayerNorm
 from datar_jax.models.mixers.deformable import DeformableAttention, WindowAttention

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datar_jax import pth
-from datar_jax.description import ModelError
-from datar_jax.pickles import Inert, Tensor, interpret
-from datar_jax.pth import read_arrays
+from datar_jax.checkpoints import torch_file as pth
+from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.torch_file import read_arrays
+from datar_jax.checkpoints.torch_pickle import Inert, Tensor, interpret
 
 NUMBERS = np.arange(24, dtype=np.float32)
 KINDS = {

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from datar_jax.checkpoints.resize_tables import resize_table, resize_window_table
 from datar_jax.ops.position_bias import fit_table
-from datar_jax.resize import resize_table, resize_window_table
 
 Size = tuple[int, int]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from datar_jax.checkpoints.model_info import EXPORT, Description, write_description
+from datar_jax.checkpoints.pretrained import SAFETENSORS, structure
+from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.config import Config, ModelConfig
-from datar_jax.description import EXPORT, Description, write_description
-from datar_jax.saved import SAFETENSORS, structure
-from datar_jax.weights import save_safetensors
 
 UNUSED = [
     "orbax",

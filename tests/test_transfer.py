@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.description import Description
+from datar_jax.checkpoints.model_info import Description
+from datar_jax.checkpoints.transfer import started, transfer
 from datar_jax.optim import optimiser, rates
 from datar_jax.step import Task, TrainState, abstract_state, train_step
-from datar_jax.transfer import started, transfer
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

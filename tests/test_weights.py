@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datar_jax.description import ModelError
-from datar_jax.weights import (
+from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.safetensors import (
     Quantised,
     compress,
     load_safetensors,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.commands.arguments import folder, make_parser, say_notes, whole
 from datar_jax.config import ConfigError
-from datar_jax.description import ModelError
 
 USAGE = "python -m datar_jax embed MODEL FILE_OR_FOLDER... --out=DIR [--format=npy|parquet] [--batch=32]"
 SUMMARY = """Writes a vector for every sound (what the model's head reads, averaged over views) and one for every

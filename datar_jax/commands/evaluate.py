@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.commands.arguments import folder, make_parser, say_notes
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
-from datar_jax.description import ModelError
 
 USAGE = (
     "python -m datar_jax evaluate MODEL --config=configs/NAME.py [--config.data.field=value ...] "
@@ -36,11 +36,11 @@ def main(arguments: list[str]) -> int:
 
     from rich.console import Console
 
+    from datar_jax.checkpoints.pretrained import read_saved
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
     from datar_jax.evaluate import evaluate
     from datar_jax.report import NUMBERS
-    from datar_jax.saved import read_saved
     from datar_jax.scoring import TrainingError
 
     console = Console(highlight=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.commands.arguments import folder, make_parser
 from datar_jax.config import ConfigError
-from datar_jax.description import ModelError
 
 USAGE = (
     "python -m datar_jax export MODEL OUT [--format=params|safetensors|stablehlo|onnx] "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.commands.arguments import folder, make_parser, moment, say_notes
 from datar_jax.config import ConfigError
-from datar_jax.description import ModelError
 
 if TYPE_CHECKING:
     from datar_jax.inference import Model

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from datar_jax.audio.decode import SUFFIXES
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.commands.arguments import folder, make_parser, say_notes, share, whole
 from datar_jax.config import ConfigError
-from datar_jax.description import ModelError
 
 if TYPE_CHECKING:
     from datar_jax.annotations import Writer

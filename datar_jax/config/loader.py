@@ -10,8 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_description, read_description
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, Settings
-from datar_jax.description import OFFICIAL, ModelError, find_description, read_description
 
 
 def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Path | None = None) -> Config:
@@ -50,7 +50,7 @@ def _sizes(source: str, workdir: Path | None) -> dict[str, Any]:
     """Front end and model of what a run starts from; the classes are the data's, not that model's."""
     try:
         if Path(source).suffix in OFFICIAL and Path(source).is_file():
-            from datar_jax.dat import read_official
+            from datar_jax.checkpoints.dat_weights import read_official
 
             return {"model": msgspec.to_builtins(read_official(source).config)}
         config = read_description(find_description(source)).config

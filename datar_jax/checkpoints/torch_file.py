@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datar_jax.description import ModelError
-from datar_jax.pickles import STORAGES, Storage, Tensor, interpret, name_of
+from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.torch_pickle import STORAGES, Storage, Tensor, interpret, name_of
 
 LONGEST = 4 << 20  # bytes of a pickle: a checkpoint of a thousand tensors with their moments takes less than one of 4
 ROOMS = ("model", "state_dict")  # where a checkpoint keeps its weights, if it is not the dict itself

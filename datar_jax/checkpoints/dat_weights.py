@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.torch_file import read_arrays
 from datar_jax.config import ConfigError, ModelConfig
-from datar_jax.description import ModelError
 from datar_jax.models.datar import DATAR
-from datar_jax.pth import read_arrays
 
 Names = tuple[tuple[str, str], ...]
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from datar_jax.checkpoints.model_info import Description
+from datar_jax.checkpoints.resize_tables import resize_table, resize_window_table
 from datar_jax.config import ConfigError
-from datar_jax.description import Description
 from datar_jax.metrics import class_names
-from datar_jax.resize import resize_table, resize_window_table
 from datar_jax.step import TrainState
 
 MOST = 6  # names in one line of an account

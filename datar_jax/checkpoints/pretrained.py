@@ -15,11 +15,19 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from datar_jax.checksums import Mismatch, verify
+from datar_jax.checkpoints.integrity import Mismatch, verify
+from datar_jax.checkpoints.metadata import BadCheckpoint, best_first, read_record, reason
+from datar_jax.checkpoints.model_info import (
+    EXPORT,
+    OFFICIAL,
+    RUN,
+    Description,
+    ModelError,
+    find_description,
+    read_description,
+)
 from datar_jax.config import AudioConfig, Config
-from datar_jax.description import EXPORT, OFFICIAL, RUN, Description, ModelError, find_description, read_description
 from datar_jax.models.datar import DATAR
-from datar_jax.record import BadCheckpoint, best_first, read_record, reason
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
 
@@ -68,7 +76,7 @@ def read_saved(path: str | Path) -> Saved:
 
 def _from_official(path: Path) -> Saved:
     """Official DAT weights, the stem's three channels folded to one; it was trained on pictures, not on sound."""
-    from datar_jax.dat import fold_channels, read_official
+    from datar_jax.checkpoints.dat_weights import fold_channels, read_official
 
     official = read_official(path)
     stem = "stem/project/kernel" if "stem/project/kernel" in official.params else "stem/project_0/kernel"
@@ -94,7 +102,7 @@ def _from_export(folder: Path, description: Description, path: Path) -> Saved:
     if name in (STABLEHLO, ONNX):
         return Saved(str(folder), description, None, folder / name)
     if name == SAFETENSORS:
-        from datar_jax.weights import load_safetensors
+        from datar_jax.checkpoints.safetensors import load_safetensors
 
         params = load_safetensors(folder / name)
     else:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datar_jax.description import ModelError
+from datar_jax.checkpoints.model_info import ModelError
 
 Form = Literal["float32", "bfloat16", "int8"]
 
