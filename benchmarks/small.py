@@ -131,7 +131,7 @@ def make(name: str, folder: Path) -> Model:
     from datar_jax.checkpoints.pretrained import SAFETENSORS, structure
     from datar_jax.checkpoints.safetensors import save_safetensors
     from datar_jax.config import MODELS
-    from datar_jax.export import export
+    from datar_jax.export.exporter import export
     from datar_jax.models.datar import DATAR, count_parameters
     from datar_jax.models.flops import macs_per_clip
 

@@ -33,7 +33,7 @@ from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.sources.base import usable  # noqa: E402
 from datar_jax.data.splits import split  # noqa: E402
 from datar_jax.evaluate import with_classes_of  # noqa: E402
-from datar_jax.export import export  # noqa: E402
+from datar_jax.export.exporter import export  # noqa: E402
 from datar_jax.material import open_store  # noqa: E402
 from datar_jax.scoring import score_clips  # noqa: E402
 from datar_jax.sharding import make_mesh  # noqa: E402

@@ -170,10 +170,10 @@ def _open_program(path: Path) -> Any:
     """A function of waveforms and lengths from an exported file."""
     try:
         if path.name == ONNX:
-            from datar_jax.onnx_program import from_onnx
+            from datar_jax.export.onnx import from_onnx
 
             return from_onnx(path.read_bytes())
-        from datar_jax.stablehlo import from_stablehlo
+        from datar_jax.export.stablehlo import from_stablehlo
 
         program = from_stablehlo(path.read_bytes())
         return lambda *given: np.asarray(program(*given))

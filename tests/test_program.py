@@ -17,9 +17,9 @@ from datar_jax import config as c
 from datar_jax.audio.log_mel import excerpt, excerpt_jax, lead, log_mel, reach
 from datar_jax.checkpoints.safetensors import compress, restore
 from datar_jax.data.sources.base import columns
-from datar_jax.onnx_program import _pad, for_onnx, to_onnx
-from datar_jax.program import columns_jax, waveform_program
-from datar_jax.stablehlo import from_stablehlo, to_stablehlo
+from datar_jax.export.onnx import _pad, for_onnx, to_onnx
+from datar_jax.export.stablehlo import from_stablehlo, to_stablehlo
+from datar_jax.export.waveform_model import columns_jax, waveform_program
 from datar_jax.step import Task, eval_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

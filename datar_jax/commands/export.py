@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data-licence", default="", help="of the training data, for the card")
     given = parser.parse_args(arguments)
 
-    from datar_jax.export import export
+    from datar_jax.export.exporter import export
 
     licences = {"weights": given.licence, "data": given.data_licence}
     try:

@@ -23,7 +23,7 @@ from jax.extend import core
 
 from datar_jax.checkpoints.safetensors import restore
 from datar_jax.config import Config
-from datar_jax.program import Program
+from datar_jax.export.waveform_model import Program
 
 
 def for_onnx(config: Config) -> Config:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, export
 
 from datar_jax.checkpoints.safetensors import restore
-from datar_jax.program import Program
+from datar_jax.export.waveform_model import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

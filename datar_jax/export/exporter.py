@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from datar_jax.audio.log_mel import reach
-from datar_jax.card import model_card
 from datar_jax.checkpoints.model_info import EXPORT, RUN, Description, ModelError, find_description, write_description
 from datar_jax.checkpoints.pretrained import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
 from datar_jax.checkpoints.safetensors import Form, compress, save_safetensors
+from datar_jax.export.model_card import model_card
 from datar_jax.models.datar import count_parameters
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
@@ -107,7 +107,7 @@ def _write_safetensors(target: Path, saved: Saved, weights: Form) -> None:
 
 
 def _write_stablehlo(target: Path, saved: Saved, weights: Form) -> None:
-    from datar_jax.stablehlo import to_stablehlo
+    from datar_jax.export.stablehlo import to_stablehlo
 
     model = saved.description
     program, samples = _program(model)
@@ -115,7 +115,7 @@ def _write_stablehlo(target: Path, saved: Saved, weights: Form) -> None:
 
 
 def _write_onnx(target: Path, saved: Saved, _weights: Form) -> None:
-    from datar_jax.onnx_program import for_onnx, to_onnx
+    from datar_jax.export.onnx import for_onnx, to_onnx
 
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
     program, samples = _program(model)
@@ -127,7 +127,7 @@ def _write_onnx(target: Path, saved: Saved, _weights: Form) -> None:
 
 def _program(model: Description) -> tuple[Any, int]:
     """The function from waveforms to probabilities, and the samples of its window."""
-    from datar_jax.program import waveform_program
+    from datar_jax.export.waveform_model import waveform_program
 
     assert model.normalisation
     sizes = tuple(model.heads.values())
