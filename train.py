@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
-from datar_jax.distributed import Cluster, start
+from datar_jax.training.distributed import Cluster, start
 
 USAGE = "python train.py --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
         from datar_jax.checkpoints.manager import CheckpointError
         from datar_jax.compilation_cache import keep_compiled
         from datar_jax.data.sources.base import DataError
-        from datar_jax.loop import Stopped
-        from datar_jax.run import run
-        from datar_jax.scoring import TrainingError
+        from datar_jax.training.eval_loop import TrainingError
+        from datar_jax.training.train_loop import Stopped
+        from datar_jax.training.trainer import run
 
         keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datar_jax.config.loader import load  # noqa: E402
-from datar_jax.run import run  # noqa: E402
+from datar_jax.training.trainer import run  # noqa: E402
 
 VARIANTS = {
     "none": {"model.adaptor": "none"},

@@ -27,7 +27,7 @@ from datar_jax.data.sources.base import Batch, Store, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.filesystem import place
 from datar_jax.models.flops import macs
-from datar_jax.sharding import batch_sharding, make_mesh
+from datar_jax.training.sharding import batch_sharding, make_mesh
 
 SECONDS, BATCH = 5.0, 32
 HOST = AudioConfig()

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from datar_jax.config.loader import load  # noqa: E402
-from datar_jax.run import run  # noqa: E402
+from datar_jax.training.trainer import run  # noqa: E402
 
 Clips = list[tuple[str, str, int]]  # path, class, fold
 

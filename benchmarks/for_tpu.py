@@ -25,7 +25,7 @@ if importlib.util.find_spec("libtpu") is None:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datar_jax.chips import ENVIRONMENT, topology  # noqa: E402
+from datar_jax.training.estimate.topology import ENVIRONMENT, topology  # noqa: E402
 
 os.environ |= ENVIRONMENT
 
@@ -37,8 +37,8 @@ from benchmarks.settings import SETTINGS, Setting, header, row  # noqa: E402
 from datar_jax.config import MODELS, Config, DataConfig, MeshConfig  # noqa: E402
 from datar_jax.ops.deformable_attention import attend_rowwise  # noqa: E402
 from datar_jax.ops.position_bias import position_bias  # noqa: E402
-from datar_jax.plan import devices, make_plan  # noqa: E402
-from datar_jax.sharding import make_mesh, replicated  # noqa: E402
+from datar_jax.training.estimate.estimate import devices, make_plan  # noqa: E402
+from datar_jax.training.sharding import make_mesh, replicated  # noqa: E402
 
 BATCH = 64
 CHIP = topology("v5e:1x1")

@@ -41,7 +41,6 @@ from benchmarks import chain, sounds  # noqa: E402
 from benchmarks.chain import BATCH, FRONT_ENDS, HOST, ORIGINS, SECONDS, Costs  # noqa: E402
 from benchmarks.fuzz import megabytes  # noqa: E402
 from benchmarks.settings import header, row  # noqa: E402
-from datar_jax.chips import CHIPS  # noqa: E402
 from datar_jax.config import MODELS, DataConfig  # noqa: E402
 from datar_jax.data.loader import train_batches  # noqa: E402
 from datar_jax.data.prepare.encode import Recipe  # noqa: E402
@@ -50,7 +49,8 @@ from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.splits import split  # noqa: E402
 from datar_jax.filesystem import place  # noqa: E402
 from datar_jax.models.flops import macs_per_clip  # noqa: E402
-from datar_jax.report import read_rows  # noqa: E402
+from datar_jax.training.estimate.topology import CHIPS  # noqa: E402
+from datar_jax.training.monitoring.metric_writer import read_rows  # noqa: E402
 
 PARTS = ("chain", "scaling", "start", "wait")
 STAGES = ("read", "decode", "resample", "mel")

@@ -30,8 +30,8 @@ from benchmarks.settings import header, row  # noqa: E402
 from datar_jax.config import MODELS, AugmentConfig, Config, MeshConfig, OptimConfig, TrainConfig  # noqa: E402
 from datar_jax.models.datar import count_parameters  # noqa: E402
 from datar_jax.models.flops import macs_per_clip  # noqa: E402
-from datar_jax.sharding import make_mesh  # noqa: E402
-from datar_jax.step import Task, init_state, jit_eval_step, jit_train_step  # noqa: E402
+from datar_jax.training.sharding import make_mesh  # noqa: E402
+from datar_jax.training.train_step import Task, init_state, jit_eval_step, jit_train_step  # noqa: E402
 
 CLASSES = 50
 PARTS = ("stem and downsampling", "L", "S", "D", "MLP", "norms and residuals", "augmentation", "optimiser", "other")

@@ -32,12 +32,12 @@ from datar_jax.config import Config, ConfigError  # noqa: E402
 from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.sources.base import usable  # noqa: E402
 from datar_jax.data.splits import split  # noqa: E402
-from datar_jax.evaluate import with_classes_of  # noqa: E402
 from datar_jax.export.exporter import export  # noqa: E402
-from datar_jax.material import open_store  # noqa: E402
-from datar_jax.scoring import score_clips  # noqa: E402
-from datar_jax.sharding import make_mesh  # noqa: E402
-from datar_jax.step import Task  # noqa: E402
+from datar_jax.training.eval_loop import score_clips  # noqa: E402
+from datar_jax.training.evaluate import with_classes_of  # noqa: E402
+from datar_jax.training.input_pipeline import open_store  # noqa: E402
+from datar_jax.training.sharding import make_mesh  # noqa: E402
+from datar_jax.training.train_step import Task  # noqa: E402
 
 FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")
 USAGE = "python benchmarks/weights.py --runs=DIR --config=configs/NAME.py [--config.data.field=value ...] [--cache=DIR]"

@@ -15,15 +15,15 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datar_jax import objective
 from datar_jax.audio.decode import AudioError
 from datar_jax.audio.recording import Reads, Recording, measure
-from datar_jax.augment import normalise
 from datar_jax.checkpoints.model_info import Description, ModelError
 from datar_jax.checkpoints.pretrained import ONNX, Saved, read_saved
 from datar_jax.config import AudioConfig
 from datar_jax.data.sources.base import Batch, views
-from datar_jax.step import Task, spectrograms
+from datar_jax.training.augment import normalise
+from datar_jax.training.tasks import classification as objective
+from datar_jax.training.train_step import Task, spectrograms
 
 BATCH = 32  # windows at a time
 

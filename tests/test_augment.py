@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datar_jax import augment as a
 from datar_jax.config import AugmentConfig
+from datar_jax.training import augment as a
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

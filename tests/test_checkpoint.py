@@ -25,8 +25,8 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
 from datar_jax.config import MeshConfig
-from datar_jax.sharding import make_mesh
-from datar_jax.step import TrainState
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_step import TrainState
 
 # A failed read leaves orbax's coroutines behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -345,7 +345,7 @@ from pathlib import Path
 import logging; logging.disable(logging.CRITICAL)
 import jax.numpy as jnp, jax
 from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
-from datar_jax.step import TrainState
+from datar_jax.training.train_step import TrainState
 def state(step):
     noise = jax.random.normal(jax.random.key(step), (300, 100))
     return TrainState(jnp.int32(step), {"kernel": noise}, {}, (), jnp.int32(0), jnp.ones(2))
@@ -391,8 +391,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 from datar_jax.checkpoints.manager import Checkpoints
 from datar_jax.config import MeshConfig
-from datar_jax.sharding import make_mesh
-from datar_jax.step import TrainState
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_step import TrainState
 mesh = make_mesh(MeshConfig(fsdp=2))
 def put(x, spec=P()):
     return jax.make_array_from_callback(np.shape(x), NamedSharding(mesh, spec), lambda i: np.asarray(x)[i])

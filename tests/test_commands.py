@@ -23,14 +23,16 @@ import soundfile
 
 import datar_jax
 import train
-from datar_jax import evaluate, loop, run
 from datar_jax.__main__ import COMMANDS, main
 from datar_jax.audio.recording import plan_windows
 from datar_jax.checkpoints.model_info import ModelError, find_description
 from datar_jax.checkpoints.pretrained import read_saved
 from datar_jax.data.synthetic import render
 from datar_jax.listen import listen
-from datar_jax.sharding import make_mesh
+from datar_jax.training import evaluate
+from datar_jax.training import train_loop as loop
+from datar_jax.training import trainer as run
+from datar_jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -18,11 +18,11 @@ import pytest
 import soundfile
 
 import train
-from datar_jax import distributed
 from datar_jax.config import ConfigError
 from datar_jax.data.synthetic import render
-from datar_jax.distributed import Cluster, surroundings
-from datar_jax.report import read_rows
+from datar_jax.training import distributed
+from datar_jax.training.distributed import Cluster, surroundings
+from datar_jax.training.monitoring.metric_writer import read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -10,9 +10,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from datar_jax import hardest as page
 from datar_jax.data.readers import Clip, Dataset, Head
-from datar_jax.hardest import hardest, hardest_csv, hardest_png
+from datar_jax.training import error_analysis as page
+from datar_jax.training.error_analysis import hardest, hardest_csv, hardest_png
 
 CLASSES = ("dog", "雨", "sea, waves", "$x_")
 

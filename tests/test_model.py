@@ -15,8 +15,8 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.models.datar import DATAR, DropPath, InputAdaptor, columns, count_parameters
-from datar_jax.optim import decay_mask
-from datar_jax.sharding import make_mesh, state_shardings
+from datar_jax.training.optimizer import decay_mask
+from datar_jax.training.sharding import make_mesh, state_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datar_jax import objective
+from datar_jax.training.tasks import classification as objective
 
 B, S = 6, 5
 

@@ -20,14 +20,15 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax import __main__ as command
 from datar_jax import config as c
-from datar_jax import hlo, plan
-from datar_jax.chips import CHIPS, topology
 from datar_jax.commands import plan as plan_command
 from datar_jax.config import loader as settings
-from datar_jax.hlo import Collective
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.sharding import make_mesh
-from datar_jax.step import abstract_state
+from datar_jax.training.estimate import estimate as plan
+from datar_jax.training.estimate import hlo_cost as hlo
+from datar_jax.training.estimate.hlo_cost import Collective
+from datar_jax.training.estimate.topology import CHIPS, topology
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_step import abstract_state
 
 ROOT = Path(__file__).parent.parent
 needs_libtpu = pytest.mark.skipif(
@@ -587,8 +588,8 @@ def test_compiled_for_four_chips(tmp_path: Path) -> None:
 @needs_libtpu
 def test_every_slice_can_be_described() -> None:
     lines = (
-        "import os; from datar_jax.chips import ENVIRONMENT; os.environ |= ENVIRONMENT",
-        "from datar_jax.chips import CHIPS, topology; from datar_jax.plan import devices",
+        "import os; from datar_jax.training.estimate.topology import ENVIRONMENT; os.environ |= ENVIRONMENT",
+        "from datar_jax.training.estimate.topology import CHIPS, topology; from datar_jax.training.estimate.estimate import devices",
         "places = [topology(f'{chip.name}:{shape}') for chip in CHIPS.values() for shape in chip.slices]",
         "wrong = [place.name for place in places if len(devices(place)) != place.chips]",
         "print(len(places), wrong)",

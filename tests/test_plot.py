@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from datar_jax import plot
+from datar_jax.training import plots as plot
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import prepare as prepare_cache
 from datar_jax.filesystem import Place, place
-from datar_jax.material import normalisation
+from datar_jax.training.input_pipeline import normalisation
 
 AUDIO = AudioConfig(sample_rate=8_000, mels=32)
 RECIPE = Recipe(AUDIO, shard_clips=3, workers=1)

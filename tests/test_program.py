@@ -20,7 +20,7 @@ from datar_jax.data.sources.base import columns
 from datar_jax.export.onnx import _pad, for_onnx, to_onnx
 from datar_jax.export.stablehlo import from_stablehlo, to_stablehlo
 from datar_jax.export.waveform_model import columns_jax, waveform_program
-from datar_jax.step import Task, eval_step
+from datar_jax.training.train_step import Task, eval_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

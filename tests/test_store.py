@@ -18,8 +18,16 @@ from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import columns, quantise
 from datar_jax.data.sources.feature_cache import Features, Waves, prepare
-from datar_jax.sharding import make_mesh
-from datar_jax.step import Task, abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step, spectrograms
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_step import (
+    Task,
+    abstract_state,
+    batch_shapes,
+    init_state,
+    jit_eval_step,
+    jit_train_step,
+    spectrograms,
+)
 
 HOST = c.AudioConfig(mels=32)
 DEVICE = msgspec.structs.replace(HOST, frontend="device")

@@ -19,7 +19,6 @@ import pytest
 import soundfile
 
 import train
-from datar_jax import loop, run
 from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
 from datar_jax.checkpoints.model_info import read_description
 from datar_jax.compilation_cache import keep_compiled
@@ -27,6 +26,8 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import Dataset, Head, read_dataset
 from datar_jax.data.synthetic import render
+from datar_jax.training import train_loop as loop
+from datar_jax.training import trainer as run
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

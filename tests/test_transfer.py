@@ -15,8 +15,8 @@ import pytest
 from datar_jax import config as c
 from datar_jax.checkpoints.model_info import Description
 from datar_jax.checkpoints.transfer import started, transfer
-from datar_jax.optim import optimiser, rates
-from datar_jax.step import Task, TrainState, abstract_state, train_step
+from datar_jax.training.optimizer import optimiser, rates
+from datar_jax.training.train_step import Task, TrainState, abstract_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

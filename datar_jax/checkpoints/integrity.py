@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from datar_jax.step import TrainState
+from datar_jax.training.train_step import TrainState
 
 _Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from datar_jax.checkpoints.integrity import compare, describe, verify
 from datar_jax.checkpoints.metadata import BadCheckpoint, best_first, read_record, reason, record_path, sealed
-from datar_jax.step import TrainState
+from datar_jax.training.train_step import TrainState
 
 DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
 

@@ -19,7 +19,7 @@ from datar_jax.checkpoints.model_info import Description
 from datar_jax.checkpoints.resize_tables import resize_table, resize_window_table
 from datar_jax.config import ConfigError
 from datar_jax.metrics import class_names
-from datar_jax.step import TrainState
+from datar_jax.training.train_step import TrainState
 
 MOST = 6  # names in one line of an account
 

@@ -59,11 +59,11 @@ def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, f
     import numpy as np
 
     from datar_jax.audio.recording import measure
-    from datar_jax.augment import normalise
     from datar_jax.inspection import inspect
     from datar_jax.listen import Failed, listen
     from datar_jax.look import look_png
-    from datar_jax.objective import scores
+    from datar_jax.training.augment import normalise
+    from datar_jax.training.tasks.classification import scores
 
     description, audio = model.description, model.audio
     if model.params is None or description.normalisation is None:

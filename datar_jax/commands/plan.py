@@ -8,10 +8,10 @@ import sys
 
 import msgspec
 
-from datar_jax.chips import ENVIRONMENT, LIBTPU, topology
 from datar_jax.commands.arguments import make_parser, seconds, whole
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
+from datar_jax.training.estimate.topology import ENVIRONMENT, LIBTPU, topology
 
 USAGE = (
     "python -m datar_jax plan --config=configs/NAME.py [--config.path.to.field=value ...] --topology=v5e:16x16 "
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"libtpu is not installed, and it is what compiles for a TPU: pip install {LIBTPU}")
 
     os.environ |= ENVIRONMENT
-    from datar_jax.plan import make_plan, page, scaling
+    from datar_jax.training.estimate.estimate import make_plan, page, scaling
 
     plans = {}
     for each in dict.fromkeys([place, *others]):

@@ -12,7 +12,7 @@ from typing import Any
 
 from datar_jax.audio.log_mel import lead, reach
 from datar_jax.checkpoints.model_info import Description
-from datar_jax.report import NUMBERS
+from datar_jax.training.monitoring.metric_writer import NUMBERS
 
 UNKNOWN = "not stated"
 SHOWN = 100  # classes that are listed by name

@@ -19,12 +19,12 @@ import msgspec
 import numpy as np
 from jax import Array
 
-from datar_jax import objective
 from datar_jax.audio.log_mel import excerpt_jax, log_mel_jax, reach
-from datar_jax.augment import normalise
 from datar_jax.config import AudioConfig, Config
 from datar_jax.data.sources.base import columns
 from datar_jax.models.datar import DATAR
+from datar_jax.training.augment import normalise
+from datar_jax.training.tasks import classification as objective
 
 Program = Callable[[Any, Array, Array, Array], Array]
 

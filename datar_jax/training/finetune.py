@@ -15,7 +15,7 @@ from datar_jax.checkpoints.transfer import started, transfer
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.readers import Dataset
 from datar_jax.data.splits import Split
-from datar_jax.step import TrainState
+from datar_jax.training.train_step import TrainState
 
 
 def read_source(config: Config) -> Saved | None:

@@ -94,7 +94,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
                 sharding = NamedSharding(mesh, rule.spec)
                 _check(name, rule, leaf.shape, mesh)
                 return sharding
-        raise KeyError(f"no sharding rule covers {name} {leaf.shape}; add one to datar_jax/sharding.py")
+        raise KeyError(f"no sharding rule covers {name} {leaf.shape}; add one to datar_jax/training/sharding.py")
 
     return jax.tree_util.tree_map_with_path(place, tree)
 

@@ -15,13 +15,13 @@ import msgspec
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from datar_jax import hlo
-from datar_jax.chips import Chip, Topology
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.models.datar import count_parameters
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.sharding import batch_sharding, make_mesh, state_shardings
-from datar_jax.step import Task, abstract_state, batch_shapes, jit_train_step
+from datar_jax.training.estimate import hlo_cost as hlo
+from datar_jax.training.estimate.topology import Chip, Topology
+from datar_jax.training.sharding import batch_sharding, make_mesh, state_shardings
+from datar_jax.training.train_step import Task, abstract_state, batch_shapes, jit_train_step
 
 # Clips of one epoch: the count in the header of AudioSet's unbalanced train list, and VGGSound's list of 199,176 less
 # the 15,446 of its test list.

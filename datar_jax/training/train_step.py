@@ -13,13 +13,13 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
-from datar_jax import objective
 from datar_jax.audio.log_mel import excerpt_size, log_mel_jax
-from datar_jax.augment import Batch, augment, normalise
 from datar_jax.config import Config
 from datar_jax.models.datar import DATAR
-from datar_jax.optim import optimiser, rates, schedule
-from datar_jax.sharding import batch_sharding, replicated, state_shardings
+from datar_jax.training.augment import Batch, augment, normalise
+from datar_jax.training.optimizer import optimiser, rates, schedule
+from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
+from datar_jax.training.tasks import classification as objective
 
 
 @struct.dataclass

@@ -12,9 +12,9 @@ from types import TracebackType
 import jax
 from jax.sharding import Mesh
 
-from datar_jax.chips import peak_flops
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.step import Task
+from datar_jax.training.estimate.topology import peak_flops
+from datar_jax.training.train_step import Task
 
 
 class Watch:

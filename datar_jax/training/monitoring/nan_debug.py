@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from datar_jax.augment import Batch
-from datar_jax.sharding import replicated
-from datar_jax.step import Task, TrainState, draw, loss_and_gradient, spectrograms
+from datar_jax.training.augment import Batch
+from datar_jax.training.sharding import replicated
+from datar_jax.training.train_step import Task, TrainState, draw, loss_and_gradient, spectrograms
 
 
 def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: list[str]) -> str:

@@ -27,17 +27,17 @@ from datar_jax.config.loader import from_dict
 from datar_jax.data.readers import Dataset, read_dataset
 from datar_jax.data.sources.base import Store, default_window
 from datar_jax.data.splits import Split, check_heads, split
-from datar_jax.evaluate import draw_answers
-from datar_jax.lineage import begin_from, begun, provenance, read_source, told_of
-from datar_jax.loop import fit
-from datar_jax.material import Material, normalisation, open_store, usable_split
 from datar_jax.models.datar import count_parameters
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.plot import curves_png
-from datar_jax.report import Quiet, Report, Row, make_console, read_rows, show_result
-from datar_jax.scoring import score_clips
-from datar_jax.sharding import make_mesh
-from datar_jax.step import Task
+from datar_jax.training.eval_loop import score_clips
+from datar_jax.training.evaluate import draw_answers
+from datar_jax.training.finetune import begin_from, begun, provenance, read_source, told_of
+from datar_jax.training.input_pipeline import Material, normalisation, open_store, usable_split
+from datar_jax.training.monitoring.metric_writer import Quiet, Report, Row, make_console, read_rows, show_result
+from datar_jax.training.plots import curves_png
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_loop import fit
+from datar_jax.training.train_step import Task
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 MOVABLE = (

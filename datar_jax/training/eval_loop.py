@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from datar_jax.data.loader import eval_batches
 from datar_jax.data.readers import Dataset
 from datar_jax.data.sources.base import Store
-from datar_jax.sharding import batch_sharding
-from datar_jax.step import Task, jit_eval_step
+from datar_jax.training.sharding import batch_sharding
+from datar_jax.training.train_step import Task, jit_eval_step
 
 
 class TrainingError(RuntimeError):

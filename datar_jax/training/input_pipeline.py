@@ -18,9 +18,9 @@ from datar_jax.data.readers import Dataset
 from datar_jax.data.sources.base import Store, report_bad, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.data.splits import Split, check_classes
-from datar_jax.distributed import wait_for_all
 from datar_jax.filesystem import place
-from datar_jax.step import Task
+from datar_jax.training.distributed import wait_for_all
+from datar_jax.training.train_step import Task
 
 SOME = 2048  # clips of prepared data that statistics are taken of, for a front end that they were not prepared for
 

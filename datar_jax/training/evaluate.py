@@ -25,13 +25,13 @@ from datar_jax.config import Config, ConfigError
 from datar_jax.data.readers import Dataset, Head, read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
-from datar_jax.hardest import hardest, hardest_csv, hardest_png
-from datar_jax.material import open_store
-from datar_jax.plot import confusion_png
-from datar_jax.report import Row
-from datar_jax.scoring import score_clips
-from datar_jax.sharding import make_mesh
-from datar_jax.step import Task
+from datar_jax.training.error_analysis import hardest, hardest_csv, hardest_png
+from datar_jax.training.eval_loop import score_clips
+from datar_jax.training.input_pipeline import open_store
+from datar_jax.training.monitoring.metric_writer import Row
+from datar_jax.training.plots import confusion_png
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_step import Task
 
 Side = Literal["train", "validation", "test", "all"]
 Array = NDArray[np.float64]
