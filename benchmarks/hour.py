@@ -30,8 +30,8 @@ import soundfile  # noqa: E402
 from datar_jax.config import AudioConfig  # noqa: E402
 from datar_jax.data.sources.base import Batch  # noqa: E402
 from datar_jax.data.synthetic import KINDS  # noqa: E402
-from datar_jax.listen import Heard, Scorer, listen  # noqa: E402
-from datar_jax.timeline import Event, Rules  # noqa: E402
+from datar_jax.inference.events import Event, Rules  # noqa: E402
+from datar_jax.inference.predict import Heard, Scorer, listen  # noqa: E402
 
 FLOOR = 0.003  # deviation of the noise
 COLUMNS = ("minutes", "events", "found", "too many", "onset ms, mean", "median", "worst", "drift ms/h", "MB", "x time")

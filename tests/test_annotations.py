@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from datar_jax.annotations import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
-from datar_jax.listen import Failed, Heard
-from datar_jax.timeline import Event
+from datar_jax.inference.events import Event
+from datar_jax.inference.predict import Failed, Heard
+from datar_jax.inference.writers import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
 
 LABELS = ("dog, barking", 'a "bell"\tand\nmore', "Vögel")
 EVENTS = (

@@ -28,7 +28,7 @@ from datar_jax.audio.recording import plan_windows
 from datar_jax.checkpoints.model_info import ModelError, find_description
 from datar_jax.checkpoints.pretrained import read_saved
 from datar_jax.data.synthetic import render
-from datar_jax.listen import listen
+from datar_jax.inference.predict import listen
 from datar_jax.training import evaluate
 from datar_jax.training import train_loop as loop
 from datar_jax.training import trainer as run
@@ -290,7 +290,7 @@ def test_predict_and_embed_answer_what_they_can(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def rows_of(model: datar_jax.inference.Model, path: str) -> list[dict[str, Any]]:
+def rows_of(model: datar_jax.inference.classifier.Model, path: str) -> list[dict[str, Any]]:
     from datar_jax.audio.recording import measure
 
     return list(measure(path, model.audio).windows([0], model.frames, model.reads))

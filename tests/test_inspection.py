@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.inspection import attention_weights, first_centre, inspect
+from datar_jax.inference.attention_maps import attention_weights, first_centre, inspect
 from datar_jax.models.datar import DATAR, Downsample, Stem
 from datar_jax.models.mixers.deformable import MASKED, DeformableAttention, counted_keys, near_sound
 

@@ -16,9 +16,9 @@ from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.data.loader import eval_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import prepare
-from datar_jax.listen import Failed, Heard, listen, sounds, through
+from datar_jax.inference.events import Rules
+from datar_jax.inference.predict import Failed, Heard, listen, sounds, through
 from datar_jax.metrics import class_names
-from datar_jax.timeline import Rules
 
 AUDIO = AudioConfig(mels=32, hop_ms=20.0)
 
@@ -132,7 +132,7 @@ def test_a_file_that_breaks_after_its_first_windows_is_one_failure(tmp_path, mon
             soundfile.write(path, sound(1.5), 22_050)
         return measured
 
-    monkeypatch.setattr("datar_jax.listen.measure", shorten)
+    monkeypatch.setattr("datar_jax.inference.predict.measure", shorten)
     answers = list(listen(Energy(), [root], batch_size=2))
     assert [type(answer) for answer in answers] == [Heard, Failed, Heard, Heard]
     assert answers[1].reason == "changed while it was read"

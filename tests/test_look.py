@@ -12,10 +12,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from datar_jax import look
 from datar_jax.audio.log_mel import bin_of_hertz, log_mel
 from datar_jax.config import AudioConfig
-from datar_jax.inspection import BlockInside, Inside
+from datar_jax.inference import attention_figure as look
+from datar_jax.inference.attention_maps import BlockInside, Inside
 from datar_jax.plotting import hertz_axis, sheet
 
 AUDIO = AudioConfig(mels=64, hop_ms=20.0, window_ms=40.0)

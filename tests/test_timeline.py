@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.config import AudioConfig
-from datar_jax.timeline import Event, Rules, Timeline
+from datar_jax.inference.events import Event, Rules, Timeline
 
 AUDIO = AudioConfig(sample_rate=44_100, hop_ms=10.0)  # 441 samples
 SECOND = 100  # columns

@@ -36,9 +36,9 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.readers import printable
-    from datar_jax.embed import NumpyFiles, ParquetFiles, embed
-    from datar_jax.inference import load
-    from datar_jax.listen import Failed
+    from datar_jax.inference.classifier import load
+    from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed
+    from datar_jax.inference.predict import Failed
 
     keep_compiled()
     done = failed = 0

@@ -10,7 +10,7 @@ from datar_jax.commands.arguments import folder, make_parser, moment, say_notes
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:
-    from datar_jax.inference import Model
+    from datar_jax.inference.classifier import Model
 
 USAGE = "python -m datar_jax look MODEL FILE [--out=look.png] [--at=SECONDS]"
 SUMMARY = """Draws the log-mel spectrogram, the best classes and the timeline, and for each deformable block the
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.audio.decode import AudioError
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.inference import load
+    from datar_jax.inference.classifier import load
 
     keep_compiled()
     out = folder(str(given.out))
@@ -59,9 +59,9 @@ def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, f
     import numpy as np
 
     from datar_jax.audio.recording import measure
-    from datar_jax.inspection import inspect
-    from datar_jax.listen import Failed, listen
-    from datar_jax.look import look_png
+    from datar_jax.inference.attention_figure import look_png
+    from datar_jax.inference.attention_maps import inspect
+    from datar_jax.inference.predict import Failed, listen
     from datar_jax.training.augment import normalise
     from datar_jax.training.tasks.classification import scores
 

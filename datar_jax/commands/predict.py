@@ -17,9 +17,9 @@ from datar_jax.commands.arguments import folder, make_parser, say_notes, share, 
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:
-    from datar_jax.annotations import Writer
-    from datar_jax.inference import Model
-    from datar_jax.timeline import Rules
+    from datar_jax.inference.classifier import Model
+    from datar_jax.inference.events import Rules
+    from datar_jax.inference.writers import Writer
 
 USAGE = (
     "python -m datar_jax predict MODEL FILE_OR_FOLDER... [--top=5] [--format=table|jsonl|csv] [--out=FILE] "
@@ -53,12 +53,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=whole, default=32, help="windows at a time (32)")
     given = parser.parse_args(arguments)
 
-    from datar_jax.annotations import LabelTracks
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.readers import printable
-    from datar_jax.inference import load
-    from datar_jax.listen import Failed, listen
-    from datar_jax.timeline import Rules
+    from datar_jax.inference.classifier import load
+    from datar_jax.inference.events import Rules
+    from datar_jax.inference.predict import Failed, listen
+    from datar_jax.inference.writers import LabelTracks
 
     rules = _rules(Rules, given.threshold)
     _check_outputs(given)
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
         with contextlib.ExitStack() as files:
             writers = [_writer(given, model, files)]
             if given.events:
-                from datar_jax.annotations import EventsCsv
+                from datar_jax.inference.writers import EventsCsv
 
                 writers.append(EventsCsv(files.enter_context(_text(given.events))))
             if given.audacity:
@@ -120,7 +120,7 @@ def _writer(given: argparse.Namespace, model: Model, files: contextlib.ExitStack
     """What writes the answers in the format that was asked for."""
     from rich.console import Console
 
-    from datar_jax.annotations import JsonLines, ScoresCsv, Terminal
+    from datar_jax.inference.writers import JsonLines, ScoresCsv, Terminal
 
     file = files.enter_context(_text(given.out)) if given.out else sys.stdout
     if isinstance(file, io.TextIOWrapper):

@@ -25,8 +25,8 @@ from datar_jax.audio.recording import Reads, Recording, Row, measure, plan_windo
 from datar_jax.config import AudioConfig
 from datar_jax.data.sources.base import Batch
 from datar_jax.filesystem import folders
+from datar_jax.inference.events import DEFAULT, Event, Rules, Timeline
 from datar_jax.metrics import class_names
-from datar_jax.timeline import DEFAULT, Event, Rules, Timeline
 
 Output = Any  # of a function of batches: an array, or a dict of arrays, whose first axis is the batch
 UNSAID = 1024  # bad files that wait for the batch that they stand in

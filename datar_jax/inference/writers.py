@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from datar_jax.data.readers import printable
-from datar_jax.listen import Failed, Heard
+from datar_jax.inference.events import Event
+from datar_jax.inference.predict import Failed, Heard
 from datar_jax.metrics import Heads, class_names, parts
-from datar_jax.timeline import Event
 
 BEST = 5  # classes of each head that are told, if nothing else is said
 

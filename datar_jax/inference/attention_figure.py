@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax.config import AudioConfig
-from datar_jax.inspection import BlockInside, Inside
+from datar_jax.inference.attention_maps import BlockInside, Inside
 from datar_jax.metrics import Heads, parts
 from datar_jax.plotting import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range
 

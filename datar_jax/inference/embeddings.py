@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from datar_jax.inference import Model
-from datar_jax.listen import Failed, Window, through
+from datar_jax.inference.classifier import Model
+from datar_jax.inference.predict import Failed, Window, through
 
 Vectors = NDArray[np.float32]
 
