@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from datar_jax.commands import embed, evaluate, export, look, plan, predict, prepare
+from datar_jax.cli import embed, evaluate, export, look, plan, predict, prepare
 from datar_jax.config import ConfigError
 
 # In the order in which a person meets them, and what the page of all commands says of each.

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax import __main__ as command
 from datar_jax import config as c
-from datar_jax.commands import plan as plan_command
+from datar_jax.cli import plan as plan_command
 from datar_jax.config import loader as settings
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.training.estimate import estimate as plan

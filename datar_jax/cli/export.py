@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.commands.arguments import folder, make_parser
+from datar_jax.cli.options import folder, make_parser
 from datar_jax.config import ConfigError
 
 USAGE = (

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.commands.arguments import folder, make_parser, say_notes, whole
+from datar_jax.cli.options import folder, make_parser, say_notes, whole
 from datar_jax.config import ConfigError
 
 USAGE = "python -m datar_jax embed MODEL FILE_OR_FOLDER... --out=DIR [--format=npy|parquet] [--batch=32]"

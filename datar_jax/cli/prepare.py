@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from datar_jax.commands.arguments import folder, make_parser, whole
+from datar_jax.cli.options import folder, make_parser, whole
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config import loader as settings
 

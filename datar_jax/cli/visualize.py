@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.commands.arguments import folder, make_parser, moment, say_notes
+from datar_jax.cli.options import folder, make_parser, moment, say_notes
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:

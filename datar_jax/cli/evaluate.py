@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.commands.arguments import folder, make_parser, say_notes
+from datar_jax.cli.options import folder, make_parser, say_notes
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
 

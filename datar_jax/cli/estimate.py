@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 
-from datar_jax.commands.arguments import make_parser, seconds, whole
+from datar_jax.cli.options import make_parser, seconds, whole
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.training.estimate.topology import ENVIRONMENT, LIBTPU, topology

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.commands.arguments import folder, make_parser, say_notes, share, whole
+from datar_jax.cli.options import folder, make_parser, say_notes, share, whole
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:
