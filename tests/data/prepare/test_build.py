@@ -1,0 +1,595 @@
+"""From lists and sounds to shards and back: true samples, the same bytes after a stop, every clip accounted for."""
+
+import concurrent.futures
+import dataclasses
+import errno
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+
+from datar_jax.__main__ import main
+from datar_jax.audio.decode import decode
+from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
+from datar_jax.data import prepared as shards
+from datar_jax.data.datasets import CORPORA
+from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.prepare import build as room
+from datar_jax.data.prepare.build import prepare
+from datar_jax.data.prepare.download import Download
+from datar_jax.data.prepare.encode import Recipe, cook_all
+from datar_jax.data.prepared import open_shards, pieces
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.base import DataError, statistics
+from datar_jax.data.sources.feature_cache import prepare as prepare_cache
+from datar_jax.filesystem import Place, place
+from datar_jax.training.input_pipeline import normalisation
+from tests.audio.test_log_mel import sound
+from tests.data.datasets.test_annotations import LISTS
+from tests.data.sources.test_sources import SMALL
+
+AUDIO = AudioConfig(sample_rate=8_000, mels=32)
+RECIPE = Recipe(AUDIO, shard_clips=3, workers=1)
+
+
+def listing(folder, *segments):
+    (folder / "list.csv").write_text("the list")
+    heads = (Head("class", ("bark", "chirp", "moo")),)
+    return Listing(segments, heads, "single", (folder / "list.csv",), ("a note",))
+
+
+def segment(name, label, side, cut=(), whole=(), start=0.0, end=0.0, row=0):
+    return Segment(name, (label,), side, None, Naming(cut, whole), "", start, end, "list.csv" if row else "", row)
+
+
+def corpus(read):
+    return Corpus("A Corpus", read, "list.csv", "CC BY 4.0", 8_000)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Eight clips in two folders: six usable ones, a missing and an unreadable one; parts of one long recording."""
+    audio = tmp_path / "audio"
+    (audio / "bark").mkdir(parents=True)
+    for i in range(3):
+        soundfile.write(audio / "bark" / f"-id{i}_000030.wav", sound(AUDIO, 0.5, i), 8_000)
+    soundfile.write(audio / "long.flac", sound(AUDIO, 6.0, 9), 8_000)
+    (audio / "broken_000001.wav").write_bytes(b"RIFF nothing")
+    soundfile.write(audio / "short.ogg", sound(AUDIO, 1.2, 5), 8_000)
+
+    def read(lists):
+        del lists
+        names = [f"-id{i}_30" for i in range(3)]
+        cut = [segment(n, 0, "train", (f"bark/{n[:-2]}000030",), ("-id",), 30.0, 40.0) for n in names]
+        parts = [segment(f"long_{i}", 1, "train", (), ("long",), float(i), i + 1.0) for i in (1, 4)]
+        rest = [
+            segment("gone", 2, "train", ("gone_000001", "gone"), row=7),
+            segment("broken", 2, "train", ("broken_000001",), row=8),
+            segment("short", 2, "test", (), ("short",), 50.0, 51.0),
+        ]
+        return listing(tmp_path, *cut, *parts, *rest)
+
+    return corpus(read), audio
+
+
+def run(small, out, recipe=RECIPE, lines=None, progress=lambda done, total: None):
+    tell = (lines if lines is not None else []).append
+    places = place(str(small[1]), "--audio"), place(str(out), "--out")
+    return prepare("small", small[0], out, *places, recipe, progress, tell)
+
+
+def opened(out, audio=AUDIO, cache=None):
+    dataset = read_dataset(DataConfig(root=str(out), kind="prepared"))
+    return dataset, open_shards(place(str(out), "x"), dataset.card, dataset.clips, audio, cache)
+
+
+def content(out):
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_every_listed_clip_is_accounted_for(small, tmp_path):
+    lines, seen = [], []
+    card = run(small, tmp_path / "out", lines=lines, progress=lambda *at: seen.append(at))
+    assert (card.listed, card.here, card.missing, card.unreadable) == (8, 6, 1, 1)
+    unreadable = "1 clips cannot be used; the first, 'broken_000001.wav': cannot be decoded (Format not recognised.)"
+    assert lines == ["a note", unreadable] and seen[0] == (0, 7) and seen[-1] == (7, 7)
+    dataset, _ = opened(tmp_path / "out")
+    assert [clip.name for clip in dataset.clips] == ["-id0_30", "-id1_30", "-id2_30", "long_1", "long_4", "short"]
+    assert [clip.labels for clip in dataset.clips] == [(0,), (0,), (0,), (1,), (1,), (2,)]
+    assert [clip.split for clip in dataset.clips] == ["train"] * 5 + ["test"]
+    assert dataset.labels == ("bark", "chirp", "moo")
+    assert "6 of 8 listed clips are here (1 missing, 1 unreadable)" in dataset.notes[0]
+    assert card.clips_sha256[:16] in dataset.notes[0]
+    rows = (tmp_path / "out" / "manifest.csv").read_text().splitlines()
+    assert rows[6].startswith("gone,2,train,,missing,no file of its name,,,,,list.csv,7")
+    assert rows[7].startswith("broken,2,train,,unreadable,cannot be decoded")
+    assert card.lists == {"list.csv": hashlib.sha256(b"the list").hexdigest()}
+    names = ("train-00000-of-00003", "train-00001-of-00003", "test-00000-of-00001")  # the third one would be empty
+    assert {shard.name for shard in card.shards} == {f"{name}.array_record" for name in names}
+
+
+@pytest.mark.parametrize("coding", ["pcm", "flac"])
+def test_shards_hold_what_the_files_hold(small, tmp_path, coding):
+    run(small, tmp_path / "out", dataclasses.replace(RECIPE, coding=coding))
+    dataset, store = opened(tmp_path / "out")
+    parts = {"long_1": ("long.flac", 1, 2), "long_4": ("long.flac", 4, 5), "short": ("short.ogg", 0, 0)}
+    for i, clip in enumerate(dataset.clips):
+        name, start, end = parts.get(clip.name, (f"bark/{clip.name.replace('_30', '_000030')}.wav", 0, 0))
+        wanted = decode(small[1] / name, 8_000, start, end)
+        samples, scale = store.read(i, 0, int(store.lengths[i]))
+        step = 2.0**-15 if np.abs(wanted).max() > 0.5 else 2.0**-16
+        np.testing.assert_allclose(samples * scale, wanted, rtol=0, atol=step)
+        some, _ = store.read(i, 100, 300)
+        np.testing.assert_array_equal(some, samples[100:300])
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.get(3, 2, 9), store.get(3, 2, 9))
+
+
+def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    seconds = 2.5 * shards.PIECE
+    wave = np.random.default_rng(0).normal(0, 0.1, int(seconds * 8_000)).astype(np.float32)
+    soundfile.write(audio / "a.wav", wave, 8_000, "PCM_16")
+    segments = (segment("a", 0, "train", ("a",)), segment("b", 0, "train", ("a",)))
+    run((corpus(lambda lists: listing(tmp_path, *segments)), audio), tmp_path / "out")
+    dataset, store = opened(tmp_path / "out")
+    bounds = pieces(wave.size, 8_000)
+    assert len(bounds) == 4 and bounds[-1] == wave.size
+    assert [clip.record for clip in dataset.clips] == [0, 3]
+    whole, scale = store.read(1, 0, wave.size)
+    np.testing.assert_array_equal(whole * np.float32(scale), soundfile.read(audio / "a.wav", dtype="float32")[0])
+    for first, last in ((bounds[1] - 5, bounds[1] + 5), (bounds[1], bounds[2]), (bounds[1] - 1, bounds[3])):
+        np.testing.assert_array_equal(store.read(1, first, last)[0], whole[first:last])
+
+
+@pytest.mark.parametrize("stop", [0, 3, 4, 6])
+def test_stopped_and_started_again_it_ends_in_the_same_bytes(small, tmp_path, stop):
+    run(small, tmp_path / "whole")
+
+    def break_off(done, total):
+        del total
+        if done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "out", progress=break_off)
+    assert not (tmp_path / "out" / "corpus.json").exists(), "what is not whole has no card"
+    with pytest.raises(ConfigError, match=r"holds no corpus\.json"):
+        opened(tmp_path / "out")
+    seen = []
+    run(small, tmp_path / "out", progress=lambda *at: seen.append(at))
+    assert seen[0][0] == {0: 0, 3: 0, 4: 3, 6: 5}[stop], "finished shards are not made again"
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.array_record")}
+    run(small, tmp_path / "out")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.array_record")} == before
+
+
+def test_two_processes_write_the_same_bytes_as_one(small, tmp_path):
+    run(small, tmp_path / "one")
+    run(small, tmp_path / "two", dataclasses.replace(RECIPE, workers=2))
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_a_changed_file_makes_its_shard_anew_and_no_other(small, tmp_path):
+    out = tmp_path / "out"
+    run(small, out)
+    before = content(out)
+    soundfile.write(small[1] / "gone_000001.wav", sound(AUDIO, 0.4, 7), 8_000)
+    assert run(small, out).here == 7
+    changed = {name for name, data in content(out).items() if before.get(name) != data}
+    assert changed == {
+        *("corpus.json", "manifest.csv", "statistics.json"),
+        *("train-00001-of-00003.array_record", "parts/train-00001-of-00003.array_record.json"),
+    }
+    (out / "test-00000-of-00001.array_record").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.array_record: missing, or not of"):
+        opened(out)
+    run(small, out)
+    opened(out)
+
+
+def test_statistics_are_those_of_the_training_clips(small, tmp_path):
+    run(small, tmp_path / "out")
+    dataset, store = opened(tmp_path / "out")
+    train = np.array([i for i, clip in enumerate(dataset.clips) if clip.split == "train"])
+    config = Config(audio=AUDIO, data=DataConfig(root=str(tmp_path / "out"), kind="prepared"), model=SMALL)
+    found = normalisation(config, dataset, store, train)
+    np.testing.assert_allclose(found, statistics(store, train), rtol=1e-6)
+    other = msgspec.structs.replace(config, audio=msgspec.structs.replace(AUDIO, hop_ms=20.0))
+    wider = open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, other.audio, tmp_path)
+    assert normalisation(other, dataset, wider, train) == statistics(wider, train) != found
+
+
+def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
+    bucket = f"memory://{tmp_path.name}"
+    for path in small[1].rglob("*"):
+        if path.is_file():
+            (place(f"{bucket}/audio", "x") / path.relative_to(small[1]).as_posix()).write(path.read_bytes())
+    # The bucket of this test lives in this process: its sounds are decoded here, not in a process beside it.
+    here, there = place(str(small[1]), "x"), place(f"{bucket}/audio", "x")
+    assert sorted(name for name, _ in there.files()) == sorted(name for name, _ in here.files())
+    with (there / "long.flac").here() as copy:
+        np.testing.assert_array_equal(decode(copy, 8_000), decode(small[1] / "long.flac", 8_000))
+    run(small, tmp_path / "out")
+    arguments = ("small", small[0], tmp_path, here, place(f"{bucket}/out", "--out"), RECIPE, lambda *_: None, print)
+    prepare(*arguments)
+    for name, data in content(tmp_path / "out").items():
+        if name != ".lock":
+            assert (place(f"{bucket}/out", "x") / name).read() == data, name
+    assert read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared")).clips == opened(tmp_path / "out")[0].clips
+    dataset = read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared"))
+    store = open_shards(place(f"{bucket}/out", "x"), dataset.card, dataset.clips, AUDIO, tmp_path / "cache")
+    np.testing.assert_array_equal(store.get(4), opened(tmp_path / "out")[1].get(4))
+    done = prepare(*arguments)
+    assert done == dataset.card
+
+
+def test_a_shard_of_clips_in_another_order_does_not_give_wrong_labels(tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for i in range(2):
+        soundfile.write(audio / f"{i}.wav", sound(AUDIO, 0.5, i), 8_000)
+    both = [segment(f"{i}", i, "train", (f"{i}",)) for i in range(2)]
+    for out, order in (("one", both), ("two", both[::-1])):
+        run((corpus(lambda lists, order=order: listing(tmp_path, *order)), audio), tmp_path / out)
+    name = "train-00000-of-00001.array_record"
+    assert (tmp_path / "one" / name).stat().st_size == (tmp_path / "two" / name).stat().st_size
+    (tmp_path / "two" / name).replace(tmp_path / "one" / name)
+    _, store = opened(tmp_path / "one")
+    with pytest.raises(DataError, match=r"holds other clips than corpus\.json says"):
+        store.read(0, 0, 100)
+
+
+def test_a_damaged_shard_is_named(small, tmp_path):
+    run(small, tmp_path / "out")
+    path = tmp_path / "out" / "train-00000-of-00003.array_record"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 8] ^= 1
+    path.write_bytes(data)
+    dataset, store = opened(tmp_path / "out")
+    text = r"train-00000-of-00003\.array_record: clip \d cannot be read .*delete it and prepare"
+    with pytest.raises(DataError, match=text):
+        [store.read(i, 0, 100) for i in range(len(dataset))]
+    path.unlink()
+    run(small, tmp_path / "out")
+    run(small, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda out: (out / "corpus.json").write_text("{"), r"corpus\.json: not readable"),
+        (lambda out: (out / "corpus.json").write_text("[]"), r"corpus\.json: not readable"),
+        (lambda out: (out / "manifest.csv").unlink(), r"manifest\.csv: cannot be read"),
+        (lambda out: cut_last_line(out / "manifest.csv"), r"manifest\.csv: 5 clips, corpus\.json says 6"),
+        (lambda out: change(out / "manifest.csv", "train-00001-of", "train-00009-of"), r"row 5, column shard="),
+        (lambda out: change(out / "corpus.json", '"format": 1', '"format": 9'), "format 9, this version reads 1"),
+    ],
+)
+def test_a_prepared_folder_that_is_not_whole_is_refused(small, tmp_path, spoil, text):
+    run(small, tmp_path / "out")
+    spoil(tmp_path / "out")
+    with pytest.raises(ConfigError, match=text):
+        opened(tmp_path / "out")
+
+
+def cut_last_line(path):
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+def change(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_what_cannot_be_is_said(small, tmp_path):
+    run(small, tmp_path / "out")
+    dataset, _ = opened(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"audio\.sample_rate=16000: .* holds 8000 Hz"):
+        open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, AudioConfig(), tmp_path)
+    with pytest.raises(ConfigError, match=r"--audio=.*no such folder"):
+        run((small[0], tmp_path / "nowhere"), tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"none of the 8 clips.* named bark/-id0_000030 or -id"):
+        run((small[0], tmp_path / "empty"), tmp_path / "other")
+    only = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("broken_000001",))))
+    with pytest.raises(ConfigError, match=r"none of the 1 sounds that were found can be used; the first, .*: cannot"):
+        run((only, small[1]), tmp_path / "other")
+    video = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("-id0_000030", "film"))))
+    (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.mp4")
+    with pytest.raises(ConfigError, match=r"no decoder for \.mp4; extract its sound"):
+        run((video, small[1]), tmp_path / "other")
+
+
+def test_one_folder_is_written_by_one_preparation(small, tmp_path):
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(done, total):
+        del total
+        if done == 1:
+            entered.set()
+            assert leave.wait(60)
+
+    first = threading.Thread(target=run, args=(small, tmp_path / "out"), kwargs={"progress": wait})
+    first.start()
+    try:
+        assert entered.wait(60)
+        with pytest.raises(ConfigError, match="another preparation is writing there"):
+            run(small, tmp_path / "out")
+    finally:
+        leave.set()
+        first.join()
+    assert opened(tmp_path / "out")[0].card.here == 6
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch):
+    take, taken = Place.take, []
+
+    def full(self, file):
+        if taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(file)
+        take(self, file)
+
+    monkeypatch.setattr(Place, "take", full)
+    with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); .*the same command, which"):
+        run(small, tmp_path / "out")
+    monkeypatch.undo()
+    seen = []
+    run(small, tmp_path / "out", progress=lambda *at: seen.append(at))
+    assert seen[0] == (3, 7)
+    run(small, tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_published_archive_is_fetched_unpacked_and_prepared(tmp_path, monkeypatch, capsys):
+    site = tmp_path / "site"
+    site.mkdir()
+    with zipfile.ZipFile(site / "packed.zip", "w") as archive:
+        archive.writestr("ESC-50-x/meta/esc50.csv", LISTS["esc50"]["meta/esc50.csv"])
+        for i, name in enumerate(("1-100032-A-0", "1-100038-A-14", "1-100210-A-36")):
+            stream = io.BytesIO()
+            soundfile.write(stream, sound(AUDIO, 0.3, i), 8_000, format="WAV")
+            archive.writestr(f"ESC-50-x/audio/{name}.wav", stream.getvalue())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://localhost:{server.server_port}/packed.zip"
+    digest = hashlib.sha256((site / "packed.zip").read_bytes()).hexdigest()
+    order = ["prepare", "esc50", f"--fetch={tmp_path / 'got'}", f"--out={tmp_path / 'out'}", "--workers=1"]
+
+    def offer(sha256):
+        download = Download(url, "ESC-50.zip", sha256, 0)
+        monkeypatch.setitem(CORPORA, "esc50", dataclasses.replace(CORPORA["esc50"], downloads=(download,)))
+
+    try:
+        offer("0" * 64)
+        assert main(order) == 2
+        assert "ESC-50.zip" in capsys.readouterr().err
+        offer(digest)
+        assert main(order) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "ESC-50: 3 of 3 listed clips are here" in capsys.readouterr().out
+    assert main(order) == 0, "what was fetched is not fetched again"
+    dataset, store = opened(tmp_path / "out", AudioConfig())
+    assert dataset.folds == (1, 2, 5) and store.lengths.tolist() == [4_800] * 3
+
+
+def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_path):
+    (small[1] / "abc").mkdir()
+    soundfile.write(small[1] / "abc" / "long.wav", sound(AUDIO, 6.0, 1), 8_000)
+    lines = []
+    run(small, tmp_path / "out", lines=lines)
+    assert "2 clips have more than one file; the first by its path is taken, as 'abc/long.wav'" in lines
+    assert "abc/long.wav" in (tmp_path / "out" / "manifest.csv").read_text()
+
+
+def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "cook", die)
+    with pytest.raises(DataError, match="a process that decodes died"):
+        run(small, tmp_path / "out")
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_what_a_killed_preparation_left_is_taken_away(small, tmp_path):
+    run(small, tmp_path / "whole")
+    (tmp_path / "out" / ".writing-1").mkdir(parents=True)
+    (tmp_path / "out" / ".writing-1" / "train-00000-of-00003.array_record").write_bytes(b"half of it")
+    run(small, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+KILLED = """
+import os, signal
+from datar_jax.data.prepare.encode import cook_all
+
+def cook(clips):
+    return ["" for _ in clips]
+
+if __name__ == "__main__":
+    for _ in cook_all([None] * 999, cook, 2):
+        print("at work", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    # What they print to is closed when the last of them has ended.
+    command = [sys.executable, tmp_path / "killed.py"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"at work\n")
+
+
+def test_processes_do_not_hear_ctrl_c():
+    assert set(cook_all([None] * 3, _blocked, 1)) == {"SIGINT"}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_second_ctrl_c_waits_until_the_processes_have_ended(monkeypatch):
+    masks = []
+
+    class Pool(concurrent.futures.ProcessPoolExecutor):
+        def shutdown(self, **how):
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            super().shutdown(**how)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    cooked = cook_all([None] * 99, _blocked, 1)
+    next(cooked)
+    with pytest.raises(KeyboardInterrupt):
+        cooked.throw(KeyboardInterrupt)
+    assert masks == [{signal.SIGINT}]
+
+
+def _blocked(clips):
+    return [" ".join(each.name for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())) for _ in clips]
+
+
+def test_shards_that_no_card_names_are_taken_away(small, tmp_path):
+    out, lines = tmp_path / "out", []
+    run(small, out)
+    run(small, out, dataclasses.replace(RECIPE, shard_clips=100), lines)
+    assert "3 shards of an earlier preparation are taken away, the first: train-00000-of-00003.array_record" in lines
+    run(small, tmp_path / "whole", dataclasses.replace(RECIPE, shard_clips=100))
+    assert content(out) == content(tmp_path / "whole")
+    # The only clip of the test side: no sound any more, and then no file.
+    (small[1] / "short.ogg").write_bytes(b"nothing")
+    for here in (True, False):
+        run(small, out, dataclasses.replace(RECIPE, shard_clips=100))
+        assert not (out / "test-00000-of-00001.array_record").exists()
+        assert (out / "parts" / "test-00000-of-00001.array_record.json").exists() == here
+        opened(out)
+        if here:
+            (small[1] / "short.ogg").unlink()
+
+
+@pytest.mark.parametrize("file", ["manifest.csv", "corpus.json", "statistics.json"])
+def test_a_folder_with_something_else_is_left_alone(small, tmp_path, file):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).write_text("path,label")
+    with pytest.raises(ConfigError, match=rf"--out=.*: holds a {file}, but no parts/ .*give another folder"):
+        run(small, tmp_path / "out")
+    assert (tmp_path / "out" / file).read_text() == "path,label"
+
+
+def test_a_folder_of_another_data_set_is_left_alone(small, tmp_path):
+    run(small, tmp_path / "out")
+    before = content(tmp_path / "out")
+    change(tmp_path / "out" / "corpus.json", '"corpus": "small"', '"corpus": "large"')
+    with pytest.raises(ConfigError, match=r"--out=.*: holds A Corpus; give another folder"):
+        run(small, tmp_path / "out")
+    assert {name for name, data in content(tmp_path / "out").items() if before[name] != data} == {"corpus.json"}
+
+
+def test_a_side_without_a_clip_is_said(small, tmp_path):
+    lines = []
+    (small[1] / "short.ogg").unlink()
+    run(small, tmp_path / "out", lines=lines)
+    assert lines[-1] == "no test clip is here: a run needs one"
+
+
+def test_what_cannot_be_listed_is_not_called_missing(small, tmp_path, monkeypatch):
+    (small[1] / "gone_000001.wav").symlink_to("gone_000001.wav")  # a link to itself: there, and not to be opened
+    assert run(small, tmp_path / "out").unreadable == 2
+    scandir = os.scandir
+
+    def broken(path):
+        if os.path.basename(path) == "bark":
+            raise OSError(errno.EIO, "Input/output error", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(ConfigError, match=r"bark': cannot be read \(Input/output error\)"):
+        run(small, tmp_path / "out")
+
+
+def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
+    run(small, tmp_path / "out")
+    root = str(tmp_path / "out")
+    for kind in ("folder", "csv", "esc"):
+        with pytest.raises(ConfigError, match=rf"data\.kind='{kind}': .* holds prepared data; give .*'prepared'"):
+            read_dataset(DataConfig(root=root, kind=kind))
+    for field in ({"train_list": "a", "test_list": "b"}, {"subset": "esc10"}):
+        with pytest.raises(ConfigError, match=rf"data\.{next(iter(field))}=.*: prepared data have their own"):
+            read_dataset(DataConfig(root=root, kind="prepared", **field))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "--lists is not given"),
+        (["--lists=a"], "--audio is not given"),
+        (["--lists=a", "--audio=b", "--fetch=c"], "--fetch=c: in place of --lists and --audio"),
+        (["--lists=META", "--audio=b", "--out="], "--out='': give a folder or a URL"),
+        (["--lists=META", "--audio=META/esc50.csv"], "no such folder"),
+        (["--lists=META", "--audio=b", "--config=README.md"], "README.md: not a Python file"),
+        (["--lists=META", "--audio=b", "--shard-clip=3"], "--shard-clip=3: not an option"),
+    ],
+)
+def test_a_command_that_cannot_be_is_one_line(tmp_path, capsys, options, text):
+    (tmp_path / "esc50.csv").write_text("filename,fold,target,category\n1-1-A-0.wav,1,0,dog\n")
+    options = [option.replace("META", str(tmp_path)) for option in options]
+    assert main(["prepare", "esc50", f"--out={tmp_path / 'out'}", *options]) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])
+def test_a_count_that_is_none_is_named(capsys, text):
+    with pytest.raises(SystemExit):
+        main(["prepare", "esc50", "--out=x", f"--shard-clips={text}"])
+    assert f"--shard-clips: {text}: give a whole number, 1 or more" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_help_is_help(small, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "prepare", stop)
+    options = [f"--lists={tmp_path}", f"--audio={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert main(["prepare", "esc50", *options]) == 130
+    assert capsys.readouterr().err == "datar_jax: stopped; the same command goes on\n"
+    assert main(["--help"]) == 0
+    assert "prepare" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "--help" in capsys.readouterr().out
+
+
+def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
+    run(small, tmp_path / "out")
+    dataset, store = opened(tmp_path / "out")
+    (tmp_path / "out" / "manifest.csv").read_text()
+    folder = tmp_path / "as_folder"
+    (folder / "bark").mkdir(parents=True)
+    for i in range(3):
+        (folder / "bark" / f"{i}.wav").write_bytes((small[1] / "bark" / f"-id{i}_000030.wav").read_bytes())
+    cached = prepare_cache(read_dataset(DataConfig(root=str(folder))), AUDIO, tmp_path / "cache")
+    for i in range(3):
+        np.testing.assert_allclose(store.get(i), cached.get(i), rtol=0, atol=0.06)
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text())["audio"]["mels"] == 32
+    assert len(dataset) == 6
