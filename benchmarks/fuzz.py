@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.spoil import KINDS, REFUSED, USED, Made, make  # noqa: E402
-from datar_jax import synthesis  # noqa: E402
 from datar_jax.config import AudioConfig, DataConfig  # noqa: E402
+from datar_jax.data import synthetic as synthesis  # noqa: E402
 from datar_jax.data.loader import eval_batches, train_batches  # noqa: E402
 from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.sources.base import default_window, report_bad, statistics, usable  # noqa: E402

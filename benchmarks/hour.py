@@ -3,9 +3,9 @@
     python benchmarks/hour.py [--model=RUN] [--minutes=10,60] [--rate=44100] [--overlap=0.75] [--threshold=0.5]
         [--keep=0.4] [--workdir=DIR]
 
-Events of 1 to 6 s are made as `datar_jax.data.synthetic` makes them, some seconds apart, over faint noise, the last one up
-to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound by
-its level, whose errors are those of the windows alone. Every length is heard in a process of its own. Prints a table in
+Events of 1 to 6 s are made as `datar_jax.data.synthetic` makes them, some seconds apart, over faint noise, the last one
+up to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound
+by its level, whose errors are those of the windows alone. Every length is heard in a process of its own. Prints a table in
 Markdown: the drift is the slope of the onsets' errors over the recording, with its standard error. Linux.
 """
 

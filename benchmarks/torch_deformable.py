@@ -1,8 +1,9 @@
 """The rival: deformable attention in PyTorch, as its users write it, on `torch.nn.functional.grid_sample`.
 
-The same mathematics as `datar_jax.models.mixers.deformable.DeformableAttention` (grid `centre`, bounded offsets, position table), with
-the same weights. Maps are `(B, C, F, T)`. `fused` takes PyTorch's own scaled_dot_product_attention instead of a softmax
-between two products; `datar_jax` is compared with whichever is faster.
+The same mathematics as `datar_jax.models.mixers.deformable.DeformableAttention` (grid `centre`, bounded offsets,
+position table), with the same weights. Maps are `(B, C, F, T)`. `fused` takes PyTorch's own
+scaled_dot_product_attention instead of a softmax between two products; `datar_jax` is compared with whichever is
+faster.
 """
 
 from __future__ import annotations

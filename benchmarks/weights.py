@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console  # noqa: E402
 
 from benchmarks.settings import header, row  # noqa: E402
-from datar_jax import settings  # noqa: E402
 from datar_jax.checkpoints.model_info import ModelError  # noqa: E402
 from datar_jax.checkpoints.pretrained import Saved, read_saved  # noqa: E402
 from datar_jax.checkpoints.safetensors import Form  # noqa: E402
 from datar_jax.config import Config, ConfigError  # noqa: E402
+from datar_jax.config import loader as settings  # noqa: E402
 from datar_jax.data.readers import read_dataset  # noqa: E402
 from datar_jax.data.sources.base import usable  # noqa: E402
 from datar_jax.data.splits import split  # noqa: E402

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
-from datar_jax.cli import embed, evaluate, export, look, plan, predict, prepare
+from datar_jax.cli import embed, estimate, evaluate, export, predict, prepare, visualize
 from datar_jax.config import ConfigError
 
 # In the order in which a person meets them, and what the page of all commands says of each.
 COMMANDS = {
     "predict": (predict.main, "what a model hears in files and folders: classes, and events on a timeline"),
-    "look": (look.main, "one picture of a sound: what the model heard in it, and where it looked"),
+    "look": (visualize.main, "one picture of a sound: what the model heard in it, and where it looked"),
     "embed": (embed.main, "vectors of clips and of their parts, for what comes after"),
     "evaluate": (evaluate.main, "scores a model on labelled sounds: numbers, a table by class, pictures"),
     "export": (export.main, "a model as files for others: its weights, or the whole program, and a model card"),
     "prepare": (prepare.main, "makes shards of a published data set from its lists and sounds"),
-    "plan": (plan.main, "compiles a training step for a TPU slice that is not there, and says what it would take"),
+    "plan": (estimate.main, "compiles a training step for a TPU slice that is not there, and says what it would take"),
 }
 
 

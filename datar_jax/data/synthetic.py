@@ -1,7 +1,7 @@
 """Ten kinds of sound made from arithmetic: a data set that needs no download.
 
-`python -m datar_jax.data.synthetic --root DIR` writes DIR/<kind>/<kind>_000.wav and so on. Pitch, rate, onset, length, level
-and background are drawn at random and overlap between kinds, so a model has to listen to the shape of a sound.
+`python -m datar_jax.data.synthetic --root DIR` writes DIR/<kind>/<kind>_000.wav and so on. Pitch, rate, onset, length,
+level and background are drawn at random and overlap between kinds, so a model has to listen to the shape of a sound.
 Lengths named T are samples; a recipe is `(rng, samples, sample_rate) -> sound_T` in float64 at any level.
 """
 

@@ -35,7 +35,7 @@ def test_an_export_is_loaded_without_training_packages_and_without_compiling(tmp
         import sys, jax
         compiled = []
         jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-        import datar_jax.inference.writers, datar_jax.cli.predict, datar_jax.compilation_cache, datar_jax.inference.predict
+        import datar_jax.inference.writers, datar_jax.cli.predict, datar_jax.compilation_cache
         model = datar_jax.load({str(tmp_path)!r})
         assert not (found := [name for name in compiled if "compile" in name]), found
         jax.numpy.zeros(3) + 1

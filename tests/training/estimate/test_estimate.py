@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax import __main__ as command
 from datar_jax import config as c
-from datar_jax.cli import plan as plan_command
+from datar_jax.cli import estimate as plan_command
 from datar_jax.config import loader as settings
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.training.estimate import estimate as plan
@@ -589,7 +589,8 @@ def test_compiled_for_four_chips(tmp_path: Path) -> None:
 def test_every_slice_can_be_described() -> None:
     lines = (
         "import os; from datar_jax.training.estimate.topology import ENVIRONMENT; os.environ |= ENVIRONMENT",
-        "from datar_jax.training.estimate.topology import CHIPS, topology; from datar_jax.training.estimate.estimate import devices",
+        "from datar_jax.training.estimate.topology import CHIPS, topology",
+        "from datar_jax.training.estimate.estimate import devices",
         "places = [topology(f'{chip.name}:{shape}') for chip in CHIPS.values() for shape in chip.slices]",
         "wrong = [place.name for place in places if len(devices(place)) != place.chips]",
         "print(len(places), wrong)",
