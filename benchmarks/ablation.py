@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datar_jax.config.loader import load  # noqa: E402
-from datar_jax.training.trainer import run  # noqa: E402
+from datar_jax.config.loader import load
+from datar_jax.training.trainer import run
 
 VARIANTS = {
     "none": {"model.adaptor": "none"},

@@ -18,12 +18,17 @@ import soundfile
 from array_record.python.array_record_module import ArrayRecordReader
 
 from datar_jax.audio.decode import decode
-from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt, log_mel_jax
+from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size
+from datar_jax.audio.log_mel import log_mel_excerpt
+from datar_jax.audio.log_mel_jax import log_mel_jax
+from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig, DataConfig, MeshConfig
 from datar_jax.data import prepared as shards
+from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches, train_batches
-from datar_jax.data.readers import Dataset, read_dataset
-from datar_jax.data.sources.base import Batch, Store, usable
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources import array_record
+from datar_jax.data.sources.base import Store, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.filesystem import place
 from datar_jax.models.flops import macs
@@ -71,7 +76,7 @@ def measure(root: Path, folder: Path, rounds: int, clips: int = 32) -> Costs:
         for front, audio in FRONT_ENDS.items():
             dataset, store = opened(root, folder, origin, audio)
             turns = batching(drawn(dataset, store), -(-4 * clips // BATCH))
-            if isinstance(store, shards.Shards):
+            if isinstance(store, array_record.Shards):
                 compare(dataset, store, files)
                 turns |= parts(dataset, store, clips)
             contestants |= {(f"{origin} {front}", part): turn for part, turn in turns.items()}
@@ -139,7 +144,7 @@ def plain(files: list[str], clips: int) -> dict[str, Turn]:
     }
 
 
-def compare(dataset: Dataset, store: shards.Shards, files: list[str]) -> None:
+def compare(dataset: Dataset, store: array_record.Shards, files: list[str]) -> None:
     """Refuses to time two chains that do not compute the same."""
     for i, clip in enumerate(dataset.clips[:4]):
         path = next(path for path in files if path.rpartition(".")[0].endswith(f"/{clip.name}"))
@@ -160,7 +165,7 @@ def opened(root: Path, folder: Path, origin: str, audio: AudioConfig) -> tuple[D
     dataset = read_dataset(DataConfig(root=str(folder / origin), kind="prepared"))
     assert dataset.card
     there = place(str(folder / origin), "--workdir")
-    return dataset, shards.open_shards(there, dataset.card, dataset.clips, audio, folder)
+    return dataset, array_record.open_shards(there, dataset.card, dataset.clips, audio, folder)
 
 
 def drawn(dataset: Dataset, store: Store, threads: int = 1, workers: int = 0) -> TrainBatches:
@@ -181,9 +186,9 @@ def batching(batches: TrainBatches, count: int) -> dict[str, Turn]:
     return {"batch": lambda number: BATCH * draw(number), "transfer": lambda number: BATCH * move(number)}
 
 
-def parts(dataset: Dataset, store: shards.Shards, clips: int) -> dict[str, Turn]:
+def parts(dataset: Dataset, store: array_record.Shards, clips: int) -> dict[str, Turn]:
     """What a batch from shards is made of, each by itself; of a clip the first window."""
-    readers = {name: ArrayRecordReader(f"{store.path}/{name}", shards.READING) for name in store.names}
+    readers = {name: ArrayRecordReader(f"{store.path}/{name}", array_record.READING) for name in store.names}
     contents = [readers[clip.path].read([clip.record])[0] for clip in dataset.clips]
     turns = {
         "read": over(dataset.clips, clips, lambda clip: readers[clip.path].read([clip.record])),
@@ -195,7 +200,7 @@ def parts(dataset: Dataset, store: shards.Shards, clips: int) -> dict[str, Turn]
     return turns
 
 
-def first_window(store: shards.Shards, index: int) -> np.ndarray:
+def first_window(store: array_record.Shards, index: int) -> np.ndarray:
     frames, length = min(int(store.frames[index]), store.audio.frames(SECONDS)), int(store.lengths[index])
     first, last = excerpt_bounds(length, store.audio, 0, frames)
     samples_N, scale = store.read(index, first, last)

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from datar_jax.data.synthetic import KINDS, write_dataset  # noqa: E402
-from datar_jax.training.monitoring.metric_writer import read_rows  # noqa: E402
+from datar_jax.data.synthetic import KINDS, write_dataset
+from datar_jax.training.monitoring.metric_writer import read_rows
 
 TIMINGS = {"clips_per_second", "steps_per_second", "data_wait", "train_seconds"}
 GRACE = 10.0  # seconds between SIGTERM and the end; schedulers give 30

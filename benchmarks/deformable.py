@@ -25,11 +25,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from benchmarks.settings import SETTINGS, Setting, header, parameters, row  # noqa: E402
+from benchmarks.settings import SETTINGS, Setting, header, parameters, row
 
 PARTS = ("torch", "formulations", "tpu")
 METHODS = ("auto", "map_coordinates", "gather", "window", "hat", "separable")

@@ -24,8 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datar_jax.config.loader import load  # noqa: E402
-from datar_jax.training.trainer import run  # noqa: E402
+from datar_jax.config.loader import load
+from datar_jax.training.trainer import run
 
 Clips = list[tuple[str, str, int]]  # path, class, fold
 

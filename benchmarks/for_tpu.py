@@ -25,20 +25,20 @@ if importlib.util.find_spec("libtpu") is None:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datar_jax.training.estimate.topology import ENVIRONMENT, topology  # noqa: E402
+from datar_jax.training.estimate.topology import ENVIRONMENT, topology
 
 os.environ |= ENVIRONMENT
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import msgspec  # noqa: E402
+import jax
+import jax.numpy as jnp
+import msgspec
 
-from benchmarks.settings import SETTINGS, Setting, header, row  # noqa: E402
-from datar_jax.config import MODELS, Config, DataConfig, MeshConfig  # noqa: E402
-from datar_jax.ops.deformable_attention import attend_rowwise  # noqa: E402
-from datar_jax.ops.position_bias import position_bias  # noqa: E402
-from datar_jax.training.estimate.estimate import devices, make_plan  # noqa: E402
-from datar_jax.training.sharding import make_mesh, replicated  # noqa: E402
+from benchmarks.settings import SETTINGS, Setting, header, row
+from datar_jax.config import MODELS, Config, DataConfig, MeshConfig
+from datar_jax.ops.deformable_attention import attend_rowwise
+from datar_jax.ops.position_bias import position_bias
+from datar_jax.training.estimate.estimate import devices, make_plan
+from datar_jax.training.sharding import make_mesh, replicated
 
 BATCH = 64
 CHIP = topology("v5e:1x1")

@@ -23,7 +23,9 @@ import numpy as np
 
 from benchmarks.settings import header, row
 from datar_jax.audio.decode import SUFFIXES, AudioError, decode
-from datar_jax.audio.log_mel import excerpt, log_mel, log_mel_jax
+from datar_jax.audio.framing import excerpt
+from datar_jax.audio.log_mel import log_mel
+from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import AudioConfig
 
 AUDIO = AudioConfig()

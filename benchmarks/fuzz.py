@@ -28,13 +28,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.spoil import KINDS, REFUSED, USED, Made, make  # noqa: E402
-from datar_jax.config import AudioConfig, DataConfig  # noqa: E402
-from datar_jax.data import synthetic as synthesis  # noqa: E402
-from datar_jax.data.loader import eval_batches, train_batches  # noqa: E402
-from datar_jax.data.readers import read_dataset  # noqa: E402
-from datar_jax.data.sources.base import default_window, report_bad, statistics, usable  # noqa: E402
-from datar_jax.data.sources.feature_cache import prepare  # noqa: E402
+from benchmarks.spoil import KINDS, REFUSED, USED, Made, make
+from datar_jax.config import AudioConfig, DataConfig
+from datar_jax.data import synthetic as synthesis
+from datar_jax.data.loader import eval_batches, train_batches
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.base import default_window, report_bad, statistics, usable
+from datar_jax.data.sources.feature_cache import prepare
 
 # MB above what one good file and one batch need. A thread per core decodes blocks of 4 MB and holds one clip (here at
 # most two and a half minutes, 9 MB), a copy of it and a piece of its spectrum (27 MB). The rest is for all: eight

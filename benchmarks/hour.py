@@ -5,8 +5,8 @@
 
 Events of 1 to 6 s are made as `datar_jax.data.synthetic` makes them, some seconds apart, over faint noise, the last one
 up to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound
-by its level, whose errors are those of the windows alone. Every length is heard in a process of its own. Prints a table in
-Markdown: the drift is the slope of the onsets' errors over the recording, with its standard error. Linux.
+by its level, whose errors are those of the windows alone. Every length is heard in a process of its own. Prints a table
+in Markdown: the drift is the slope of the onsets' errors over the recording, with its standard error. Linux.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import soundfile  # noqa: E402
+import numpy as np
+import soundfile
 
-from datar_jax.config import AudioConfig  # noqa: E402
-from datar_jax.data.sources.base import Batch  # noqa: E402
-from datar_jax.data.synthetic import KINDS  # noqa: E402
-from datar_jax.inference.events import Event, Rules  # noqa: E402
-from datar_jax.inference.predict import Heard, Scorer, listen  # noqa: E402
+from datar_jax.audio.recording import Batch
+from datar_jax.config import AudioConfig
+from datar_jax.data.synthetic import KINDS
+from datar_jax.inference.events import Event, Rules
+from datar_jax.inference.predict import Heard, Scorer, listen
 
 FLOOR = 0.003  # deviation of the noise
 COLUMNS = ("minutes", "events", "found", "too many", "onset ms, mean", "median", "worst", "drift ms/h", "MB", "x time")

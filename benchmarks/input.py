@@ -34,23 +34,23 @@ from typing import Any, NamedTuple, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from benchmarks import chain, sounds  # noqa: E402
-from benchmarks.chain import BATCH, FRONT_ENDS, HOST, ORIGINS, SECONDS, Costs  # noqa: E402
-from benchmarks.fuzz import megabytes  # noqa: E402
-from benchmarks.settings import header, row  # noqa: E402
-from datar_jax.config import MODELS, DataConfig  # noqa: E402
-from datar_jax.data.loader import train_batches  # noqa: E402
-from datar_jax.data.prepare.encode import Recipe  # noqa: E402
-from datar_jax.data.prepared import open_shards  # noqa: E402
-from datar_jax.data.readers import read_dataset  # noqa: E402
-from datar_jax.data.splits import split  # noqa: E402
-from datar_jax.filesystem import place  # noqa: E402
-from datar_jax.models.flops import macs_per_clip  # noqa: E402
-from datar_jax.training.estimate.topology import CHIPS  # noqa: E402
-from datar_jax.training.monitoring.metric_writer import read_rows  # noqa: E402
+from benchmarks import chain, sounds
+from benchmarks.chain import BATCH, FRONT_ENDS, HOST, ORIGINS, SECONDS, Costs
+from benchmarks.fuzz import megabytes
+from benchmarks.settings import header, row
+from datar_jax.config import MODELS, DataConfig
+from datar_jax.data.loader import train_batches
+from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.array_record import open_shards
+from datar_jax.data.splits import split
+from datar_jax.filesystem import place
+from datar_jax.models.flops import macs_per_clip
+from datar_jax.training.monitoring.accelerators import CHIPS
+from datar_jax.training.monitoring.metric_writer import read_rows
 
 PARTS = ("chain", "scaling", "start", "wait")
 STAGES = ("read", "decode", "resample", "mel")

@@ -132,8 +132,8 @@ def make(name: str, folder: Path) -> Model:
     from datar_jax.checkpoints.safetensors import save_safetensors
     from datar_jax.config import MODELS
     from datar_jax.export.exporter import export
-    from datar_jax.models.datar import DATAR, count_parameters
-    from datar_jax.models.flops import macs_per_clip
+    from datar_jax.models.datar import DATAR
+    from datar_jax.models.flops import count_parameters, macs_per_clip
 
     config, model = get_config(), msgspec.structs.replace(MODELS[name](), classes=CLASSES)
     mels = max(config.audio.mels, 32 * model.windows[-1][0])  # a map has a 32nd of the rows in the last stage

@@ -22,16 +22,19 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import msgspec  # noqa: E402
+import jax
+import jax.numpy as jnp
+import msgspec
 
-from benchmarks.settings import header, row  # noqa: E402
-from datar_jax.config import MODELS, AugmentConfig, Config, MeshConfig, OptimConfig, TrainConfig  # noqa: E402
-from datar_jax.models.datar import count_parameters  # noqa: E402
-from datar_jax.models.flops import macs_per_clip  # noqa: E402
-from datar_jax.training.sharding import make_mesh  # noqa: E402
-from datar_jax.training.train_step import Task, init_state, jit_eval_step, jit_train_step  # noqa: E402
+from benchmarks.settings import header, row
+from datar_jax.config import MODELS, AugmentConfig, Config, MeshConfig, OptimConfig, TrainConfig
+from datar_jax.models.flops import (
+    count_parameters,
+    macs_per_clip,
+)
+from datar_jax.models.spec import Task
+from datar_jax.training.sharding import make_mesh
+from datar_jax.training.train_step import init_state, jit_eval_step, jit_train_step
 
 CLASSES = 50
 PARTS = ("stem and downsampling", "L", "S", "D", "MLP", "norms and residuals", "augmentation", "optimiser", "other")

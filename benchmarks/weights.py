@@ -21,23 +21,23 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from rich.console import Console  # noqa: E402
+from rich.console import Console
 
-from benchmarks.settings import header, row  # noqa: E402
-from datar_jax.checkpoints.model_info import ModelError  # noqa: E402
-from datar_jax.checkpoints.pretrained import Saved, read_saved  # noqa: E402
-from datar_jax.checkpoints.safetensors import Form  # noqa: E402
-from datar_jax.config import Config, ConfigError  # noqa: E402
-from datar_jax.config import loader as settings  # noqa: E402
-from datar_jax.data.readers import read_dataset  # noqa: E402
-from datar_jax.data.sources.base import usable  # noqa: E402
-from datar_jax.data.splits import split  # noqa: E402
-from datar_jax.export.exporter import export  # noqa: E402
-from datar_jax.training.eval_loop import score_clips  # noqa: E402
-from datar_jax.training.evaluate import with_classes_of  # noqa: E402
-from datar_jax.training.input_pipeline import open_store  # noqa: E402
-from datar_jax.training.sharding import make_mesh  # noqa: E402
-from datar_jax.training.train_step import Task  # noqa: E402
+from benchmarks.settings import header, row
+from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.pretrained import Saved, read_saved
+from datar_jax.checkpoints.quantization import Form
+from datar_jax.config import Config, ConfigError
+from datar_jax.config import loader as settings
+from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.base import usable
+from datar_jax.data.splits import split
+from datar_jax.export.exporter import export
+from datar_jax.models.spec import Task
+from datar_jax.training.eval_loop import score_clips
+from datar_jax.training.evaluate import with_classes_of
+from datar_jax.training.input_pipeline import open_store
+from datar_jax.training.sharding import make_mesh
 
 FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")
 USAGE = "python benchmarks/weights.py --runs=DIR --config=configs/NAME.py [--config.data.field=value ...] [--cache=DIR]"

@@ -7,6 +7,7 @@ fsspec needs for it (gcsfs, s3fs, aiohttp) is installed by whoever uses it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -161,3 +162,19 @@ def folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Iterator[t
         seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield Path(folder), inner, sorted(name for name in names if not name.startswith("."))
+
+
+def printable(name: str) -> str:
+    """A name on one line: control characters and what is no UTF-8 as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that goes down leaves an empty file under the name
+    partial.replace(path)

@@ -6,17 +6,13 @@ Shapes: N clips, S classes. A target is positive where it is above zero. Shares 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Labels = Literal["single", "multi"]
-Heads = Sequence[tuple[str, int]]  # name and number of classes of each; none: one head over all classes
+from datar_jax.labels import Heads, Labels, head_slices
 
 _TINY = 1e-7  # a score or an area is kept this far from 0 and 1 before it goes where these are infinite
 
@@ -26,20 +22,6 @@ def headline(labels: Labels, heads: Heads = ()) -> str:
     if labels == "multi":
         return "mean_average_precision"
     return "action_top1" if len(heads) > 1 else "top1"
-
-
-def parts(heads: Heads) -> dict[str, slice]:
-    """Where each head's classes lie, by what stands before the names of its numbers: `verb_`; nothing for one head."""
-    if len(heads) < 2:
-        return {"": slice(None)}
-    ends = itertools.accumulate(size for _, size in heads)
-    return {f"{name}_": slice(end - size, end) for (name, size), end in zip(heads, ends)}
-
-
-def class_names(labels: Sequence[str], heads: Heads = ()) -> tuple[str, ...]:
-    """What a class is known by: its label; with several heads, its head's name before it (`verb: cut`)."""
-    of_head = {prefix.removesuffix("_"): labels[part] for prefix, part in parts(heads).items()}
-    return tuple(f"{head}: {label}" if head else label for head, of in of_head.items() for label in of)
 
 
 def top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, k: int) -> float:
@@ -65,7 +47,7 @@ def joint_top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, heads: Heads, k: in
     score, target = _pair(score_NxS, target_NxS)
     n = len(score)
     product, right = np.ones((n, 1)), np.ones((n, 1), bool)
-    for part in parts(heads).values():  # the k best combinations hold none but the k best classes of each head
+    for part in head_slices(heads).values():  # the k best combinations hold none but the k best classes of each head
         best, true = _best(score[:, part], target[:, part], k)
         product = (product[:, :, None] * best[:, None, :]).reshape(n, -1)
         right = (right[:, :, None] & true[:, None, :]).reshape(n, -1)
@@ -168,7 +150,7 @@ def evaluate(
     loss = clip_losses(score, target, labels).mean()
     numbers = {
         f"{prefix}{name}": value
-        for prefix, part in parts(heads).items()
+        for prefix, part in head_slices(heads).items()
         for name, value in _numbers(score[:, part], target[:, part], labels).items()
     }
     if len(heads) > 1 and labels == "single":
@@ -230,3 +212,15 @@ def _pair(score: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDA
         bad = int(np.flatnonzero(~np.isfinite(score).all(axis=1))[0])
         raise ValueError(f"scores of clip {bad} are not finite: the model diverged or its weights are damaged")
     return score, target
+
+
+# Numbers of `metrics.evaluate`, whatever head they are of: how they are called and written.
+NUMBERS = {
+    "top1": ("top-1", ".1%"),
+    "top5": ("top-5", ".1%"),
+    "mean_class_accuracy": ("mean class accuracy", ".1%"),
+    "mean_average_precision": ("mean average precision", ".3f"),
+    "roc_auc": ("area under the ROC", ".3f"),
+    "d_prime": ("d-prime", ".3f"),
+    "loss": ("loss", ".3f"),
+}

@@ -12,6 +12,7 @@ from scipy.stats import norm
 from sklearn import metrics as reference
 
 from datar_jax import metrics
+from datar_jax.labels import head_slices
 
 
 @st.composite
@@ -159,7 +160,7 @@ def test_joint_top_k_is_the_rank_of_the_true_combination_among_all(case, k):
     score, target, heads = case
     hits = 0
     for row, true in zip(score, target > 0, strict=True):
-        parts = list(metrics.parts(heads).values())
+        parts = list(head_slices(heads).values())
         ranked = [sorted(zip(-row[part], ~true[part], strict=True), key=lambda x: x[0]) for part in parts]
         ranked = [[(-minus, not wrong) for minus, wrong in head] for head in ranked]
         every = [(math.prod(s for s, _ in each), all(t for _, t in each)) for each in itertools.product(*ranked)]
@@ -181,7 +182,7 @@ def test_several_heads_have_the_numbers_of_each_alone_and_of_all_together(case):
     score, target, heads = case
     row = metrics.evaluate(score, target, "single", heads)
     losses, right = 0, True
-    for name, part in metrics.parts(heads).items():
+    for name, part in head_slices(heads).items():
         alone = metrics.evaluate(score[:, part], target[:, part])
         kept = {key: value for key, value in alone.items() if key not in ("loss", "clips", "classes")}
         assert kept == {key.removeprefix(name): value for key, value in row.items() if key.startswith(name)}
@@ -198,7 +199,7 @@ def test_several_heads_with_any_number_of_labels_have_the_numbers_over_all_class
     score, target, heads = case
     row, whole = metrics.evaluate(score, target, "multi", heads), metrics.evaluate(score, target, "multi")
     assert whole.items() <= row.items() and "action_top1" not in row
-    for name, part in metrics.parts(heads).items():
+    for name, part in head_slices(heads).items():
         assert row[f"{name}roc_auc"] == metrics.mean_roc_auc(score[:, part], target[:, part])
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from datar_jax.audio.decode import AudioError, stream
-from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, lead, log_mel_excerpt, reach
+from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size, lead, quantise, reach, views
+from datar_jax.audio.log_mel import log_mel_excerpt
 from datar_jax.config import AudioConfig
-from datar_jax.data.sources.base import quantise, views
 
 KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
 
@@ -180,3 +180,6 @@ def plan_windows(frames: int, window: int, overlap: float = 0.5) -> tuple[np.nda
     between_VxP = np.round(views_V[:-1, None] + np.diff(views_V)[:, None] * share_P).astype(np.int64)
     starts_W = np.unique(np.append(between_VxP, views_V[-1]))
     return starts_W, np.isin(starts_W, views_V)
+
+
+Batch = dict[str, np.ndarray]

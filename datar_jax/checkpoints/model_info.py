@@ -6,13 +6,13 @@ A run leaves it as `model.json` beside its checkpoints; an export holds the same
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from datar_jax.config import AudioConfig, Config, ConfigError
+from datar_jax.filesystem import write_json
 
 RUN, EXPORT = "model.json", "config.json"
 OFFICIAL = (".pth", ".pt", ".npz")  # endings of files of official DAT weights
@@ -114,14 +114,3 @@ def _around(folder: Path) -> Path:
     if folder.name.isdecimal() and folder.absolute().parent.name == "checkpoints":
         folder = folder.parent
     return folder.parent if folder.name in ("checkpoints", "params") else folder
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # or a machine that goes down leaves an empty file under the name
-    partial.replace(path)

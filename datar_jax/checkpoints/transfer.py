@@ -12,14 +12,12 @@ from typing import Any
 
 import flax.traverse_util as tree
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from datar_jax.checkpoints.model_info import Description
 from datar_jax.checkpoints.resize_tables import resize_table, resize_window_table
 from datar_jax.config import ConfigError
-from datar_jax.metrics import class_names
-from datar_jax.training.train_step import TrainState
+from datar_jax.labels import class_names
 
 MOST = 6  # names in one line of an account
 
@@ -98,26 +96,6 @@ def transfer(params: Any, source: Description, like: Any, target: Description) -
             f"init.from={init.source!r}: other sizes than this model's: {_some(wrong)}; give model.* as it is there"
         )
     return Transfer(values, _same_classes(source, target), resized, tuple(left), tuple(new))
-
-
-def started(state: TrainState, params: Any, given: Transfer) -> TrainState:
-    """A fresh state that has what was transferred: weights and, where there is one, their average."""
-    old = tree.flatten_dict(params, sep="/")
-
-    def put(name: str, leaf: jax.Array) -> jax.Array:
-        if name in given.values:
-            value = given.values[name].astype(leaf.dtype)
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: value[part])
-        known = np.flatnonzero(given.classes >= 0)
-        if name.startswith("head/") and name in old and known.size:
-            columns = np.asarray(old[name])[..., given.classes[known]].astype(leaf.dtype)
-            return jax.jit(lambda x: x.at[..., known].set(columns), out_shardings=leaf.sharding)(leaf)
-        return leaf
-
-    moved = {name: put(name, leaf) for name, leaf in tree.flatten_dict(state.params, sep="/").items()}
-    new = tree.unflatten_dict(moved, sep="/")
-    ema = jax.tree.map(jnp.copy, new) if state.ema else state.ema
-    return TrainState(state.step, new, ema, state.opt_state, state.skipped, state.statistics)
 
 
 class _Fit:

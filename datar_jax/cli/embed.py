@@ -35,10 +35,10 @@ def main(arguments: list[str]) -> int:
         raise ConfigError('--format=parquet: needs pyarrow; pip install "datar-jax[parquet]", or give npy')
 
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.data.readers import printable
+    from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
     from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed
-    from datar_jax.inference.predict import Failed
+    from datar_jax.inference.windows import Failed
 
     keep_compiled()
     done = failed = 0

@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"libtpu is not installed, and it is what compiles for a TPU: pip install {LIBTPU}")
 
     os.environ |= ENVIRONMENT
-    from datar_jax.training.estimate.estimate import make_plan, page, scaling
+    from datar_jax.training.estimate.estimate import make_plan
+    from datar_jax.training.estimate.report import page, scaling
 
     plans = {}
     for each in dict.fromkeys([place, *others]):

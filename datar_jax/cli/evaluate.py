@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> int:
     from datar_jax.checkpoints.pretrained import read_saved
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
+    from datar_jax.metrics import NUMBERS
     from datar_jax.training.eval_loop import TrainingError
     from datar_jax.training.evaluate import evaluate
-    from datar_jax.training.monitoring.metric_writer import NUMBERS
 
     console = Console(highlight=False)
     keep_compiled()

@@ -54,10 +54,11 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.data.readers import printable
+    from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
     from datar_jax.inference.events import Rules
-    from datar_jax.inference.predict import Failed, listen
+    from datar_jax.inference.predict import listen
+    from datar_jax.inference.windows import Failed
     from datar_jax.inference.writers import LabelTracks
 
     rules = _rules(Rules, given.threshold)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import folder, make_parser, moment, say_notes
 from datar_jax.config import ConfigError
+from datar_jax.inference.visualize import draw
 
 if TYPE_CHECKING:
-    from datar_jax.inference.classifier import Model
+    pass
 
 USAGE = "python -m datar_jax look MODEL FILE [--out=look.png] [--at=SECONDS]"
 SUMMARY = """Draws the log-mel spectrogram, the best classes and the timeline, and for each deformable block the
@@ -51,50 +51,3 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{error.filename or out}: {error.strerror}") from None
     print(f"{out}: {given.file}, {began:.2f} to {ended:.2f} s")
     return 0
-
-
-def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, float]:
-    """Draws the window of a sound; returns where it begins and ends, in seconds."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from datar_jax.audio.recording import measure
-    from datar_jax.inference.attention_figure import look_png
-    from datar_jax.inference.attention_maps import inspect
-    from datar_jax.inference.predict import Failed, listen
-    from datar_jax.training.augment import normalise
-    from datar_jax.training.tasks.classification import scores
-
-    description, audio = model.description, model.audio
-    if model.params is None or description.normalisation is None:
-        raise ModelError(f"{model.source}: a program shows nothing of its inside; give a run, or an export of weights")
-    heard = next(iter(listen(model, [file])))
-    if isinstance(heard, Failed):
-        raise ConfigError(f"{file}: {heard.reason}")
-    recording = measure(file, audio)
-    second = audio.sample_rate / audio.hop  # in columns
-    last = max(0, recording.frames - model.frames)
-    if at is None:
-        loudest = max(heard.events, key=lambda event: event.score, default=None)
-        middle = (loudest.onset + loudest.offset) / 2 * second if loudest else 0
-        at = min(last, max(0, round(middle - model.frames / 2))) / second
-    start = round(at * second)
-    if start >= recording.frames:
-        raise ConfigError(f"--at={at:g}: {file} ends at {recording.seconds:.2f} s")
-    row = next(recording.windows([start], model.frames, "mel"))
-    valid = int(row["frames"])
-    mel_FxT = np.asarray(normalise(row["mel"], *description.normalisation))
-    shape, classes = description.config.model, len(model.labels)
-    inside = inspect(shape, model.params, classes, audio.mels, model.frames, mel_FxT, valid)
-    sizes = tuple(size for _, size in model.heads)
-    score_S = np.asarray(scores(jnp.asarray(inside.logits_S)[None], description.config.data.labels, sizes)[0])
-    began, ended = start / second, min((start + valid) / second, recording.seconds)
-    events = [
-        event._replace(onset=max(event.onset, began) - began, offset=min(event.offset, ended) - began)
-        for event in heard.events
-        if event.onset < ended and event.offset > began
-    ]
-    name = Path(file).name
-    title = name if start == 0 and valid == recording.frames else f"{name}, from {began:.2f} s"
-    look_png(out, row["mel"], audio, inside, score_S, model.labels, events, model.heads, title)
-    return began, ended

@@ -18,9 +18,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from datar_jax.audio.framing import views
+from datar_jax.audio.recording import Batch
 from datar_jax.config import DataConfig
-from datar_jax.data.readers import Dataset
-from datar_jax.data.sources.base import Batch, DataError, Store, views
+from datar_jax.data.dataset import Dataset
+from datar_jax.data.sources.base import DataError, Store
 
 ENDLESS = 2**40  # batches
 

@@ -9,24 +9,18 @@ Shapes: N samples.
 
 from __future__ import annotations
 
-import bisect
-import dataclasses
 import functools
-import hashlib
 import io
 import itertools
-import threading
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import msgspec
 import numpy as np
 import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError
-from datar_jax.data.sources.base import DataError, Samples, columns
 from datar_jax.filesystem import Place
 
 FORMAT = 1
@@ -37,9 +31,7 @@ MANIFEST_COLUMNS = (
 )
 HERE, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
 PIECE = 20.0  # seconds of a clip that lie in one record, at most
-OPEN = 256  # shards whose files are kept open at a time
 WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random
-READING = "readahead_buffer_size:0,max_parallelism:0"
 AGAIN = "delete it and prepare the data again, which makes no other shard"  # where only its bytes tell
 
 Coding = Literal["pcm", "flac"]
@@ -54,19 +46,6 @@ class Record(msgspec.Struct, frozen=True):
     scale: float  # what its samples are multiplied by
     coding: Coding
     samples: memoryview  # little-endian int16, or a FLAC stream of them
-
-
-class Located(Protocol):
-    """A clip in a shard, as `datasets.Clip`."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def labels(self) -> tuple[int, ...]: ...
-    @property
-    def record(self) -> int: ...
-    @property
-    def samples(self) -> int: ...
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -163,40 +142,6 @@ def read_statistics(folder: Place, audio: AudioConfig, parts: Sequence[str]) -> 
     return (mean, variance**0.5) if variance > 0 else None
 
 
-def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: AudioConfig, cache: Path) -> Shards:
-    """The shards of a prepared folder as a store; those of a bucket are copied into `cache` first.
-
-    Raises:
-      ConfigError: another rate than the front end's.
-      DataError: a shard is missing or of another size.
-    """
-    if audio.sample_rate != card.sample_rate:
-        raise ConfigError(
-            f"audio.sample_rate={audio.sample_rate}: {folder.url} holds {card.sample_rate} Hz; give that, or prepare "
-            "the data again"
-        )
-    content = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in card.shards]).encode())
-    home = folder.local or cache / "shards" / content.hexdigest()[:16]
-    for shard in card.shards:
-        path = home / shard.name
-        if folder.local is None and not (path.exists() and path.stat().st_size == shard.size):
-            home.mkdir(parents=True, exist_ok=True)
-            (folder / shard.name).give(path)
-        if not path.exists() or path.stat().st_size != shard.size:
-            raise DataError(f"{path}: missing, or not of {shard.size:,} bytes; prepare the data again")
-    names = tuple(shard.name for shard in card.shards)
-    number = {name: i for i, name in enumerate(names)}
-    return Shards(
-        str(home),
-        audio,
-        names,
-        np.array([clip.samples for clip in clips], np.int64),
-        np.array([number[clip.path] for clip in clips], np.int32),
-        np.array([clip.record for clip in clips], np.int32),
-        np.array([_mark(clip.labels) for clip in clips], np.uint32),
-    )
-
-
 def pieces(length: int, sample_rate: int) -> list[int]:
     """First sample of each piece of a clip, and its end: pieces of equal length, as few as may be."""
     count = max(1, -(-length // int(PIECE * sample_rate)))
@@ -238,67 +183,3 @@ def _coded(samples_N: np.ndarray, rate: int, coding: Coding) -> bytes:
 
 
 _decoder = msgspec.msgpack.Decoder(Record)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shards(Samples):
-    """Clips in shards on this machine."""
-
-    path: str  # of the folder
-    audio: AudioConfig
-    names: tuple[str, ...]  # of the shards
-    lengths: np.ndarray
-    shard_C: np.ndarray  # int32 (clips,), which shard each clip lies in
-    record_C: np.ndarray  # int32 (clips,), its first record there
-    mark_C: np.ndarray  # uint32 (clips,), checksum of its labels: a shard of another preparation may fit in all else
-    bad: tuple[tuple[str, str], ...] = ()  # what could not be used was left out when the shards were written
-    frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
-    _files: _Files = dataclasses.field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "frames", columns(self.lengths, self.audio))
-        object.__setattr__(self, "_files", _Files([f"{self.path}/{name}" for name in self.names]))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.path, self.audio, self.names, self.lengths, self.shard_C, self.record_C, self.mark_C)
-
-    def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
-        """As `Samples.read`.
-
-        Raises:
-          DataError: the shard is damaged, or is another one than its card says.
-        """
-        bounds = pieces(int(self.lengths[index]), self.audio.sample_rate)
-        start, stop = bisect.bisect_right(bounds, first) - 1, bisect.bisect_left(bounds, last)
-        parts, scale, name = [], 1.0, self.names[self.shard_C[index]]
-        for i in range(start, stop):
-            try:
-                content = self._files.read(int(self.shard_C[index]), int(self.record_C[index]) + i)
-                record, samples_N = decode_record(content)
-            except (OSError, RuntimeError, ValueError, IndexError) as error:
-                raise DataError(f"{self.path}/{name}: clip {index} cannot be read ({error}); {AGAIN}") from None
-            found = (len(samples_N), record.piece, _mark(record.labels))
-            if found != (bounds[i + 1] - bounds[i], i, self.mark_C[index]):
-                raise DataError(f"{self.path}/{name}: holds other clips than {CARD} says; {AGAIN}")
-            scale = record.scale
-            parts.append(samples_N[max(0, first - bounds[i]) : last - bounds[i]])
-        return np.concatenate(parts) if len(parts) > 1 else parts[0], scale
-
-
-class _Files:
-    """Open shards, opened when first read; the one longest unread is closed first."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self._open = functools.lru_cache(maxsize=OPEN)(lambda shard: _reader(paths[shard]))
-        self._lock = threading.Lock()
-
-    def read(self, shard: int, record: int) -> bytes:
-        with self._lock:
-            reader = self._open(shard)
-        return bytes(reader.read([record])[0])
-
-
-def _reader(path: str) -> Any:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    return ArrayRecordReader(path, READING)

@@ -13,62 +13,14 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
-from datar_jax.data.prepared import Card
-from datar_jax.filesystem import folders, place
-
-SIDES = ("train", "validation", "test")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Clip:
-    """One labelled sound: a file or a part of one."""
-
-    path: str  # as it is opened
-    name: str  # relative to the data's root, with forward slashes: the same on every machine
-    labels: tuple[int, ...]  # class indices, ascending
-    row: int = 0  # line of the list that names it; 0 when no list does
-    fold: int | None = None
-    split: str | None = None  # one of SIDES
-    start: float = 0.0  # seconds
-    end: float = 0.0  # seconds; 0 means the end of the file
-    group: str = ""  # clips of one group stay on one side; empty: the clip is a group by itself
-    record: int = 0  # in a shard: the first one of this clip
-    samples: int = 0  # in a shard: how many there are; 0 where only decoding tells
-
-
-class Head(NamedTuple):
-    """A question that is answered of every clip, such as which verb and which noun."""
-
-    name: str
-    size: int  # how many classes answer it
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """All clips of a data set in a fixed order."""
-
-    clips: tuple[Clip, ...]
-    labels: tuple[str, ...]  # class names by index
-    folds: tuple[int, ...] = ()  # the folds there are, ascending; empty without folds
-    source: str = ""  # the folder or list that was read
-    notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
-    heads: tuple[Head, ...] = ()  # whose classes follow one another in `labels`; empty: one question over all of them
-    card: Card | None = None  # of prepared data
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def where(self, index: int) -> str:
-        """The clip's name for a person, on one line, with its row when a list names it."""
-        clip = self.clips[index]
-        name = printable(clip.name)
-        return f"{name} (row {clip.row} of {self.source})" if clip.row else name
+from datar_jax.data.dataset import SIDES, Clip, Dataset
+from datar_jax.filesystem import folders, place, printable
+from datar_jax.labels import Head
 
 
 def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
@@ -297,11 +249,6 @@ def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
     left = len(clips) - found
     note = (f"data.group={pattern!r} is not found in {left} of {len(clips)} paths: each is its own group",)
     return dataclasses.replace(dataset, clips=clips, notes=dataset.notes + (note if left else ()))
-
-
-def printable(name: str) -> str:
-    """A name on one line: control characters and what is no UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _nfc(name: str) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datar_jax import metrics
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.data.readers import SIDES, Dataset
+from datar_jax.data.dataset import SIDES, Dataset
+from datar_jax.labels import head_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def check_heads(data: DataConfig, dataset: Dataset) -> None:
         raise ConfigError(f"{dataset.source}: heads of {sizes} classes share out {len(dataset.labels)} classes")
     if data.labels == "multi":
         return
-    for prefix, part in metrics.parts(dataset.heads).items():
+    for prefix, part in head_slices(dataset.heads).items():
         answers = range(len(dataset.labels))[part]
         question = f" of the head {prefix[:-1]!r}" if prefix else ""
         for i, clip in enumerate(dataset.clips):

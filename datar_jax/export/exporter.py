@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from datar_jax.audio.log_mel import reach
+from datar_jax.audio.framing import reach
 from datar_jax.checkpoints.model_info import EXPORT, RUN, Description, ModelError, find_description, write_description
 from datar_jax.checkpoints.pretrained import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
-from datar_jax.checkpoints.safetensors import Form, compress, save_safetensors
+from datar_jax.checkpoints.quantization import Form, compress
+from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
-from datar_jax.models.datar import count_parameters
+from datar_jax.models.flops import count_parameters
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
 

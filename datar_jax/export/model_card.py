@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from datar_jax.audio.log_mel import lead, reach
+from datar_jax.audio.framing import lead, reach
 from datar_jax.checkpoints.model_info import Description
-from datar_jax.training.monitoring.metric_writer import NUMBERS
+from datar_jax.metrics import NUMBERS
 
 UNKNOWN = "not stated"
 SHOWN = 100  # classes that are listed by name

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.extend import core
 
-from datar_jax.checkpoints.safetensors import restore
+from datar_jax.checkpoints.quantization import restore
 from datar_jax.config import Config
 from datar_jax.export.waveform_model import Program
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
-from datar_jax.checkpoints.safetensors import restore
+from datar_jax.checkpoints.quantization import restore
 from datar_jax.export.waveform_model import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -19,12 +19,12 @@ import msgspec
 import numpy as np
 from jax import Array
 
-from datar_jax.audio.log_mel import excerpt_jax, log_mel_jax, reach
+from datar_jax.audio.framing import columns, reach
+from datar_jax.audio.log_mel_jax import excerpt_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
-from datar_jax.data.sources.base import columns
 from datar_jax.models.datar import DATAR
+from datar_jax.models.heads import probabilities
 from datar_jax.training.augment import normalise
-from datar_jax.training.tasks import classification as objective
 
 Program = Callable[[Any, Array, Array, Array], Array]
 
@@ -65,7 +65,7 @@ def waveform_program(
             excerpt_BxW = excerpt_jax(waveform_BxN, length_B, start_B, audio, frames)
             mel_BxFxT = normalise(log_mel_jax(excerpt_BxW, frames_B, audio), mean, std)
         logits_BxS, _ = model.apply({"params": params}, mel_BxFxT, frames_B)
-        return objective.scores(logits_BxS, config.data.labels, heads)
+        return probabilities(logits_BxS, config.data.labels, heads)
 
     return program
 

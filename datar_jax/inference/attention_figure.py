@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from datar_jax.config import AudioConfig
 from datar_jax.inference.attention_maps import BlockInside, Inside
-from datar_jax.metrics import Heads, parts
+from datar_jax.labels import Heads, head_slices
 from datar_jax.plotting import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _draw_timeline(axes: Axes, rows: Sequence[tuple[str, list[Event]]], more: in
 def _draw_scores(axes: Axes, score_S: NDArray[Any], labels: Sequence[str], heads: Heads) -> None:
     """The best classes, of several heads the best of each: a name over each bar."""
     shown = []
-    for prefix, part in parts(heads).items():
+    for prefix, part in head_slices(heads).items():
         classes = np.arange(len(score_S))[part]
         of_each = max(1, BEST // max(1, len(heads)))
         best = classes[np.argsort(-np.asarray(score_S)[classes], kind="stable")[:of_each]]

@@ -20,8 +20,9 @@ from jax import Array
 from numpy.typing import NDArray
 
 from datar_jax.config import ModelConfig
-from datar_jax.models.datar import DATAR, columns
-from datar_jax.models.mixers.deformable import MASKED, counted_keys, near_sound
+from datar_jax.models.datar import DATAR
+from datar_jax.models.mixers.deformable import counted_keys, near_sound
+from datar_jax.ops.masking import MASKED, columns
 from datar_jax.ops.position_bias import position_bias
 from datar_jax.ops.sampling import Grid, exact, hat_weights, sampling_positions
 

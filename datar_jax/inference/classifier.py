@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.decode import AudioError
-from datar_jax.audio.recording import Reads, Recording, measure
+from datar_jax.audio.framing import views
+from datar_jax.audio.recording import Batch, Reads, Recording, measure
 from datar_jax.checkpoints.model_info import Description, ModelError
 from datar_jax.checkpoints.pretrained import ONNX, Saved, read_saved
 from datar_jax.config import AudioConfig
-from datar_jax.data.sources.base import Batch, views
+from datar_jax.models.heads import probabilities
+from datar_jax.models.spec import Task, spectrograms
 from datar_jax.training.augment import normalise
-from datar_jax.training.tasks import classification as objective
-from datar_jax.training.train_step import Task, spectrograms
 
 BATCH = 32  # windows at a time
 
@@ -153,7 +153,7 @@ def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict
     sound = spectrograms(task, batch)
     mel = normalise(sound["mel"], *statistics)
     logits, said = task.model(train=False).apply({"params": params}, mel, sound["frames"])
-    scores = objective.scores(logits, task.config.data.labels, task.heads)
+    scores = probabilities(logits, task.config.data.labels, task.heads)
     return {"scores": scores, "clip": said["features"], "columns": said["columns"]}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax.inference.classifier import Model
-from datar_jax.inference.predict import Failed, Window, through
+from datar_jax.inference.windows import Failed, Window, through
 
 Vectors = NDArray[np.float32]
 

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datar_jax.data.readers import printable
+from datar_jax.filesystem import printable
 from datar_jax.inference.events import Event
-from datar_jax.inference.predict import Failed, Heard
-from datar_jax.metrics import Heads, class_names, parts
+from datar_jax.inference.predict import Heard
+from datar_jax.inference.windows import Failed
+from datar_jax.labels import Heads, class_names, head_slices
 
 BEST = 5  # classes of each head that are told, if nothing else is said
 
@@ -142,7 +143,7 @@ def clock(seconds: float) -> str:
 
 def _best(answer: Heard, heads: Heads, top: int) -> list[int]:
     """The best classes of each head, best first."""
-    of_heads = (range(len(answer.scores_S))[part] for part in parts(heads).values())
+    of_heads = (range(len(answer.scores_S))[part] for part in head_slices(heads).values())
     return [s for of_head in of_heads for s in sorted(of_head, key=lambda s: -answer.scores_S[s])[:top]]
 
 

@@ -9,154 +9,22 @@ G offset groups, N queries, K keys (sampled points), S classes. Maps are `(B, F,
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from datar_jax.config import ModelConfig
-from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
-from datar_jax.models.mixers.deformable import (
-    DeformableAttention,
-    WindowAttention,
-    mask_columns,
-)
+from datar_jax.models.adaptor import InputAdaptor
+from datar_jax.models.layers import DepthwiseConv, DropPath, LayerNorm, Mlp, dense
+from datar_jax.models.mixers.deformable import DeformableAttention
 from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.models.mixers.window import WindowAttention
+from datar_jax.models.stem import Downsample, Stem
 from datar_jax.ops.fusion_barrier import unfused
-
-
-class InputAdaptor(nn.Module):
-    """Adds trainable signal to a map before queries, offsets, keys and values are made from it.
-
-    `signal` is a learned map, resized to the clip; `conv` a depthwise branch of the input. It starts as the identity.
-    The idea is the paper's ("learnable input adaptor"), the two forms are ours.
-    """
-
-    kind: str
-    size: tuple[int, int]
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
-        f, t, c = x_BxFxTxC.shape[1:]
-        out = x_BxFxTxC
-        if self.kind in ("signal", "both"):
-            signal = self.param("signal", nn.initializers.zeros, (*self.size, c))
-            if self.size != (f, t):
-                signal = jax.image.resize(signal, (f, t, c), "linear")
-            out = out + signal.astype(x_BxFxTxC.dtype)
-        if self.kind in ("conv", "both"):
-            branch = DepthwiseConv(identity=True, dtype=self.dtype, name="conv")
-            out = out + branch(mask_columns(x_BxFxTxC, valid_BxT)).astype(x_BxFxTxC.dtype)
-        return out
-
-
-class Mlp(nn.Module):
-    """Two layers with exact GELU; `conv` adds a depthwise residual before it (DAT++)."""
-
-    ratio: int
-    conv: bool
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
-        c = x_BxFxTxC.shape[-1]
-        up = dense(self.ratio * c, self.dtype, "up")(x_BxFxTxC)
-        if self.conv:
-            up = up + DepthwiseConv(dtype=self.dtype, name="conv")(mask_columns(up, valid_BxT))
-        return dense(c, self.dtype, "down")(gelu(up))
-
-
-class Stem(nn.Module):
-    """From spectrogram to a quarter of its resolution: one 4x4 patch, or two 3x3 convolutions.
-
-    What follows is a LayerNorm, to which a bias is what keeps the level of the sound: without one, only the shape of a
-    patch is left. The patch starts with the published bias. The convolutions start with zero, for
-    reasons that are weak (docs/model.md).
-    """
-
-    dim: int
-    kind: str
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array, frames_B: Array | None = None) -> Array:
-        if self.kind == "patch":
-            x_BxFxTxC = _pad_to(x_BxFxTxC, 4)
-            x = nn.Conv(
-                self.dim,
-                (4, 4),
-                4,
-                padding="VALID",
-                dtype=self.dtype,
-                kernel_init=linear_init,
-                bias_init=uniform_init(16 * x_BxFxTxC.shape[-1]),
-                name="project",
-            )(x_BxFxTxC)
-            return LayerNorm(self.dtype, name="norm")(x)
-        x = x_BxFxTxC
-        for i, width in enumerate((self.dim // 2, self.dim)):
-            if i:
-                x = mask_columns(gelu(x), columns(frames_B, x.shape[2], 1))
-            x = nn.Conv(width, (3, 3), 2, padding=1, dtype=self.dtype, kernel_init=linear_init, name=f"project_{i}")(x)
-            x = LayerNorm(self.dtype, name=f"norm_{i}")(x)
-        return x
-
-
-class Downsample(nn.Module):
-    """Halves the resolution and widens: convolution 2x2 (or 3x3 with the convolutional stem), no bias, LayerNorm."""
-
-    dim: int
-    kind: str
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array) -> Array:
-        if self.kind == "patch":
-            x_BxFxTxC, size, padding = _pad_to(x_BxFxTxC, 2), (2, 2), 0
-        else:
-            size, padding = (3, 3), 1
-        project = nn.Conv(
-            self.dim,
-            size,
-            2,
-            padding=padding,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=linear_init,
-            name="project",
-        )
-        return LayerNorm(self.dtype, name="norm")(project(x_BxFxTxC))
-
-
-def _pad_to(x_BxFxTxC: Array, multiple: int) -> Array:
-    f, t = (-n % multiple for n in x_BxFxTxC.shape[1:3])
-    return jnp.pad(x_BxFxTxC, ((0, 0), (0, f), (0, t), (0, 0))) if f or t else x_BxFxTxC
-
-
-def columns(frames_B: Array | None, width: int, halvings: int) -> Array | None:
-    """Which of `width` columns hold sound after so many halvings of `frames_B` frames, `(B, T)` bool."""
-    if frames_B is None:
-        return None
-    return 2**halvings * jnp.arange(width) < frames_B[:, None]
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual per example, scales what is kept (Huang et al., 2016)."""
-
-    rate: float
-    train: bool
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array) -> Array:
-        if not self.train or self.rate == 0:
-            return x_BxFxTxC
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x_BxFxTxC.shape[0], 1, 1, 1))
-        return jnp.where(keep, x_BxFxTxC / (1 - self.rate), 0).astype(x_BxFxTxC.dtype)
+from datar_jax.ops.masking import columns, mask_columns
 
 
 class Block(nn.Module):
@@ -279,8 +147,3 @@ class DATAR(nn.Module):
         features_BxC = nn.Dropout(config.dropout, deterministic=not self.train, name="dropout")(pooled_BxC)
         logits_BxS = dense(self.classes, wide, "head")(features_BxC)
         return logits_BxS, {"features": pooled_BxC, "columns": x.mean(1), "stages": stages}
-
-
-def count_parameters(params: Any) -> int:
-    """Number of trainable values."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

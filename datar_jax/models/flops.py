@@ -65,3 +65,8 @@ def _inner(params: dict[str, Any]) -> Any:
                 yield item.jaxpr
             elif isinstance(item, core.Jaxpr):
                 yield item
+
+
+def count_parameters(params: Any) -> int:
+    """Number of trainable values."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax import metrics
-from datar_jax.data.readers import Dataset, printable
+from datar_jax.data.dataset import Dataset
+from datar_jax.filesystem import printable
+from datar_jax.labels import Labels, head_slices
 from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten
 
 DRAWN = 20  # clips in the picture
@@ -48,7 +50,7 @@ def hardest(
     clips_N: NDArray[np.int64],
     score_NxS: NDArray[np.float64],
     target_NxS: NDArray[np.float64],
-    labels: metrics.Labels,
+    labels: Labels,
 ) -> list[Answer]:
     """All clips, the one with the highest loss first.
 
@@ -61,7 +63,7 @@ def hardest(
     """
     if labels == "single":
         taken_NxS = np.zeros(score_NxS.shape, bool)
-        for part in metrics.parts(dataset.heads).values():
+        for part in head_slices(dataset.heads).values():
             np.put_along_axis(taken_NxS[:, part], score_NxS[:, part].argmax(1)[:, None], True, 1)
     else:
         taken_NxS = score_NxS > 0.5

@@ -10,11 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import eval_batches
-from datar_jax.data.readers import Dataset
 from datar_jax.data.sources.base import Store
+from datar_jax.models.spec import Task
 from datar_jax.training.sharding import batch_sharding
-from datar_jax.training.train_step import Task, jit_eval_step
+from datar_jax.training.train_step import jit_eval_step
 
 
 class TrainingError(RuntimeError):

@@ -19,23 +19,25 @@ from rich.table import Table
 from rich.text import Text
 
 from datar_jax import metrics
-from datar_jax.checkpoints.model_info import Description, write_json
+from datar_jax.checkpoints.model_info import Description
 from datar_jax.checkpoints.pretrained import Saved
 from datar_jax.config import Config, ConfigError
-from datar_jax.data.readers import Dataset, Head, read_dataset
+from datar_jax.data.dataset import Dataset
+from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
+from datar_jax.filesystem import write_json
+from datar_jax.labels import Head, Labels, class_names, head_slices
+from datar_jax.models.spec import Task
 from datar_jax.training.error_analysis import hardest, hardest_csv, hardest_png
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.input_pipeline import open_store
 from datar_jax.training.monitoring.metric_writer import Row
 from datar_jax.training.plots import confusion_png
 from datar_jax.training.sharding import make_mesh
-from datar_jax.training.train_step import Task
 
 Side = Literal["train", "validation", "test", "all"]
 Array = NDArray[np.float64]
-Labels = metrics.Labels
 
 SHOWN = 60  # classes that a terminal is told of; classes.csv has all
 
@@ -105,7 +107,7 @@ def draw_answers(
     hardest_csv(folder / "hardest.csv", answers)
     hardest_png(folder / "hardest.png", answers)
     if labels == "single":
-        for prefix, part in metrics.parts(dataset.heads).items():
+        for prefix, part in head_slices(dataset.heads).items():
             matrix = metrics.confusion(score_NxS[:, part], target_NxS[:, part])
             confusion_png(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
 
@@ -116,9 +118,9 @@ def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
     Raises:
       ConfigError: classes that the model has not.
     """
-    known = metrics.class_names(model.labels, tuple(model.heads.items()))
+    known = class_names(model.labels, tuple(model.heads.items()))
     there = {name: i for i, name in enumerate(known)}
-    asked = metrics.class_names(dataset.labels, dataset.heads)
+    asked = class_names(dataset.labels, dataset.heads)
     if strange := [name for name in asked if name not in there]:
         more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
         raise ConfigError(
@@ -149,7 +151,7 @@ def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str)
     precision and the area under its ROC.
     """
     rows: list[Row] = []
-    for prefix, part in metrics.parts(dataset.heads).items():
+    for prefix, part in head_slices(dataset.heads).items():
         score, target = score_NxS[:, part], target_NxS[:, part]
         matrix = metrics.confusion(score, target)
         for s, label in enumerate(dataset.labels[part]):

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util as tree
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from datar_jax import __version__
 from datar_jax.checkpoints.model_info import RUN, Description, ModelError, read_description
 from datar_jax.checkpoints.pretrained import Saved, read_saved
-from datar_jax.checkpoints.transfer import started, transfer
+from datar_jax.checkpoints.transfer import Transfer, transfer
 from datar_jax.config import Config, ConfigError
-from datar_jax.data.readers import Dataset
+from datar_jax.data.dataset import Dataset
 from datar_jax.data.splits import Split
 from datar_jax.training.train_step import TrainState
 
@@ -90,3 +93,23 @@ def provenance(
 def told_of(source: Saved | None) -> dict[str, Any] | None:
     """What a model tells of the one that it started from."""
     return {"from": source.source, **source.description.provenance} if source else None
+
+
+def started(state: TrainState, params: Any, given: Transfer) -> TrainState:
+    """A fresh state that has what was transferred: weights and, where there is one, their average."""
+    old = tree.flatten_dict(params, sep="/")
+
+    def put(name: str, leaf: jax.Array) -> jax.Array:
+        if name in given.values:
+            value = given.values[name].astype(leaf.dtype)
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: value[part])
+        known = np.flatnonzero(given.classes >= 0)
+        if name.startswith("head/") and name in old and known.size:
+            columns = np.asarray(old[name])[..., given.classes[known]].astype(leaf.dtype)
+            return jax.jit(lambda x: x.at[..., known].set(columns), out_shardings=leaf.sharding)(leaf)
+        return leaf
+
+    moved = {name: put(name, leaf) for name, leaf in tree.flatten_dict(state.params, sep="/").items()}
+    new = tree.unflatten_dict(moved, sep="/")
+    ema = jax.tree.map(jnp.copy, new) if state.ema else state.ema
+    return TrainState(state.step, new, ema, state.opt_state, state.skipped, state.statistics)

@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from datar_jax.config import Config
+from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches, train_batches
-from datar_jax.data.prepared import open_shards, read_statistics
-from datar_jax.data.readers import Dataset
+from datar_jax.data.prepared import read_statistics
+from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import Store, report_bad, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.data.splits import Split, check_classes
 from datar_jax.filesystem import place
+from datar_jax.models.spec import Task
 from datar_jax.training.distributed import wait_for_all
-from datar_jax.training.train_step import Task
 
 SOME = 2048  # clips of prepared data that statistics are taken of, for a front end that they were not prepared for
 

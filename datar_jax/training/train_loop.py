@@ -23,16 +23,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from datar_jax import metrics
+from datar_jax.audio.recording import Batch
 from datar_jax.checkpoints.manager import Checkpoints
 from datar_jax.data.loader import TrainBatches
-from datar_jax.data.sources.base import Batch
+from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
 from datar_jax.training.input_pipeline import Material
 from datar_jax.training.monitoring.metric_writer import Report
 from datar_jax.training.monitoring.nan_debug import diagnose
-from datar_jax.training.monitoring.throughput import Speed, Trace, Watch
+from datar_jax.training.monitoring.profiler import Trace
+from datar_jax.training.monitoring.throughput import Speed
+from datar_jax.training.monitoring.watchdog import Watch
 from datar_jax.training.sharding import batch_sharding
-from datar_jax.training.train_step import Task, TrainState, init_state, jit_train_step
+from datar_jax.training.train_step import TrainState, init_state, jit_train_step
 
 FIRST = 30  # times longer may a first step last: it holds compilation
 IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -13,9 +12,9 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
-from datar_jax.audio.log_mel import excerpt_size, log_mel_jax
-from datar_jax.config import Config
-from datar_jax.models.datar import DATAR
+from datar_jax.audio.framing import excerpt_size
+from datar_jax.models.heads import probabilities
+from datar_jax.models.spec import Task, spectrograms
 from datar_jax.training.augment import Batch, augment, normalise
 from datar_jax.training.optimizer import optimiser, rates, schedule
 from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
@@ -36,23 +35,6 @@ class TrainState:
     opt_state: Any
     skipped: Array
     statistics: Array
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a step is compiled for: settings and sizes. Folds of a cross-validation share one."""
-
-    config: Config
-    classes: int
-    frames: int  # of the window
-    steps: int  # of the whole run
-    heads: tuple[int, ...] = ()  # classes of each head; none: one head has all
-
-    def model(self, train: bool) -> DATAR:
-        """The network, for training or for use."""
-        config = self.config
-        dtype = jnp.dtype(config.model.dtype).type
-        return DATAR(config.model, self.classes, config.audio.mels, self.frames, train, dtype)
 
 
 def batch_shapes(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -140,15 +122,6 @@ def draw(task: Task, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
         return augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics), drop_key
 
 
-def spectrograms(task: Task, batch: Batch) -> Batch:
-    """`mel` `(B, F, T)` in decibels and `frames` of a batch: as they came, or computed here from its samples."""
-    if task.config.audio.frontend == "host":
-        return {"mel": batch["mel"], "frames": batch["frames"]}
-    with jax.named_scope("front_end"):
-        samples_BxN = batch["samples"].astype(jnp.float32) * batch["scale"][:, None]
-        return {"mel": log_mel_jax(samples_BxN, batch["frames"], task.config.audio), "frames": batch["frames"]}
-
-
 def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
     """Mean loss over the batch and its gradient, in `accumulate` micro-batches."""
     config = task.config
@@ -184,7 +157,7 @@ def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array
     sound = spectrograms(task, batch)
     mel = normalise(sound["mel"], *statistics)
     logits, _ = task.model(train=False).apply({"params": params}, mel, sound["frames"])
-    return objective.scores(logits, task.config.data.labels, task.heads)
+    return probabilities(logits, task.config.data.labels, task.heads)
 
 
 @cache

@@ -5,12 +5,10 @@ A work directory belongs to one configuration. With `data.fold=0` it holds one f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import msgspec
@@ -20,37 +18,25 @@ from rich.console import Console
 
 from datar_jax import metrics
 from datar_jax.checkpoints.manager import Checkpoints
-from datar_jax.checkpoints.model_info import RUN, Description, write_description, write_json
+from datar_jax.checkpoints.model_info import RUN, Description, write_description
 from datar_jax.checkpoints.pretrained import Saved
 from datar_jax.config import Config, ConfigError, check_windows
-from datar_jax.config.loader import from_dict
-from datar_jax.data.readers import Dataset, read_dataset
+from datar_jax.data.dataset import Dataset
+from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import Store, default_window
 from datar_jax.data.splits import Split, check_heads, split
-from datar_jax.models.datar import count_parameters
-from datar_jax.models.flops import macs_per_clip
+from datar_jax.models.flops import count_parameters, macs_per_clip
+from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.evaluate import draw_answers
 from datar_jax.training.finetune import begin_from, begun, provenance, read_source, told_of
 from datar_jax.training.input_pipeline import Material, normalisation, open_store, usable_split
-from datar_jax.training.monitoring.metric_writer import Quiet, Report, Row, make_console, read_rows, show_result
+from datar_jax.training.monitoring.console import make_console, show_result
+from datar_jax.training.monitoring.metric_writer import Quiet, Report, Row, read_rows
 from datar_jax.training.plots import curves_png
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_loop import fit
-from datar_jax.training.train_step import Task
-
-# What may differ between two calls on one work directory: where things lie and how they are read and shown.
-MOVABLE = (
-    *("data.root", "data.cache", "data.workers", "data.threads"),
-    *(
-        "train.checkpoint_every",
-        "train.log_every",
-        "train.max_skipped",
-        "train.stall_seconds",
-        "mesh.data",
-        "mesh.fsdp",
-    ),
-)
+from datar_jax.training.workdir import check_workdir, write_on_first_process
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     splits = {fold: split(dataset, config.data, fold) for fold in folds}
     for note in dict.fromkeys([*dataset.notes, *(note for each in splits.values() for note in each.notes)]):
         console.print(note, markup=False, soft_wrap=True)
-    _claim(config, workdir)
+    check_workdir(config, workdir)
     crossed = config.data.fold == 0
     folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in folds}
     source = cache(partial(read_source, config))
@@ -107,7 +93,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
             {**row, "fold": fold} for fold in folds for row in read_rows(workdir / f"fold_{fold}" / "metrics.jsonl")[0]
         ]
         _draw(workdir, dataset, rows, done, config)
-        _write(workdir / "result.json", result)
+        write_on_first_process(workdir / "result.json", result)
     show_result(console, result, workdir)
     return result
 
@@ -138,43 +124,6 @@ def _resolve(config: Config, dataset: Dataset) -> Config:
     check_heads(config.data, dataset)
     model = msgspec.structs.replace(config.model, classes=classes)
     return msgspec.structs.replace(config, model=model)
-
-
-def _claim(config: Config, workdir: Path) -> None:
-    """Writes the resolved configuration, or refuses a directory that belongs to another one."""
-    path = workdir / "config.json"
-    tree = msgspec.to_builtins(config)
-    if path.exists():
-        try:
-            before = _flat(_completed(json.loads(path.read_text(encoding="utf-8"))))
-        except json.JSONDecodeError:
-            raise ConfigError(f"{path}: not readable as JSON; delete it, or give another --workdir") from None
-        now = _flat(json.loads(msgspec.json.encode(tree)))
-        for field in sorted(set(before) | set(now)):
-            if field not in MOVABLE and before.get(field) != now.get(field):
-                raise ConfigError(
-                    f"{field}={now.get(field)!r}: {workdir} holds a run with {field}={before.get(field)!r}; "
-                    "give that value to continue it, or another --workdir"
-                )
-    try:
-        _write(path, tree)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}); give another one") from None
-
-
-def _completed(tree: Any) -> dict[str, Any]:
-    """A configuration as stored, with what fields have become that it had not yet."""
-    try:
-        return dict(json.loads(msgspec.json.encode(from_dict(tree))))
-    except ConfigError:
-        return dict(tree)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return out
 
 
 def _run_split(
@@ -245,7 +194,7 @@ def _run_split(
         checkpoints.close()
     done = Scores(each.test, score, target, result)
     _draw(folder, dataset, rows, [done], config)
-    _write(folder / "result.json", result)
+    write_on_first_process(folder / "result.json", result)
     return done
 
 
@@ -274,9 +223,3 @@ def _summarise(results: list[Row], folds: list[int], headline: str) -> Row:
         f"{headline}_std": float(np.std(judged, ddof=1)) if len(judged) > 1 else 0.0,
         "folds": [{"fold": fold, **each} for fold, each in zip(folds, results)],
     }
-
-
-def _write(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all; one process writes for all."""
-    if not jax.process_index():
-        write_json(path, value)

@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.audio import log_mel as logmel
-from datar_jax.audio.log_mel import (
-    excerpt,
-    excerpt_bounds,
-    excerpt_size,
-    log_mel,
-    log_mel_excerpt,
-    log_mel_jax,
-    mel_basis,
-)
+from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size
+from datar_jax.audio.log_mel import log_mel, log_mel_excerpt, mel_basis
+from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import AudioConfig
 
 FRONT_ENDS = (

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from datar_jax.audio import decode as audio_room
 from datar_jax.audio import recording
 from datar_jax.audio.decode import AudioError, decode
-from datar_jax.audio.log_mel import lead, log_mel, reach
+from datar_jax.audio.framing import lead, reach, views
+from datar_jax.audio.log_mel import log_mel
 from datar_jax.audio.recording import measure, plan_windows
 from datar_jax.config import AudioConfig
-from datar_jax.data.readers import Clip, Dataset
-from datar_jax.data.sources.base import views
+from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.feature_cache import prepare
 from tests.audio.test_decode import broken, sound
 

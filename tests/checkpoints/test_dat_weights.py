@@ -14,11 +14,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from datar_jax.checkpoints import dat_names
 from datar_jax.checkpoints import dat_weights as dat
 from datar_jax.checkpoints.dat_weights import fold_channels, read_official
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.config import MODELS, ModelConfig
-from datar_jax.models.datar import DATAR, Stem
+from datar_jax.models.datar import DATAR
+from datar_jax.models.stem import Stem
 from tests.checkpoints.test_torch_file import table, tensor, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -257,7 +259,7 @@ def test_the_published_sizes() -> None:
         shapes = official_shapes(config, (224, 224), 1000, buffers=False)
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
         params = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-        official = dat._infer(dat.to_ours(params, dat.model_paths(params)), params.keys())
+        official = dat._infer(dat_names.to_ours(params, dat_names.model_paths(params)), params.keys())
         assert official.size == (224, 224) and official.config.groups == config.groups
 
 

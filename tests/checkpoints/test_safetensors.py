@@ -14,15 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.checkpoints.safetensors import (
-    Quantised,
-    compress,
-    load_safetensors,
-    quantise,
-    read_metadata,
-    restore,
-    save_safetensors,
-)
+from datar_jax.checkpoints.quantization import Quantised, compress, quantise, restore
+from datar_jax.checkpoints.safetensors import load_safetensors, read_metadata, save_safetensors
 
 
 def parameters(seed: int = 0) -> Any:

@@ -14,9 +14,11 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.checkpoints.model_info import Description
-from datar_jax.checkpoints.transfer import started, transfer
+from datar_jax.checkpoints.transfer import transfer
+from datar_jax.models.spec import Task
+from datar_jax.training.finetune import started
 from datar_jax.training.optimizer import optimiser, rates
-from datar_jax.training.train_step import Task, TrainState, abstract_state, train_step
+from datar_jax.training.train_step import TrainState, abstract_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

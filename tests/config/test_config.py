@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from datar_jax import config as c
 from datar_jax.config import loader as settings
+from datar_jax.models.spec import Task
 from datar_jax.training.sharding import make_mesh, state_shardings
-from datar_jax.training.train_step import Task, abstract_state, batch_shapes, train_step
+from datar_jax.training.train_step import abstract_state, batch_shapes, train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
 GROUPS = {name: type(getattr(c.Config(), name)) for name in c.Config.__struct_fields__}

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datar_jax.audio.framing import views
 from datar_jax.config import DataConfig
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.base import DataError, views
+from datar_jax.data.sources.base import DataError
 from datar_jax.data.sources.feature_cache import prepare
 from tests.data.sources.test_feature_cache import marked
 from tests.data.test_readers import AUDIO, folder_of

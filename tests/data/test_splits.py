@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.data.readers import Clip, Dataset, read_dataset
+from datar_jax.data.dataset import Clip, Dataset
+from datar_jax.data.readers import read_dataset
 from datar_jax.data.splits import check_classes, split
 from tests.data.test_readers import folder_of, table_of
 

@@ -23,9 +23,11 @@ from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
 from datar_jax.checkpoints.model_info import read_description
 from datar_jax.compilation_cache import keep_compiled
 from datar_jax.config import ConfigError, DataConfig
+from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
-from datar_jax.data.readers import Dataset, Head, read_dataset
+from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic import render
+from datar_jax.labels import Head
 from datar_jax.training import train_loop as loop
 from datar_jax.training import trainer as run
 
@@ -348,7 +350,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
-    run._claim(run._resolve(config, read_dataset(config.data)), workdir)
+    workdir.check_workdir(run._resolve(config, read_dataset(config.data)), workdir)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2
     assert "optim.learning_rate=0.5" in capsys.readouterr().err

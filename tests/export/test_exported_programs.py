@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.audio.log_mel import excerpt, excerpt_jax, lead, log_mel, reach
-from datar_jax.checkpoints.safetensors import compress, restore
-from datar_jax.data.sources.base import columns
+from datar_jax.audio.framing import columns, excerpt, lead, reach
+from datar_jax.audio.log_mel import log_mel
+from datar_jax.audio.log_mel_jax import excerpt_jax
+from datar_jax.checkpoints.quantization import compress, restore
 from datar_jax.export.onnx import _pad, for_onnx, to_onnx
 from datar_jax.export.stablehlo import from_stablehlo, to_stablehlo
 from datar_jax.export.waveform_model import columns_jax, waveform_program
-from datar_jax.training.train_step import Task, eval_step
+from datar_jax.models.spec import Task
+from datar_jax.training.train_step import eval_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

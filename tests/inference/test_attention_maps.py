@@ -12,8 +12,10 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.inference.attention_maps import attention_weights, first_centre, inspect
-from datar_jax.models.datar import DATAR, Downsample, Stem
-from datar_jax.models.mixers.deformable import MASKED, DeformableAttention, counted_keys, near_sound
+from datar_jax.models.datar import DATAR
+from datar_jax.models.mixers.deformable import DeformableAttention, counted_keys, near_sound
+from datar_jax.models.stem import Downsample, Stem
+from datar_jax.ops.masking import MASKED
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

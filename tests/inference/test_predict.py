@@ -16,8 +16,9 @@ from datar_jax.data.loader import eval_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.inference.events import Rules
-from datar_jax.inference.predict import Failed, Heard, listen, sounds, through
-from datar_jax.metrics import class_names
+from datar_jax.inference.predict import Heard, listen
+from datar_jax.inference.windows import Failed, sounds, through
+from datar_jax.labels import class_names
 from tests.audio.test_decode import sound
 
 AUDIO = AudioConfig(mels=32, hop_ms=20.0)

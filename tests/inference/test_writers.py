@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from datar_jax.inference.events import Event
-from datar_jax.inference.predict import Failed, Heard
+from datar_jax.inference.predict import Heard
+from datar_jax.inference.windows import Failed
 from datar_jax.inference.writers import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
 
 LABELS = ("dog, barking", 'a "bell"\tand\nmore', "Vögel")

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.models.datar import DATAR, DropPath, InputAdaptor, columns, count_parameters
+from datar_jax.models.adaptor import InputAdaptor
+from datar_jax.models.datar import DATAR
+from datar_jax.models.flops import count_parameters
+from datar_jax.models.layers import DropPath
+from datar_jax.ops.masking import columns
 from datar_jax.training.optimizer import decay_mask
 from datar_jax.training.sharding import make_mesh, state_shardings
 

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datar_jax.checkpoints.dat_weights import MIXER, MLP, model_paths, path_in, to_ours
+from datar_jax.checkpoints.dat_names import MIXER, MLP, model_paths, path_in, to_ours
 from datar_jax.config import ModelConfig
-from datar_jax.models.datar import DATAR, Mlp
-from datar_jax.models.layers import LayerNorm
-from datar_jax.models.mixers.deformable import DeformableAttention, WindowAttention
+from datar_jax.models.datar import DATAR
+from datar_jax.models.layers import LayerNorm, Mlp
+from datar_jax.models.mixers.deformable import DeformableAttention
 from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.models.mixers.window import WindowAttention
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

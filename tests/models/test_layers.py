@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from jax.scipy.stats import norm
 
 from datar_jax.models.flops import macs
-from datar_jax.models.layers import EPSILON, LayerNorm, dense, gelu, layer_norm
+from datar_jax.models.layers import LayerNorm, dense
+from datar_jax.ops.activations import gelu
+from datar_jax.ops.layer_norm import EPSILON, layer_norm
 
 
 def rows(seed: int, shape: tuple[int, ...], level: float, spread: float) -> tuple[np.ndarray, ...]:

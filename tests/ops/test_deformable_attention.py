@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datar_jax.models.mixers.deformable import MASKED
 from datar_jax.ops import deformable_attention as rowwise
 from datar_jax.ops.deformable_attention import attend_rowwise
+from datar_jax.ops.masking import MASKED
 from datar_jax.ops.position_bias import BiasNetwork, position_bias
 from datar_jax.ops.sampling import query_points
 from tests.models.mixers.test_deformable import weigh

@@ -17,10 +17,11 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.models.mixers import deformable as attention
+from datar_jax.models.spec import Task
 from datar_jax.ops import deformable_attention as rowwise
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.training.sharding import batch_sharding, make_mesh, replicated, state_shardings
-from datar_jax.training.train_step import Task, abstract_state, jit_eval_step, jit_train_step
+from datar_jax.training.train_step import abstract_state, jit_eval_step, jit_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

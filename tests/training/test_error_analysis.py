@@ -10,7 +10,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from datar_jax.data.readers import Clip, Dataset, Head
+from datar_jax.data.dataset import Clip, Dataset
+from datar_jax.labels import Head
 from datar_jax.training import error_analysis as page
 from datar_jax.training.error_analysis import hardest, hardest_csv, hardest_png
 

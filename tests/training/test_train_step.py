@@ -20,11 +20,12 @@ from jax.sharding import PartitionSpec as P
 
 from datar_jax import config as c
 from datar_jax.config import ConfigError, OptimConfig
+from datar_jax.models.spec import Task
 from datar_jax.training import sharding
 from datar_jax.training.augment import normalise
 from datar_jax.training.optimizer import decay_mask, optimiser, schedule
 from datar_jax.training.sharding import make_mesh, replicated, state_shardings
-from datar_jax.training.train_step import Task, TrainState, abstract_state, init_state, jit_eval_step, jit_train_step
+from datar_jax.training.train_step import TrainState, abstract_state, init_state, jit_eval_step, jit_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

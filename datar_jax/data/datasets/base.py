@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datar_jax.data.prepare.download import Download
-
 
 @dataclass(frozen=True)
 class Naming:
@@ -95,3 +93,13 @@ class Corpus:
     terms: str  # under which licence the lists and the sounds are published, one line
     sample_rate: int = 16_000  # Hz that it is prepared at unless told otherwise
     downloads: tuple[Download, ...] = ()  # what `--fetch` gets; empty where there is no one place
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file on the network and how its content is known."""
+
+    url: str
+    name: str  # of the file that it is kept as
+    sha256: str  # of its bytes; empty where its publisher packs it anew for everybody
+    size: int  # bytes, about, for a person who waits; 0 if unknown

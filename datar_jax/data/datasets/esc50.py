@@ -6,8 +6,7 @@ from pathlib import Path
 
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import LeftOut, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
-from datar_jax.data.prepare.download import Download
+from datar_jax.data.datasets.base import Corpus, Download, Head, Listing, Naming, Segment
 
 NAMING = Naming(cut=("{id}", "{recording}"))  # the second without the target, as in the first release
 

@@ -8,8 +8,7 @@ from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import lines
 from datar_jax.data.datasets.annotations import LeftOut, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
-from datar_jax.data.prepare.download import Download
+from datar_jax.data.datasets.base import Corpus, Download, Head, Listing, Naming, Segment
 
 CLASSES = 35
 NAMING = Naming(cut=("{id}",))  # with its folder: a speaker's file has the same name for every word

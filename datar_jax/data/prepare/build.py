@@ -8,60 +8,32 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import fcntl
 import functools
 import hashlib
-import io
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from datar_jax.config import ConfigError
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets.base import Corpus, Listing, Segment
+from datar_jax.data.datasets.base import Corpus
 from datar_jax.data.prepare.encode import Cooked, Recipe, cook, cook_all
-from datar_jax.data.prepare.match_files import File, find
-from datar_jax.data.prepared import Card, Questions, Shard, Statistics, Sums
+from datar_jax.data.prepare.manifest import write_manifest
+from datar_jax.data.prepare.match_files import find
+from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan, plan_shards, shard_key
+from datar_jax.data.prepared import Card, Shard, Sums
 from datar_jax.filesystem import Place
 
 PARTS = "parts"  # folder of what is known of each finished shard
 WRITING = ".writing-"  # how the folder of a shard that is being written begins
 
 Progress = Callable[[int, int], None]
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of a clip whose file was found."""
-
-    record: int = 0  # its first, in its shard
-    samples: int = 0
-    reason: str = ""  # why it is unreadable
-
-
-class Part(msgspec.Struct, frozen=True):
-    """A finished shard, and what it was made of."""
-
-    key: str
-    shard: Shard
-    outcomes: tuple[Outcome, ...]
-    sums: dict[str, Sums]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A shard to be: the segments in it, and where each one's sound lies."""
-
-    name: str
-    segments: tuple[Segment, ...]
-    files: tuple[File, ...]
 
 
 def prepare(
@@ -94,35 +66,16 @@ def prepare(
     for note in listing.notes:
         tell(note)
     found = find(listing, audio, tell)
-    plans = _plans(listing, found, recipe.shard_clips)
+    plans = plan_shards(listing, found, recipe.shard_clips)
     with _alone(out):
         _refuse_others(name, out)
         done = _finished(out, plans, recipe)
         if len(done) < len(plans):
             (out / shards.CARD).remove()  # what lies there is no whole data set from here on
         _write_shards([plan for plan in plans if plan.name not in done], audio, out, recipe, done, progress, plans)
-        card = _finish(name, corpus, listing, found, plans, done, out, recipe, tell)
+        card = write_manifest(name, corpus, listing, found, plans, done, out, recipe, tell)
         _remove_former(out, plans, tell)
         return card
-
-
-def _plans(listing: Listing, found: list[File | None], shard_clips: int) -> list[Plan]:
-    """Shards of equally many listed clips, each of one side, in the order of the lists.
-
-    Clips that are missing count, so that one that turns up later changes its own shard only.
-    """
-    sides: dict[str, list[tuple[Segment, File | None]]] = collections.defaultdict(list)
-    for segment, file in zip(listing.segments, found):
-        sides[segment.side or "clips"].append((segment, file))
-    plans = []
-    for side, members in sides.items():
-        count = -(-len(members) // shard_clips)
-        for i in range(count):
-            there = [(segment, file) for segment, file in members[i * shard_clips : (i + 1) * shard_clips] if file]
-            if there:
-                segments, files = zip(*there)
-                plans.append(Plan(f"{side}-{i:05d}-of-{count:05d}.array_record", segments, files))
-    return plans
 
 
 # Writing
@@ -173,19 +126,9 @@ def _finished(out: Place, plans: list[Plan], recipe: Recipe) -> dict[str, Part]:
     for plan in plans:
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             part = msgspec.json.decode((out / PARTS / f"{plan.name}.json").read(), type=Part)
-            if part.key == _key(plan, recipe) and (out / plan.name).size() == (part.shard.size or -1):
+            if part.key == shard_key(plan, recipe) and (out / plan.name).size() == (part.shard.size or -1):
                 done[plan.name] = part
     return done
-
-
-def _key(plan: Plan, recipe: Recipe) -> str:
-    """Names what a shard is made of."""
-    made_of = (shards.FORMAT, shards.PIECE, recipe.audio, recipe.coding)
-    digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)
-    for segment, file in zip(plan.segments, plan.files):
-        about = (segment.id, segment.labels, segment.side, segment.fold, segment.start, segment.end, file)
-        digest.update(repr(about).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
 
 
 def _write_shards(
@@ -245,77 +188,10 @@ def _write_shard(plan: Plan, cooked: Iterable[Cooked | str], out: Place, recipe:
             (out / plan.name).take(path)
         else:
             (out / plan.name).remove()  # one that was there before, of sounds that could be used then
-    return Part(_key(plan, recipe), shard, tuple(outcomes), dict(sums))
+    return Part(shard_key(plan, recipe), shard, tuple(outcomes), dict(sums))
 
 
 # Finishing
-
-
-def _finish(
-    name: str,
-    corpus: Corpus,
-    listing: Listing,
-    found: list[File | None],
-    plans: list[Plan],
-    done: dict[str, Part],
-    out: Place,
-    recipe: Recipe,
-    tell: Callable[[str], None],
-) -> Card:
-    """Manifest, statistics and, last, the card."""
-    where = {
-        segment.id: (plan.name, outcome)
-        for plan in plans
-        for segment, outcome in zip(plan.segments, done[plan.name].outcomes)
-    }
-    rows, counts, clips = [], collections.Counter[str](), hashlib.sha256()
-    for segment, file in zip(listing.segments, found):
-        shard, outcome = where.get(segment.id, ("", Outcome(reason="no file of its name")))
-        status = shards.MISSING if file is None else shards.UNREADABLE if outcome.reason else shards.HERE
-        counts[status] += 1
-        labels = " ".join(map(str, segment.labels))
-        about = (segment.id, labels, segment.side or "", segment.fold or "")
-        if status == shards.HERE:
-            clips.update(repr(about).encode())
-        at = (shard, outcome.record, outcome.samples) if status == shards.HERE else ("", "", "")
-        rows.append((*about, status, outcome.reason, file.name if file else "", *at, segment.source, segment.row))
-    if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
-        first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
-        if not counts[shards.HERE]:
-            raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
-        tell(f"{len(unreadable):,} clips cannot be used; {first}")
-    sides = {row[2] for row in rows if row[4] == shards.HERE}
-    if lacking := [side for side in ("train", "test") if not {side, ""} & sides]:
-        tell(f"no {' and no '.join(lacking)} clip is here: a run needs one")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(shards.MANIFEST_COLUMNS)
-    writer.writerows(rows)
-    (out / shards.MANIFEST).write(text.getvalue().encode("utf-8", "surrogateescape"))
-    sums: dict[str, Sums] = collections.defaultdict(Sums)
-    for plan in plans:
-        for part, each in done[plan.name].sums.items():
-            sums[part] += each
-    (out / shards.STATISTICS).write(_json(Statistics(recipe.audio, dict(sums))))
-    card = Card(
-        format=shards.FORMAT,
-        corpus=name,
-        title=corpus.title,
-        terms=corpus.terms,
-        labels=listing.labels,
-        heads=tuple(Questions(head.name, head.classes) for head in listing.heads),
-        sample_rate=recipe.audio.sample_rate,
-        coding=recipe.coding,
-        listed=len(rows),
-        here=counts[shards.HERE],
-        missing=counts[shards.MISSING],
-        unreadable=counts[shards.UNREADABLE],
-        clips_sha256=clips.hexdigest(),
-        lists={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in listing.lists},
-        shards=tuple(done[plan.name].shard for plan in plans if done[plan.name].shard.records),
-    )
-    (out / shards.CARD).write(_json(card))
-    return card
 
 
 def _remove_former(out: Place, plans: list[Plan], tell: Callable[[str], None]) -> None:
@@ -327,7 +203,3 @@ def _remove_former(out: Place, plans: list[Plan], tell: Callable[[str], None]) -
         (out / PARTS / name).remove()
     if former:
         tell(f"{len(former)} shards of an earlier preparation are taken away, the first: {former[0][:-5]}")
-
-
-def _json(value: Any) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

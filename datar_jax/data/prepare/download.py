@@ -30,6 +30,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from datar_jax.data.datasets.base import Download
+
 TIMEOUT = 30.0  # seconds in which a server has to say something
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)  # seconds before each further try
 SLOWEST = 1000  # bytes a second; what stays below it over two timeouts is taken for broken
@@ -45,16 +47,6 @@ class FetchError(ValueError):
 
 class _Broken(Exception):
     """A try that failed, for a reason that may pass."""
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file on the network and how its content is known."""
-
-    url: str
-    name: str  # of the file that it is kept as
-    sha256: str  # of its bytes; empty where its publisher packs it anew for everybody
-    size: int  # bytes, about, for a person who waits; 0 if unknown
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ import numpy as np
 import soundfile
 
 from datar_jax.audio.decode import SUFFIXES, AudioError, decode
+from datar_jax.audio.framing import quantise
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets.base import Segment
 from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepared import Coding, Sums
-from datar_jax.data.sources.base import DataError, quantise
+from datar_jax.data.sources.base import DataError
 from datar_jax.filesystem import Place
 
 WHOLE = 1.0  # seconds by which a file may be longer than a segment and still be taken for the segment itself

@@ -7,17 +7,15 @@ Shapes: B batch, N samples, F mel bins, T frames or window columns.
 from __future__ import annotations
 
 import abc
-import math
 
 import numpy as np
 
-from datar_jax.audio.log_mel import excerpt, excerpt_bounds, excerpt_size, log_mel_excerpt
+from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size
+from datar_jax.audio.log_mel import log_mel_excerpt
+from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig
 
 LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
-FULL = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL
-
-Batch = dict[str, np.ndarray]
 
 
 class DataError(ValueError):
@@ -96,29 +94,6 @@ class Samples(Store):
         first, last = excerpt_bounds(length, self.audio, start, frames)
         part_N, scale = self.read(index, first, last)
         return excerpt(part_N, first, length, self.audio, start, frames), scale
-
-
-def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
-    """Spectrogram columns of clips of so many samples, int64, as `AudioConfig.frames`; none of no sample."""
-    rate = audio.sample_rate
-    return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop), 1), 0).astype(np.int64)
-
-
-def views(frames: int, window_frames: int) -> np.ndarray:
-    """First columns of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
-    count = -(-frames // window_frames)
-    return np.round(np.linspace(0, max(0, frames - window_frames), max(1, count))).astype(np.int64)
-
-
-def quantise(samples_N: np.ndarray, peak: float | None = None) -> tuple[np.ndarray, float]:
-    """Float samples as int16 (little-endian), and the power of two that they are to be multiplied by.
-
-    A recording of 16 bits keeps its very samples, a quiet one its detail. `peak` is that of the whole clip, where
-    these samples are a part of it.
-    """
-    peak = float(np.abs(samples_N).max(initial=0.0)) if peak is None else peak
-    scale = 2.0 ** (math.ceil(math.log2(peak)) if peak else 0) / FULL
-    return np.minimum(np.round(samples_N / scale), FULL - 1).astype("<i2"), scale
 
 
 def usable(store: Store, indices: np.ndarray) -> tuple[np.ndarray, int]:

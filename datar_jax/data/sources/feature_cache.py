@@ -30,10 +30,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datar_jax.audio.decode import AudioError, decode
+from datar_jax.audio.framing import columns, quantise
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
-from datar_jax.data.readers import Clip, Dataset
-from datar_jax.data.sources.base import DataError, Samples, Store, columns, quantise
+from datar_jax.data.dataset import Clip, Dataset
+from datar_jax.data.sources.base import DataError, Samples, Store
 
 FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads

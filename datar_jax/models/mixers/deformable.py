@@ -10,124 +10,24 @@ Deformable Attention" (CVPR 2022), which DATAR (arXiv 2312.16228) brings to spec
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, gelu, linear_init, uniform_init
+from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, linear_init, table_init, uniform_init
+from datar_jax.ops.activations import gelu
 from datar_jax.ops.deformable_attention import attend_rowwise
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.ops.fusion_barrier import unfused
+from datar_jax.ops.masking import MASKED, mask_columns
 from datar_jax.ops.position_bias import BiasNetwork
 from datar_jax.ops.sampling import Grid, Method, sample_features, sampling_positions
 
-MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
 HIDDEN = 32  # units of the bias network, as published
-SHIFT_MASK = -100.0  # between regions that a cyclic shift brought side by side
-
-table_init = nn.initializers.normal(0.01)
-
-
-def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
-    """Zeroes the columns that are padding, so that no convolution or sample carries them into the sound."""
-    return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
-
-
-def attend(q_xMxHxD: Array, k_xNxHxD: Array, v_xNxHxD: Array, bias_xHxMxN: Array | None) -> Array:
-    """softmax(q k / sqrt(D) + bias) v, `(..., M, H, D)`; products in the input's dtype, softmax in float32 or wider."""
-    wide = jnp.promote_types(q_xMxHxD.dtype, jnp.float32)
-    q_xMxHxD = q_xMxHxD * q_xMxHxD.shape[-1] ** -0.5
-    score = jnp.einsum("...mhd,...nhd->...hmn", q_xMxHxD, k_xNxHxD, preferred_element_type=wide)
-    if bias_xHxMxN is not None:
-        score += bias_xHxMxN
-    weight = jax.nn.softmax(score, axis=-1).astype(v_xNxHxD.dtype)
-    return jnp.einsum("...hmn,...nhd->...mhd", weight, v_xNxHxD)
-
-
-def partition(x_BxFxTx: Any, window: tuple[int, int]) -> Any:
-    """Cuts a map into windows, row-major: `(B, W, M, ...)`; of numpy or jax arrays."""
-    (b, f, t), (wf, wt), rest = x_BxFxTx.shape[:3], window, x_BxFxTx.shape[3:]
-    tiles = x_BxFxTx.reshape(b, f // wf, wf, t // wt, wt, *rest).swapaxes(2, 3)
-    return tiles.reshape(b, (f // wf) * (t // wt), wf * wt, *rest)
-
-
-def merge(tiles_BxWxMxC: Array, window: tuple[int, int], size: tuple[int, int]) -> Array:
-    """Puts windows back into a map of `size`; the inverse of `partition`."""
-    (f, t), (wf, wt), c = size, window, tiles_BxWxMxC.shape[-1]
-    return tiles_BxWxMxC.reshape(-1, f // wf, t // wt, wf, wt, c).swapaxes(2, 3).reshape(-1, f, t, c)
-
-
-def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """Additive mask `(W, M, M)` of a rolled map: 0 within a region, `SHIFT_MASK` between regions."""
-    labels = []
-    for pixels, wide, moved in zip(size, window, shift):
-        label = np.zeros(pixels, np.int64)
-        if moved:
-            label[pixels - wide : pixels - moved], label[pixels - moved :] = 1, 2
-        labels.append(label)
-    region = partition((3 * labels[0][:, None] + labels[1][None, :])[None], window)[0]
-    return np.where(region[:, :, None] == region[:, None, :], 0.0, SHIFT_MASK).astype(np.float32)
-
-
-def window_index(window: tuple[int, int], table: tuple[int, int]) -> np.ndarray:
-    """Where each (query, key) pair of a window reads a table whose centre is zero displacement, `(M, M)` int."""
-    at = np.stack(np.meshgrid(*(np.arange(side) for side in window), indexing="ij"), -1).reshape(-1, 2)
-    row, time = np.moveaxis(at[:, None] - at[None, :] + (np.array(table) - 1) // 2, -1, 0)
-    return row * table[1] + time
-
-
-class WindowAttention(nn.Module):
-    """Attention inside windows with a relative position table; `shifted` rolls the map by half a window first.
-
-    A map that windows do not divide is padded and the padding masked; a map smaller than the window is one window.
-    """
-
-    heads: int
-    window: tuple[int, int]
-    shifted: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
-        f, t, c = x_BxFxTxC.shape[1:]
-        table_shape = tuple(2 * side - 1 for side in self.window)
-        table_HxRS = self.param("table", table_init, (self.heads, math.prod(table_shape)))
-
-        window = (min(self.window[0], f), min(self.window[1], t))
-        size = tuple(math.ceil(n / side) * side for n, side in zip((f, t), window))
-        shift = tuple(-(-w // 2) if self.shifted and n > w else 0 for n, w in zip(size, window))
-        qkv = dense(3 * c, self.dtype, "qkv")(x_BxFxTxC)
-        if size != (f, t):
-            valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT
-            valid_BxT = jnp.pad(valid_BxT, ((0, 0), (0, size[1] - t)))
-            qkv = jnp.pad(qkv, ((0, 0), (0, size[0] - f), (0, size[1] - t), (0, 0)))
-        q, k, v = (
-            part.reshape(*part.shape[:-1], self.heads, -1)
-            for part in jnp.split(partition(_roll(qkv, shift, -1), window), 3, axis=-1)
-        )
-        bias_HxMxN = table_HxRS[:, window_index(window, table_shape)]  # type: ignore[arg-type]
-        bias = jnp.asarray(bias_HxMxN, jnp.promote_types(self.dtype, jnp.float32))
-        if any(shift):
-            bias = bias + jnp.asarray(shift_mask(size, window, shift))[:, None]  # type: ignore[arg-type]
-        if valid_BxT is not None:
-            inside = (
-                jnp.broadcast_to(valid_BxT[:, None, :], (valid_BxT.shape[0], *size)) & (np.arange(size[0]) < f)[:, None]
-            )
-            key = partition(_roll(inside, shift, -1), window)
-            bias = bias + jnp.where(key, 0.0, MASKED)[:, :, None, None, :]
-        out = attend(q, k, v, bias)
-        out = _roll(merge(out.reshape(*out.shape[:3], c), window, size), shift, 1)[:, :f, :t]  # type: ignore[arg-type]
-        return dense(c, self.dtype, "out")(out)
-
-
-def _roll(x: Array, shift: tuple[int, ...], sign: int) -> Array:
-    return jnp.roll(x, tuple(sign * s for s in shift), (1, 2)) if any(shift) else x
 
 
 class DeformableAttention(nn.Module):

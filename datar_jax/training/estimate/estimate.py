@@ -16,35 +16,18 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from datar_jax.config import Config, ConfigError, check_windows
-from datar_jax.models.datar import count_parameters
-from datar_jax.models.flops import macs_per_clip
+from datar_jax.models.flops import count_parameters, macs_per_clip
+from datar_jax.models.spec import Task
 from datar_jax.training.estimate import hlo_cost as hlo
-from datar_jax.training.estimate.topology import Chip, Topology
+from datar_jax.training.estimate.roofline import largest_batch, roofline
+from datar_jax.training.estimate.topology import Topology
 from datar_jax.training.sharding import batch_sharding, make_mesh, state_shardings
-from datar_jax.training.train_step import Task, abstract_state, batch_shapes, jit_train_step
+from datar_jax.training.train_step import abstract_state, batch_shapes, jit_train_step
 
 # Clips of one epoch: the count in the header of AudioSet's unbalanced train list, and VGGSound's list of 199,176 less
 # the 15,446 of its test list.
 EPOCHS = {"AudioSet": 2_041_789, "VGGSound": 183_730}
 GIB = 2**30
-
-
-class Roofline(msgspec.Struct, frozen=True):
-    """Seconds of one step, term by term."""
-
-    compute: float
-    memory: float
-    links: float
-
-    @property
-    def step(self) -> float:
-        """Arithmetic and memory together, links after them."""
-        return max(self.compute, self.memory) + self.links
-
-    @property
-    def bound(self) -> str:
-        """The term that takes longest."""
-        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -103,19 +86,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     host_clips_per_second: float | None = None
     host_megabytes_per_second: float | None = None
     assumptions: list[str] = []
-
-
-def roofline(chip: Chip, link_rate: float, operations: float, memory_bytes: float, sent_bytes: float) -> Roofline:
-    """Work of one chip over its rates; a slice of one chip has no links and sends nothing."""
-    links = sent_bytes / link_rate if sent_bytes else 0.0
-    return Roofline(operations / chip.flops, memory_bytes / chip.memory_rate, links)
-
-
-def largest_batch(usable: float, first: tuple[int, float], second: tuple[int, float]) -> int:
-    """Where the line through two (clips on a chip, bytes) reaches `usable` bytes, rounded down; at least 0."""
-    (few, less), (many, more) = sorted((first, second))
-    slope = (more - less) / (many - few)
-    return max(0, int(few + (usable - less) / slope)) if slope > 0 else many
 
 
 def make_plan(config: Config, place: Topology, batch: int, seconds: float, classes: int, largest: bool = False) -> Plan:
@@ -312,102 +282,3 @@ def needed(refusal: str) -> int:
     if found is None:
         raise ValueError(f"a refusal without a size: {refusal[:300]}")
     return int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]])
-
-
-def page(plan: Plan) -> str:
-    """The plan to read."""
-    head = [
-        (
-            "slice",
-            f"{plan.topology}: {plan.chips} chips on {plan.hosts} hosts, mesh {plan.data} data x {plan.fsdp} fsdp",
-        ),
-        ("batch", f"{plan.batch} clips on a chip, {plan.global_batch:,} in all"),
-        ("clip", f"{plan.seconds:g} s: {plan.mels} mels x {plan.frames} frames, {plan.classes} classes"),
-        (
-            "model",
-            f"{plan.parameters / 1e6:.2f} M parameters, {plan.macs_per_clip / 1e9:.3g} G multiply-accumulates a clip, "
-            f"{plan.dtype}{', recomputed' if plan.remat else ''}",
-        ),
-    ]
-    needs = f"{_gib(plan.needed_bytes)} of {_gib(plan.usable_bytes)} GiB"
-    if not plan.fits:
-        advice = "give a smaller --batch" + ("" if plan.remat else ", or --config.model.remat=true")
-        return _lines([*head, ("memory", f"needs {needs}: does not fit; {advice}")])
-    assert plan.argument_bytes is not None and plan.temporary_bytes is not None and plan.step_seconds is not None
-    assert plan.xla_seconds is not None and plan.xla_operations is not None and plan.memory_bytes is not None
-    assert plan.compute_seconds is not None and plan.memory_seconds is not None and plan.link_seconds is not None
-    assert plan.utilisation is not None and plan.clips_per_second is not None and plan.sent_bytes is not None
-    memory = f"arguments {_gib(plan.argument_bytes)}, temporaries {_gib(plan.temporary_bytes)}, peak {needs}: fits"
-    rows = [*head, ("memory", memory), ("", f"largest batch that fits: about {plan.largest_batch} clips on a chip")]
-    rows += [
-        ("per step", f"{plan.operations / 1e12:.4g} T operations of the model on a chip"),
-        ("", f"{plan.memory_bytes / 1e9:.3g} GB to and from memory, {_mb(plan.sent_bytes)} MB sent to other chips"),
-    ]
-    for each in plan.collectives:
-        count, kind = each["count"], each["kind"]
-        rows.append(("", f"{count} {kind} among {each['devices']} chips: {_mb(each['bytes'])} MB"))
-    if plan.unread_loops:
-        rows.append(("", f"{plan.unread_loops} loops whose turns could not be read count once"))
-    rows += [
-        (
-            "time",
-            f"{_ms(plan.step_seconds)} ms a step: compute {_ms(plan.compute_seconds)}, memory "
-            f"{_ms(plan.memory_seconds)}, links {_ms(plan.link_seconds)}; bound by {plan.bound}",
-        ),
-        ("", f"model-FLOP utilisation {100 * plan.utilisation:.1f} %"),
-        (
-            "",
-            f"XLA's own: {_ms(plan.xla_seconds)} ms, {plan.xla_operations / 1e12:.4g} T operations "
-            "(a loop's body counted once; can be negative)",
-        ),
-        ("rate", f"{plan.clips_per_second:,.0f} clips/s on the whole slice"),
-    ]
-    rows += [
-        ("", f"{name}: {_span(plan.epoch_hours[name])} an epoch of {clips:,} clips") for name, clips in EPOCHS.items()
-    ]
-    each_host = f"{plan.chips // plan.hosts} chips a host"
-    feed = f"{plan.host_clips_per_second:,.0f} clips/s, {plan.host_megabytes_per_second:,.0f} MB/s"
-    rows += [
-        ("input", f"each host ({each_host}): {feed}"),
-        ("compiled", f"in {plan.compile_seconds:.0f} s; nothing ran"),
-    ]
-    rows += [("assumed" if i == 0 else "", text) for i, text in enumerate(plan.assumptions)]
-    return _lines(rows)
-
-
-def scaling(plans: list[Plan]) -> str:
-    """Weak scaling: the same batch on every chip; efficiency is clips a second and chip against the first that fits."""
-    table = ["| slice | chips | step, ms | clips/s | efficiency | bound |", "|---|---|---|---|---|---|"]
-    first = next((plan.clips_per_second / plan.chips for plan in plans if plan.clips_per_second), 0.0)
-    for plan in plans:
-        if plan.step_seconds is None or plan.clips_per_second is None:
-            needs = f"{_gib(plan.needed_bytes)} of {_gib(plan.usable_bytes)} GiB"
-            table.append(f"| {plan.topology} | {plan.chips} | does not fit: needs {needs} | | | |")
-            continue
-        efficiency = plan.clips_per_second / plan.chips / first
-        table.append(
-            f"| {plan.topology} | {plan.chips} | {_ms(plan.step_seconds)} | {plan.clips_per_second:,.0f} | "
-            f"{100 * efficiency:.1f} % | {plan.bound} |"
-        )
-    return "\n".join(table)
-
-
-def _lines(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:<10}{text}" for name, text in rows)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
-
-
-def _mb(size: float) -> str:
-    return f"{size / 1e6:.3g}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}"
-
-
-def _span(hours: float) -> str:
-    size, unit = next((x for x in ((1.0, "h"), (1 / 60, "min")) if hours >= x[0]), (1 / 3600, "s"))
-    return f"{hours / size:.3g} {unit}"

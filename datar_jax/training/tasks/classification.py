@@ -8,14 +8,14 @@ whatever the logits' type.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-Labels = Literal["single", "multi"]
+from datar_jax.labels import Labels
+from datar_jax.models.heads import split_heads
+
 Loss = Callable[[jax.Array, jax.Array, float], jax.Array]
 
 
@@ -68,25 +68,10 @@ def loss(labels: Labels, heads: tuple[int, ...] = ()) -> Loss:
         return sigmoid_loss
 
     def summed(logits_BxS: jax.Array, target_BxS: jax.Array, smoothing: float = 0.0) -> jax.Array:
-        parts = zip(_by_head(logits_BxS, heads), _by_head(target_BxS, heads))
+        parts = zip(split_heads(logits_BxS, heads), split_heads(target_BxS, heads))
         return functools.reduce(jnp.add, [softmax_loss(logits, target, smoothing) for logits, target in parts])
 
     return summed
-
-
-def scores(logits_BxS: jax.Array, labels: Labels, heads: tuple[int, ...] = ()) -> jax.Array:
-    """Probabilities in float32: over the classes of each head ("single") or of each class by itself ("multi")."""
-    logits_BxS = logits_BxS.astype(jnp.float32)
-    if labels == "multi":
-        return jax.nn.sigmoid(logits_BxS)
-    return jnp.concatenate([jax.nn.softmax(logits) for logits in _by_head(logits_BxS, heads)], axis=-1)
-
-
-def _by_head(x_BxS: jax.Array, heads: tuple[int, ...]) -> list[jax.Array]:
-    """The columns of each head."""
-    if heads and sum(heads) != x_BxS.shape[-1]:
-        raise ValueError(f"heads of {heads} classes over {x_BxS.shape}: they must share out all classes")
-    return jnp.split(x_BxS, list(itertools.accumulate(heads))[:-1], axis=-1) if len(heads) > 1 else [x_BxS]
 
 
 def _check(logits_BxS: jax.Array, target_BxS: jax.Array) -> None:

@@ -27,13 +27,13 @@ from datar_jax.audio.decode import decode
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets import CORPORA
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.base import Corpus, Download, Head, Listing, Naming, Segment
 from datar_jax.data.prepare import build as room
 from datar_jax.data.prepare.build import prepare
-from datar_jax.data.prepare.download import Download
 from datar_jax.data.prepare.encode import Recipe, cook_all
-from datar_jax.data.prepared import open_shards, pieces
+from datar_jax.data.prepared import pieces
 from datar_jax.data.readers import read_dataset
+from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import prepare as prepare_cache
 from datar_jax.filesystem import Place, place

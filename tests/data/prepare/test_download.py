@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datar_jax.data.datasets.base import Download
 from datar_jax.data.prepare import download as module
 from datar_jax.data.prepare import extract as unpacking
-from datar_jax.data.prepare.download import Download, FetchError, fetch
+from datar_jax.data.prepare.download import FetchError, fetch
 from datar_jax.data.prepare.extract import unpack
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

@@ -12,8 +12,9 @@ import pytest
 from datar_jax.audio.decode import decode
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig, DataConfig
+from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import train_batches
-from datar_jax.data.readers import Clip, Dataset, read_dataset
+from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources import feature_cache as cache
 from datar_jax.data.sources.base import DataError, default_window, report_bad, statistics, usable
 from datar_jax.data.sources.feature_cache import Features, prepare

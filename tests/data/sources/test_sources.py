@@ -12,21 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax import config as c
-from datar_jax.audio.log_mel import excerpt_size
+from datar_jax.audio.framing import columns, excerpt_size, quantise
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.base import columns, quantise
 from datar_jax.data.sources.feature_cache import Features, Waves, prepare
+from datar_jax.models.spec import Task, spectrograms
 from datar_jax.training.sharding import make_mesh
-from datar_jax.training.train_step import (
-    Task,
-    abstract_state,
-    batch_shapes,
-    init_state,
-    jit_eval_step,
-    jit_train_step,
-    spectrograms,
-)
+from datar_jax.training.train_step import abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step
 from tests.audio.test_log_mel import sound
 
 HOST = c.AudioConfig(mels=32)

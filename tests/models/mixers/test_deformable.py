@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datar_jax.models.mixers import deformable as attention
-from datar_jax.models.mixers.deformable import DeformableAttention, WindowAttention
+from datar_jax.models.mixers.deformable import DeformableAttention
 from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.models.mixers.window import WindowAttention
+from datar_jax.ops import window_attention
 from datar_jax.ops.sampling import reference_points
 from tests.ops.test_position_bias import bias_by_loops, network_by_loops
 from tests.ops.test_sampling import bilinear
@@ -69,12 +70,12 @@ def lattice(*sizes: int) -> np.ndarray:
 def test_windows_are_tiles_and_merge_back(window: tuple[int, int], count: tuple[int, int], b: int) -> None:
     f, t = (w * n for w, n in zip(window, count))
     x = np.arange(b * f * t * 2).reshape(b, f, t, 2)
-    tiles = attention.partition(x, window)  # type: ignore[arg-type]
+    tiles = window_attention.partition(x, window)  # type: ignore[arg-type]
     assert tiles.shape == (b, math.prod(count), math.prod(window), 2)
     for n, (i, j) in enumerate(lattice(*count)):
         tile = x[:, i * window[0] : (i + 1) * window[0], j * window[1] : (j + 1) * window[1]]
         np.testing.assert_array_equal(tiles[:, n], tile.reshape(b, -1, 2))
-    np.testing.assert_array_equal(attention.merge(tiles, window, (f, t)), x)
+    np.testing.assert_array_equal(window_attention.merge(tiles, window, (f, t)), x)
 
 
 def may_attend(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> np.ndarray:
@@ -142,7 +143,7 @@ def test_a_token_never_attends_across_regions() -> None:
         seen = np.abs(np.asarray(token(x, at))[0]).max(-1).ravel()
         assert seen[~allowed[at]].max() < 1e-9
         assert seen[allowed[at]].min() > 1e-6, "and attends to all of its own region"
-    assert attention.SHIFT_MASK == -100, "as published"
+    assert window_attention.SHIFT_MASK == -100, "as published"
 
 
 @given(
@@ -154,10 +155,10 @@ def test_the_shift_mask_names_the_pairs_a_roll_brought_together(
 ) -> None:
     size = tuple(w * n for w, n in zip(window, count))
     shift = tuple(-(-w // 2) if n > 1 else 0 for w, n in zip(window, count))
-    mask = attention.shift_mask(size, window, shift)  # type: ignore[arg-type]
-    assert set(np.unique(mask)) <= {0.0, attention.SHIFT_MASK}
+    mask = window_attention.shift_mask(size, window, shift)  # type: ignore[arg-type]
+    assert set(np.unique(mask)) <= {0.0, window_attention.SHIFT_MASK}
     index = np.roll(np.arange(math.prod(size)).reshape(size), [-s for s in shift], (0, 1))
-    tiles = np.asarray(attention.partition(index[None], window)[0])  # type: ignore[arg-type]
+    tiles = np.asarray(window_attention.partition(index[None], window)[0])  # type: ignore[arg-type]
     allowed = may_attend(size, window, True)  # type: ignore[arg-type]
     for tile, part in zip(tiles, mask):
         np.testing.assert_array_equal(part == 0, allowed[np.ix_(tile, tile)])

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.models.mixers.neighborhood import TILE, NeighbourhoodAttention, neighbourhoods
+from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.ops.neighborhood_attention import TILE, neighbourhoods
 from tests.models.mixers.test_deformable import HEADS, C, build, dense, lattice, weigh
 from tests.models.test_datar import LONE
 

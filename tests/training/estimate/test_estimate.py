@@ -25,8 +25,10 @@ from datar_jax.config import loader as settings
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.training.estimate import estimate as plan
 from datar_jax.training.estimate import hlo_cost as hlo
+from datar_jax.training.estimate import hlo_text, report, roofline
 from datar_jax.training.estimate.hlo_cost import Collective
-from datar_jax.training.estimate.topology import CHIPS, topology
+from datar_jax.training.estimate.topology import topology
+from datar_jax.training.monitoring.accelerators import CHIPS
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import abstract_state
 
@@ -161,7 +163,7 @@ def test_a_comparison_inside_a_fusion_and_a_loop_inside_a_call() -> None:
     ],
 )
 def test_bytes_of_shapes(shape: str, stored: int, moved: int) -> None:
-    found = hlo.buffers(shape)
+    found = hlo_text.buffers(shape)
     assert (sum(each.stored for each in found), sum(each.moved for each in found)) == (stored, moved)
 
 
@@ -338,9 +340,9 @@ def test_a_real_program_of_eight_devices() -> None:
         text = compiled.as_text()
         assert text.count(" while(") == 1, "it is a loop"
         assert compiled.cost_analysis()["flops"] < 20 * 600, "XLA counts one turn"
-        parsed = hlo.parse(text)
+        parsed = hlo_text.parse(text)
         entry = parsed.computations[parsed.entry]
-        sizes = [each.stored for name in entry.parameters for each in hlo.buffers(entry.instructions[name].shape)]
+        sizes = [each.stored for name in entry.parameters for each in hlo_text.buffers(entry.instructions[name].shape)]
         assert (parsed.devices, sum(sizes)) == (8, compiled.memory_analysis().argument_size_in_bytes)
         work = hlo.work(text)
         assert work.unread == 0
@@ -366,20 +368,20 @@ def test_bytes_around_a_ring_of_four(kind: str, sent: float) -> None:
 
 def test_roofline_by_hand() -> None:
     chip = CHIPS["v5e"]
-    times = plan.roofline(chip, 100e9, 197e9, 819e6 * 3, 50e6)
+    times = roofline.roofline(chip, 100e9, 197e9, 819e6 * 3, 50e6)
     assert (times.compute, times.memory, times.links) == pytest.approx((1e-3, 3e-3, 0.5e-3))
     assert times.step == pytest.approx(3.5e-3)
     assert times.bound == "memory"
-    assert plan.roofline(chip, 100e9, 197e9 * 4, 819e6 * 3, 50e6).step == pytest.approx(4.5e-3)
-    assert plan.roofline(chip, 100e9, 197e9, 819e6, 500e6).bound == "links"
-    assert plan.roofline(chip, 0.0, 197e9, 0.0, 0.0).step == pytest.approx(1e-3)
+    assert roofline.roofline(chip, 100e9, 197e9 * 4, 819e6 * 3, 50e6).step == pytest.approx(4.5e-3)
+    assert roofline.roofline(chip, 100e9, 197e9, 819e6, 500e6).bound == "links"
+    assert roofline.roofline(chip, 0.0, 197e9, 0.0, 0.0).step == pytest.approx(1e-3)
 
 
 def test_the_largest_batch() -> None:
-    assert plan.largest_batch(100, (10, 30), (20, 50)) == 45
-    assert plan.largest_batch(100, (20, 50), (10, 30)) == 45
-    assert plan.largest_batch(99, (10, 30), (0, 10)) == 44
-    assert plan.largest_batch(5, (10, 30), (20, 50)) == 0
+    assert roofline.largest_batch(100, (10, 30), (20, 50)) == 45
+    assert roofline.largest_batch(100, (20, 50), (10, 30)) == 45
+    assert roofline.largest_batch(99, (10, 30), (0, 10)) == 44
+    assert roofline.largest_batch(5, (10, 30), (20, 50)) == 0
 
 
 def test_the_size_of_a_refusal() -> None:
@@ -489,7 +491,7 @@ def test_what_follows_from_the_time_of_a_step() -> None:
 
 
 def test_pages() -> None:
-    shown = plan.page(made(16, 10e-3))
+    shown = report.page(made(16, 10e-3))
     for part in (
         "10 ms a step",
         "3,200 clips/s",
@@ -501,10 +503,10 @@ def test_pages() -> None:
     ):
         assert part in shown
     assert "AudioSet: 10.6 min an epoch" in shown and "VGGSound: 57.4 s an epoch" in shown
-    refused = plan.page(made(16, None))
+    refused = report.page(made(16, None))
     assert "needs 32.00 of 16.00 GiB: does not fit; give a smaller --batch" in refused
     assert "clips/s" not in refused
-    rows = plan.scaling([made(16, None), made(16, 10e-3), made(64, 12.5e-3)]).splitlines()[2:]
+    rows = report.scaling([made(16, None), made(16, 10e-3), made(64, 12.5e-3)]).splitlines()[2:]
     assert [row.split("|")[5].strip() for row in rows] == ["", "100.0 %", "80.0 %"]
     assert "does not fit: needs 32.00" in rows[0]
 

@@ -16,7 +16,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from datar_jax import metrics
-from datar_jax.training.monitoring.metric_writer import Report, read_rows, show_result
+from datar_jax.training.monitoring.console import show_result
+from datar_jax.training.monitoring.metric_writer import Report, read_rows
 
 
 @pytest.fixture

@@ -16,16 +16,16 @@ from rich.console import Console
 
 from datar_jax.checkpoints.manager import Checkpoints
 from datar_jax.config import DataConfig
+from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import TrainBatches
-from datar_jax.data.readers import Clip, Dataset
 from datar_jax.data.splits import Split
+from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import TrainingError
 from datar_jax.training.input_pipeline import Material
 from datar_jax.training.monitoring.metric_writer import Report
 from datar_jax.training.monitoring.nan_debug import diagnose
 from datar_jax.training.tasks import classification as objective
 from datar_jax.training.train_loop import fit
-from datar_jax.training.train_step import Task
 from tests.training.test_train_step import CLASSES, FRAMES, SMALL, STEPS, B, batch, mesh_of, put, start, with_train
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from datar_jax.training.monitoring.throughput import Trace, Watch
+from datar_jax.training.monitoring.profiler import Trace
+from datar_jax.training.monitoring.watchdog import Watch
 
 
 def test_a_stage_that_lasts_is_named_and_named_again_at_twice_the_time() -> None:

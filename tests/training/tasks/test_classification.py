@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from datar_jax.models.heads import probabilities
 from datar_jax.training.tasks import classification as objective
 
 B, S = 6, 5
@@ -49,7 +50,7 @@ def test_sigmoid_loss_is_mean_binary_cross_entropy(smoothing, wrap):
 @pytest.mark.parametrize(("labels", "target", "share"), [("single", mixed(), 1), ("multi", several(), S)])
 def test_gradient_is_score_minus_target(labels, target, share):
     gradient = jax.grad(lambda x: objective.loss(labels)(x, target, 0.0).sum())(logits())
-    np.testing.assert_allclose(gradient, (objective.scores(logits(), labels) - target) / share, atol=1e-6)
+    np.testing.assert_allclose(gradient, (probabilities(logits(), labels) - target) / share, atol=1e-6)
 
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
@@ -68,12 +69,12 @@ def test_half_precision_logits_give_float32(labels):
     loss = objective.loss(labels)(x, one_hot(), 0.0)
     assert loss.dtype == jnp.float32
     np.testing.assert_array_equal(loss, objective.loss(labels)(x.astype(jnp.float32), one_hot(), 0.0))
-    assert objective.scores(x, labels).dtype == jnp.float32
+    assert probabilities(x, labels).dtype == jnp.float32
 
 
 def test_scores_are_probabilities():
-    np.testing.assert_allclose(objective.scores(logits(), "single").sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(objective.scores(logits(), "multi"), 1 / (1 + np.exp(-logits())), rtol=1e-5)
+    np.testing.assert_allclose(probabilities(logits(), "single").sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(probabilities(logits(), "multi"), 1 / (1 + np.exp(-logits())), rtol=1e-5)
 
 
 def two_heads(seed=4):
@@ -91,7 +92,7 @@ def test_several_heads_are_softmaxes_of_their_own_and_their_losses_add_up(smooth
         probability = np.exp(x[:, part]) / np.exp(x[:, part]).sum(axis=1, keepdims=True)
         softened = two_heads()[:, part] * (1 - smoothing) + smoothing / probability.shape[1]
         wanted = wanted - (softened * np.log(probability)).sum(axis=1)
-        scores = wrap(lambda x: objective.scores(x, "single", (2, 3)))(logits())
+        scores = wrap(lambda x: probabilities(x, "single", (2, 3)))(logits())
         np.testing.assert_allclose(scores[:, part], probability, rtol=1e-5)
     loss = wrap(lambda x, target: objective.loss("single", (2, 3))(x, target, smoothing))(logits(), two_heads())
     np.testing.assert_allclose(loss, wanted, rtol=2e-6)
@@ -99,21 +100,21 @@ def test_several_heads_are_softmaxes_of_their_own_and_their_losses_add_up(smooth
 
 def test_the_gradient_of_several_heads_is_score_minus_target():
     gradient = jax.grad(lambda x: objective.loss("single", (2, 3))(x, two_heads(), 0.0).sum())(logits())
-    np.testing.assert_allclose(gradient, objective.scores(logits(), "single", (2, 3)) - two_heads(), atol=1e-6)
+    np.testing.assert_allclose(gradient, probabilities(logits(), "single", (2, 3)) - two_heads(), atol=1e-6)
 
 
 def test_one_head_is_no_head():
     for heads in ((), (S,)):
         loss = objective.loss("single", heads)(logits(), mixed(), 0.1)
         np.testing.assert_array_equal(loss, objective.softmax_loss(logits(), mixed(), 0.1))
-        np.testing.assert_array_equal(objective.scores(logits(), "single", heads), jax.nn.softmax(logits()))
+        np.testing.assert_array_equal(probabilities(logits(), "single", heads), jax.nn.softmax(logits()))
 
 
 def test_any_number_of_labels_knows_no_heads():
     for heads in ((), (2, 3)):
         loss = objective.loss("multi", heads)(logits(), several(), 0.1)
         np.testing.assert_array_equal(loss, objective.sigmoid_loss(logits(), several(), 0.1))
-        np.testing.assert_array_equal(objective.scores(logits(), "multi", heads), jax.nn.sigmoid(logits()))
+        np.testing.assert_array_equal(probabilities(logits(), "multi", heads), jax.nn.sigmoid(logits()))
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (2, 4), (4,)])
@@ -121,7 +122,7 @@ def test_heads_that_do_not_share_out_the_classes_are_refused(heads):
     with pytest.raises(ValueError, match=r"share out all classes"):
         objective.loss("single", heads)(logits(), one_hot(), 0.0)
     with pytest.raises(ValueError, match=r"share out all classes"):
-        objective.scores(logits(), "single", heads)
+        probabilities(logits(), "single", heads)
 
 
 def test_each_clip_has_its_own_loss():

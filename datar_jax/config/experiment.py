@@ -1,0 +1,54 @@
+"""All settings of one run, and what they must agree on."""
+
+from __future__ import annotations
+
+from datar_jax.config.audio import AudioConfig
+from datar_jax.config.base import Settings, require
+from datar_jax.config.data import DataConfig
+from datar_jax.config.model import ModelConfig
+from datar_jax.config.training import AugmentConfig, InitConfig, MeshConfig, OptimConfig, TrainConfig
+
+
+class Config(Settings, frozen=True):
+    """One run."""
+
+    audio: AudioConfig = AudioConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def check(self) -> None:
+        if self.data.window_seconds:
+            frames, source = self.audio.frames(self.data.window_seconds), "data.window_seconds"
+            check_windows(self, frames, f"{source}={self.data.window_seconds:g}")
+        else:  # the length comes with the data; the frequency axis is known already
+            check_windows(self, 1 << 30, "the data's length")
+        require(
+            self.augment.freq_width <= self.audio.mels,
+            "augment.freq_width",
+            self.augment.freq_width,
+            f"wider than audio.mels={self.audio.mels}",
+        )
+
+
+def check_windows(config: Config, frames: int, origin: str) -> None:
+    """Refuses attention windows that are larger than the map of their stage.
+
+    Raises:
+      ConfigError: names the stage, its window and its map.
+    """
+    for i, (window, size) in enumerate(zip(config.model.windows, config.model.maps(config.audio.mels, frames))):
+        if set(config.model.spec[i]) <= {"N", "D"}:
+            continue
+        for axis, wide, room in zip(("frequency rows", "time columns"), window, size):
+            require(
+                wide <= room,
+                f"model.windows[{i}]",
+                window,
+                f"larger than its map, which has {room} {axis} (audio.mels={config.audio.mels}, {origin}); "
+                f"give at most {room}",
+            )

@@ -1,0 +1,130 @@
+"""Settings of a training run: augmentation, optimiser, initial weights, loop and mesh."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from datar_jax.config.base import ConfigError, Settings, require
+
+
+class AugmentConfig(Settings, frozen=True):
+    """Augmentation of training spectrograms; zero switches an entry off."""
+
+    roll: bool = False  # cyclic shift in time by any amount (only clips that fill the window)
+    gain_db: float = 0.0  # uniform in +- this many decibels
+    freq_masks: int = 0  # SpecAugment
+    freq_width: int = 0  # widest mask in mel bins
+    time_masks: int = 0
+    time_width: int = 0  # widest mask in frames
+    freq_shift: int = 0  # shift along the mel axis by up to this many bins: a change of pitch
+    stretch: float = 0.0  # resize along time by a factor within 1 +- this share
+    mixup: float = 0.0  # alpha of the Beta distribution
+    background: float = 0.0  # probability of adding another clip's power, label unchanged
+    background_snr_db: tuple[float, float] = (10.0, 30.0)  # clip over background
+
+    def check(self) -> None:
+        for name in ("gain_db", "freq_masks", "freq_width", "time_masks", "time_width", "freq_shift", "mixup"):
+            require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "give 0 (off) or more")
+        require(0 <= self.stretch < 1, "augment.stretch", self.stretch, "give 0 (off) or more, less than 1")
+        require(0 <= self.background <= 1, "augment.background", self.background, "give a probability, 0 to 1")
+        low, high = self.background_snr_db
+        require(low <= high, "augment.background_snr_db", self.background_snr_db, "give (low, high) with low <= high")
+
+
+class OptimConfig(Settings, frozen=True):
+    """AdamW with warm-up and cosine decay."""
+
+    learning_rate: float = 1e-3  # peak, for the whole batch
+    final_rate: float = 0.01  # share of the peak that is left at the end
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.05  # biases, norms, position tables and adaptor signals are not decayed
+    beta2: float = 0.999
+    clip_norm: float = 1.0  # global norm of the gradient; 0 switches clipping off
+    ema: float = 0.0  # decay of the averaged weights that are evaluated; 0 evaluates the weights themselves
+    label_smoothing: float = 0.0
+    layer_decay: float = 1.0  # each block learns at this share of the rate of the one above it; 1: all alike
+    freeze: Literal["none", "backbone"] = "none"  # backbone: a linear probe; only the head learns, nothing is dropped
+
+    def check(self) -> None:
+        require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give more than 0, such as 1e-3")
+        require(0 <= self.final_rate <= 1, "optim.final_rate", self.final_rate, "give 0 to 1")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "give a share of the steps, 0 to below 1")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "give 0 or more")
+        require(0 < self.beta2 < 1, "optim.beta2", self.beta2, "give more than 0, less than 1")
+        require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "give 0 (off) or more")
+        require(0 <= self.ema < 1, "optim.ema", self.ema, "give 0 (off) or more, less than 1")
+        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", self.label_smoothing, "give 0 to below 1")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "give more than 0, 1 at most")
+
+
+class InitConfig(Settings, frozen=True):
+    """What a run starts from: fresh weights, or those of another model (fine-tuning).
+
+    The sizes of model and front end are then that model's, and what is typed for them goes over it.
+    """
+
+    source: str = msgspec.field(default="", name="from")  # a work directory, a checkpoint, an export, official weights
+    new: str = ""  # regular expression: parameters that may be new, beside the head
+    left: str = ""  # regular expression: parameters of the other model that may be left out, beside its head
+
+    def check(self) -> None:
+        for name in ("new", "left"):
+            value = getattr(self, name)
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ConfigError(f"init.{name}={value!r}: not a regular expression ({error})") from None
+            require(
+                bool(self.source) or not value, f"init.{name}", value, "init.from is not given, which this goes with"
+            )
+
+
+class TrainConfig(Settings, frozen=True):
+    """The loop: how long, how wide, how often."""
+
+    epochs: int = 50
+    batch_size: int = 32  # over all devices and processes
+    accumulate: int = 1  # micro-batches per step
+    eval_batch_size: int = 64
+    seed: int = 0
+    evaluate_every: int = 0  # epochs between scores of the validation split, where there is one; 0: only at the end
+    checkpoint_every: int = 10  # epochs
+    log_every: int = 10  # steps
+    stall_seconds: float = 60.0  # after so long without a batch or a step, the run says what it waits for
+    max_skipped: int = 50  # steps in a row without a finite gradient after which the run stops and says where it begins
+
+    def check(self) -> None:
+        counts = (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "eval_batch_size",
+            "checkpoint_every",
+            "log_every",
+            "max_skipped",
+        )
+        require(self.stall_seconds > 0, "train.stall_seconds", self.stall_seconds, "give more than 0")
+        for name in counts:
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give 1 or more")
+        require(self.evaluate_every >= 0, "train.evaluate_every", self.evaluate_every, "give 0 or more epochs")
+        require(0 <= self.seed < 2**31, "train.seed", self.seed, "give 0 or more, less than 2**31")
+        require(
+            self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
+            f"does not divide train.batch_size={self.batch_size}; give a divisor of it",
+        )
+
+
+class MeshConfig(Settings, frozen=True):
+    """How the devices of all processes are arranged; all share the batch."""
+
+    data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: as many as there are
+    fsdp: int = 1  # devices that share one copy of parameters, moments and average
+
+    def check(self) -> None:
+        require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "give 1 or more, or -1 for all there are")
+        require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "give 1 or more")

@@ -1,0 +1,50 @@
+"""A data set in memory: clips, their labels, folds and splits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from datar_jax.data.prepared import Card
+from datar_jax.filesystem import printable
+from datar_jax.labels import Head
+
+SIDES = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """One labelled sound: a file or a part of one."""
+
+    path: str  # as it is opened
+    name: str  # relative to the data's root, with forward slashes: the same on every machine
+    labels: tuple[int, ...]  # class indices, ascending
+    row: int = 0  # line of the list that names it; 0 when no list does
+    fold: int | None = None
+    split: str | None = None  # one of SIDES
+    start: float = 0.0  # seconds
+    end: float = 0.0  # seconds; 0 means the end of the file
+    group: str = ""  # clips of one group stay on one side; empty: the clip is a group by itself
+    record: int = 0  # in a shard: the first one of this clip
+    samples: int = 0  # in a shard: how many there are; 0 where only decoding tells
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """All clips of a data set in a fixed order."""
+
+    clips: tuple[Clip, ...]
+    labels: tuple[str, ...]  # class names by index
+    folds: tuple[int, ...] = ()  # the folds there are, ascending; empty without folds
+    source: str = ""  # the folder or list that was read
+    notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
+    heads: tuple[Head, ...] = ()  # whose classes follow one another in `labels`; empty: one question over all of them
+    card: Card | None = None  # of prepared data
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def where(self, index: int) -> str:
+        """The clip's name for a person, on one line, with its row when a list names it."""
+        clip = self.clips[index]
+        name = printable(clip.name)
+        return f"{name} (row {clip.row} of {self.source})" if clip.row else name

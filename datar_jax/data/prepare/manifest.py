@@ -1,0 +1,92 @@
+"""The manifest, statistics and summary of a prepared data set."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from datar_jax.config import ConfigError
+from datar_jax.data import prepared as shards
+from datar_jax.data.datasets.base import Corpus, Listing
+from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.prepare.match_files import File
+from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan
+from datar_jax.data.prepared import Card, Questions, Statistics, Sums
+from datar_jax.filesystem import Place
+
+
+def write_manifest(
+    name: str,
+    corpus: Corpus,
+    listing: Listing,
+    found: list[File | None],
+    plans: list[Plan],
+    done: dict[str, Part],
+    out: Place,
+    recipe: Recipe,
+    tell: Callable[[str], None],
+) -> Card:
+    """Manifest, statistics and, last, the card."""
+    where = {
+        segment.id: (plan.name, outcome)
+        for plan in plans
+        for segment, outcome in zip(plan.segments, done[plan.name].outcomes)
+    }
+    rows, counts, clips = [], collections.Counter[str](), hashlib.sha256()
+    for segment, file in zip(listing.segments, found):
+        shard, outcome = where.get(segment.id, ("", Outcome(reason="no file of its name")))
+        status = shards.MISSING if file is None else shards.UNREADABLE if outcome.reason else shards.HERE
+        counts[status] += 1
+        labels = " ".join(map(str, segment.labels))
+        about = (segment.id, labels, segment.side or "", segment.fold or "")
+        if status == shards.HERE:
+            clips.update(repr(about).encode())
+        at = (shard, outcome.record, outcome.samples) if status == shards.HERE else ("", "", "")
+        rows.append((*about, status, outcome.reason, file.name if file else "", *at, segment.source, segment.row))
+    if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
+        first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
+        if not counts[shards.HERE]:
+            raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
+        tell(f"{len(unreadable):,} clips cannot be used; {first}")
+    sides = {row[2] for row in rows if row[4] == shards.HERE}
+    if lacking := [side for side in ("train", "test") if not {side, ""} & sides]:
+        tell(f"no {' and no '.join(lacking)} clip is here: a run needs one")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(shards.MANIFEST_COLUMNS)
+    writer.writerows(rows)
+    (out / shards.MANIFEST).write(text.getvalue().encode("utf-8", "surrogateescape"))
+    sums: dict[str, Sums] = collections.defaultdict(Sums)
+    for plan in plans:
+        for part, each in done[plan.name].sums.items():
+            sums[part] += each
+    (out / shards.STATISTICS).write(_json(Statistics(recipe.audio, dict(sums))))
+    card = Card(
+        format=shards.FORMAT,
+        corpus=name,
+        title=corpus.title,
+        terms=corpus.terms,
+        labels=listing.labels,
+        heads=tuple(Questions(head.name, head.classes) for head in listing.heads),
+        sample_rate=recipe.audio.sample_rate,
+        coding=recipe.coding,
+        listed=len(rows),
+        here=counts[shards.HERE],
+        missing=counts[shards.MISSING],
+        unreadable=counts[shards.UNREADABLE],
+        clips_sha256=clips.hexdigest(),
+        lists={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in listing.lists},
+        shards=tuple(done[plan.name].shard for plan in plans if done[plan.name].shard.records),
+    )
+    (out / shards.CARD).write(_json(card))
+    return card
+
+
+def _json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

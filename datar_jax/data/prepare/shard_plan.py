@@ -1,0 +1,70 @@
+"""Which clips go into which shard, and what is known of each finished one."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+
+from datar_jax.data import prepared as shards
+from datar_jax.data.datasets.base import Listing, Segment
+from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.prepare.match_files import File
+from datar_jax.data.prepared import Shard, Sums
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of a clip whose file was found."""
+
+    record: int = 0  # its first, in its shard
+    samples: int = 0
+    reason: str = ""  # why it is unreadable
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A finished shard, and what it was made of."""
+
+    key: str
+    shard: Shard
+    outcomes: tuple[Outcome, ...]
+    sums: dict[str, Sums]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A shard to be: the segments in it, and where each one's sound lies."""
+
+    name: str
+    segments: tuple[Segment, ...]
+    files: tuple[File, ...]
+
+
+def plan_shards(listing: Listing, found: list[File | None], shard_clips: int) -> list[Plan]:
+    """Shards of equally many listed clips, each of one side, in the order of the lists.
+
+    Clips that are missing count, so that one that turns up later changes its own shard only.
+    """
+    sides: dict[str, list[tuple[Segment, File | None]]] = collections.defaultdict(list)
+    for segment, file in zip(listing.segments, found):
+        sides[segment.side or "clips"].append((segment, file))
+    plans = []
+    for side, members in sides.items():
+        count = -(-len(members) // shard_clips)
+        for i in range(count):
+            there = [(segment, file) for segment, file in members[i * shard_clips : (i + 1) * shard_clips] if file]
+            if there:
+                segments, files = zip(*there)
+                plans.append(Plan(f"{side}-{i:05d}-of-{count:05d}.array_record", segments, files))
+    return plans
+
+
+def shard_key(plan: Plan, recipe: Recipe) -> str:
+    """Names what a shard is made of."""
+    made_of = (shards.FORMAT, shards.PIECE, recipe.audio, recipe.coding)
+    digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)
+    for segment, file in zip(plan.segments, plan.files):
+        about = (segment.id, segment.labels, segment.side, segment.fold, segment.start, segment.end, file)
+        digest.update(repr(about).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

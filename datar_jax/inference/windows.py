@@ -1,0 +1,172 @@
+"""Runs a model over the windows of sound files, in batches."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from datar_jax.audio.decode import SUFFIXES, AudioError
+from datar_jax.audio.recording import Batch, Reads, Recording, Row, measure, plan_windows
+from datar_jax.config import AudioConfig
+from datar_jax.filesystem import folders
+
+Output = Any  # of a function of batches: an array, or a dict of arrays, whose first axis is the batch
+
+
+UNSAID = 1024  # bad files that wait for the batch that they stand in
+
+
+class Reader(Protocol):
+    """What has to be known of a model to feed it."""
+
+    @property
+    def audio(self) -> AudioConfig:
+        """The front end."""
+
+    @property
+    def frames(self) -> int:
+        """Columns of a window."""
+
+    @property
+    def reads(self) -> Reads:
+        """What a batch holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """A file or folder that cannot be used."""
+
+    path: str
+    reason: str  # short, without the path
+
+
+class Window(NamedTuple):
+    """One window of a recording, and what a function of batches made of it."""
+
+    recording: Recording
+    number: int  # 0 and up
+    windows: int  # of the recording
+    start: int  # first column
+    frames: int  # columns that are sound; the rest is padding
+    is_view: bool  # whether evaluation has it too: scores of a clip are the mean over views
+    output: Output
+
+
+def through(
+    function: Callable[[Batch], Output],
+    model: Reader,
+    paths: Iterable[str | Path],
+    overlap: float = 0.0,
+    batch_size: int = 32,
+) -> Iterator[Window | Failed]:
+    """The windows of files and folders through a function of batches, such as `model.score` or `model.embed`.
+
+    Every batch has the same number of rows, the last one filled up with copies, so that one compiled program serves;
+    where there is but one, it has the next power of two.
+
+    Args:
+      function: of a batch as `Store.batch` makes it (or as `Recording.windows`, where the model reads waveforms).
+      model: how the function is to be fed.
+      paths: files, and folders whose sounds are taken in order, as `sounds`.
+      overlap: as `plan_windows`; 0 gives the views that a run is evaluated on.
+      batch_size: rows of a batch.
+
+    Yields:
+      All windows of a file in order, file after file; or the file that failed, even after windows of it have come.
+
+    Raises:
+      ValueError: an overlap or a batch size that cannot be.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    plan_windows(1, 1, overlap)  # a mistake is told before anything is read
+    for items, batch in _ahead(_batches(_rows(model, paths, overlap), batch_size)):
+        output = function(batch) if batch else None
+        rows = itertools.count()
+        for item in items:
+            yield item if isinstance(item, Failed) else item._replace(output=_row(output, next(rows)))
+
+
+def sounds(paths: Iterable[str | Path]) -> Iterator[str | Failed]:
+    """Files to hear: those given, whatever they are called, and in folders, at any depth, what ends like a sound.
+
+    What is hidden is left out, folders are entered once, and each comes in the order of its names.
+    """
+    for path in map(str, paths):
+        if not os.path.isdir(path):
+            yield path
+            continue
+        wrong: list[OSError] = []
+        found = others = 0
+        for folder, _, files in folders(Path(path), wrong.append):
+            heard = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
+            found, others = found + len(heard), others + len(files) - len(heard)
+            yield from (str(folder / name) for name in heard)
+        for error in wrong:
+            yield Failed(str(error.filename), f"cannot be read ({error.strerror})")
+        if not found and not wrong:
+            yield Failed(path, f"holds no sound ({others} files are none, by their ending)")
+
+
+def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterator[tuple[Window | Failed, Row]]:
+    """All windows, with what each adds to a batch; of a file that failed, nothing."""
+    for path in sounds(paths):
+        if isinstance(path, Failed):
+            yield path, {}
+            continue
+        try:
+            recording = measure(path, model.audio)
+            starts_W, views_W = plan_windows(recording.frames, model.frames, overlap)
+            rows = recording.windows(starts_W, model.frames, model.reads)
+            for i, (start, is_view, row) in enumerate(zip(starts_W.tolist(), views_W.tolist(), rows)):
+                frames = min(model.frames, recording.frames - start)
+                yield Window(recording, i, len(starts_W), start, frames, is_view, None), row
+        except AudioError as error:
+            yield Failed(path, str(error)), {}
+
+
+def _batches(
+    rows: Iterable[tuple[Window | Failed, Row]], batch_size: int
+) -> Iterator[tuple[list[Window | Failed], Batch]]:
+    """Windows and the batch that holds them in order; an empty one where there are only files that failed."""
+    items: list[Window | Failed] = []
+    waiting: list[Row] = []
+    alone = True
+    for item, row in rows:
+        items.append(item)
+        if row:
+            waiting.append(row)
+        if len(waiting) == batch_size or len(items) == batch_size + UNSAID or not waiting:
+            alone = alone and not waiting
+            yield items, _stacked(waiting, batch_size)
+            items, waiting = [], []
+    if items:
+        yield items, _stacked(waiting, min(batch_size, 1 << (len(waiting) - 1).bit_length()) if alone else batch_size)
+
+
+def _stacked(rows: list[Row], batch_size: int) -> Batch:
+    filled = rows + rows[:1] * (batch_size - len(rows))
+    return {name: np.stack([row[name] for row in filled]) for name in (rows[0] if rows else ())}
+
+
+def _row(output: Output, row: int) -> Output:
+    if isinstance(output, dict):
+        return {name: np.asarray(values)[row] for name, values in output.items()}
+    return np.asarray(output)[row]
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same, each read by another thread while the one before it is used."""
+    end = object()
+    with concurrent.futures.ThreadPoolExecutor(1, "read") as pool:
+        following = pool.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, items, end)
+            yield item

@@ -1,0 +1,25 @@
+"""From logits to probabilities, head by head."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from datar_jax.labels import Labels
+
+
+def probabilities(logits_BxS: jax.Array, labels: Labels, heads: tuple[int, ...] = ()) -> jax.Array:
+    """Probabilities in float32: over the classes of each head ("single") or of each class by itself ("multi")."""
+    logits_BxS = logits_BxS.astype(jnp.float32)
+    if labels == "multi":
+        return jax.nn.sigmoid(logits_BxS)
+    return jnp.concatenate([jax.nn.softmax(logits) for logits in split_heads(logits_BxS, heads)], axis=-1)
+
+
+def split_heads(x_BxS: jax.Array, heads: tuple[int, ...]) -> list[jax.Array]:
+    """The columns of each head."""
+    if heads and sum(heads) != x_BxS.shape[-1]:
+        raise ValueError(f"heads of {heads} classes over {x_BxS.shape}: they must share out all classes")
+    return jnp.split(x_BxS, list(itertools.accumulate(heads))[:-1], axis=-1) if len(heads) > 1 else [x_BxS]

@@ -1,0 +1,59 @@
+"""Window attention (L, S): Swin Transformer's, plain and shifted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from datar_jax.models.layers import dense, table_init
+from datar_jax.ops.masking import MASKED
+from datar_jax.ops.window_attention import attend, merge, partition, roll, shift_mask, window_index
+
+
+class WindowAttention(nn.Module):
+    """Attention inside windows with a relative position table; `shifted` rolls the map by half a window first.
+
+    A map that windows do not divide is padded and the padding masked; a map smaller than the window is one window.
+    """
+
+    heads: int
+    window: tuple[int, int]
+    shifted: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
+        f, t, c = x_BxFxTxC.shape[1:]
+        table_shape = tuple(2 * side - 1 for side in self.window)
+        table_HxRS = self.param("table", table_init, (self.heads, math.prod(table_shape)))
+
+        window = (min(self.window[0], f), min(self.window[1], t))
+        size = tuple(math.ceil(n / side) * side for n, side in zip((f, t), window))
+        shift = tuple(-(-w // 2) if self.shifted and n > w else 0 for n, w in zip(size, window))
+        qkv = dense(3 * c, self.dtype, "qkv")(x_BxFxTxC)
+        if size != (f, t):
+            valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT
+            valid_BxT = jnp.pad(valid_BxT, ((0, 0), (0, size[1] - t)))
+            qkv = jnp.pad(qkv, ((0, 0), (0, size[0] - f), (0, size[1] - t), (0, 0)))
+        q, k, v = (
+            part.reshape(*part.shape[:-1], self.heads, -1)
+            for part in jnp.split(partition(roll(qkv, shift, -1), window), 3, axis=-1)
+        )
+        bias_HxMxN = table_HxRS[:, window_index(window, table_shape)]  # type: ignore[arg-type]
+        bias = jnp.asarray(bias_HxMxN, jnp.promote_types(self.dtype, jnp.float32))
+        if any(shift):
+            bias = bias + jnp.asarray(shift_mask(size, window, shift))[:, None]  # type: ignore[arg-type]
+        if valid_BxT is not None:
+            inside = (
+                jnp.broadcast_to(valid_BxT[:, None, :], (valid_BxT.shape[0], *size)) & (np.arange(size[0]) < f)[:, None]
+            )
+            key = partition(roll(inside, shift, -1), window)
+            bias = bias + jnp.where(key, 0.0, MASKED)[:, :, None, None, :]
+        out = attend(q, k, v, bias)
+        out = roll(merge(out.reshape(*out.shape[:3], c), window, size), shift, 1)[:, :f, :t]  # type: ignore[arg-type]
+        return dense(c, self.dtype, "out")(out)

@@ -1,0 +1,20 @@
+"""Masks for columns that are padding."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
+
+
+def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
+    """Zeroes the columns that are padding, so that no convolution or sample carries them into the sound."""
+    return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
+
+
+def columns(frames_B: Array | None, width: int, halvings: int) -> Array | None:
+    """Which of `width` columns hold sound after so many halvings of `frames_B` frames, `(B, T)` bool."""
+    if frames_B is None:
+        return None
+    return 2**halvings * jnp.arange(width) < frames_B[:, None]
