@@ -23,7 +23,7 @@ test: lint  ## lint, check types and run every test
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 chaos: $(RUNTIME)  ## kill a training run thirty times and compare it with one left alone
-	$(RUN) benchmarks/chaos.py
+	$(RUN) benchmarks/robustness/kill_and_resume.py
 
 lint: $(DEVELOPMENT)  ## check style, format and types
 	$(VENV)/bin/ruff check .
@@ -35,7 +35,7 @@ format: $(DEVELOPMENT)  ## rewrite the code in the house format
 	$(VENV)/bin/ruff format .
 
 fuzz: $(RUNTIME)  ## send 2,000 spoiled sound files through the pipeline and check what becomes of them
-	$(RUN) benchmarks/fuzz.py
+	$(RUN) benchmarks/robustness/fuzz_audio.py
 
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

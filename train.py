@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         return _fail(error)
 
-    with _terminable(), _hushed():
+    with _terminable(), _without_stderr():
         # A typing mistake is answered above, before these take their seconds to load.
         from datar_jax.checkpoints.manager import CheckpointError
         from datar_jax.compilation_cache import keep_compiled
@@ -76,7 +76,7 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _without_stderr() -> Iterator[None]:
     """Orbax and tensorstore tell at length, from many threads, what they also raise and we say in a line."""
     import logging
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 
-from benchmarks.settings import header, row
+from benchmarks._settings import header, row
 from datar_jax.config import MODELS, AugmentConfig, Config, MeshConfig, OptimConfig, TrainConfig
 from datar_jax.models.flops import (
     count_parameters,

@@ -102,7 +102,7 @@ class Place:
           ConfigError: a folder cannot be read: its files would be missing.
         """
         if self.local is not None:
-            for folder, _, names in folders(self.local):
+            for folder, _, names in walk_folders(self.local):
                 for name in names:
                     below = (folder / name).relative_to(self.local).as_posix()
                     try:
@@ -144,7 +144,7 @@ def _refuse(error: OSError) -> NoReturn:
     raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); mend that, or take it away")
 
 
-def folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk_folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Folders below `root`, the folders and the files in each, in order; hidden ones left out, links entered once.
 
     Args:

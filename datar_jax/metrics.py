@@ -17,7 +17,7 @@ from datar_jax.labels import Heads, Labels, head_slices
 _TINY = 1e-7  # a score or an area is kept this far from 0 and 1 before it goes where these are infinite
 
 
-def headline(labels: Labels, heads: Heads = ()) -> str:
+def primary_metric(labels: Labels, heads: Heads = ()) -> str:
     """The number of `evaluate` that a run is judged by: the best checkpoint has the highest on validation clips."""
     if labels == "multi":
         return "mean_average_precision"
@@ -215,7 +215,7 @@ def _pair(score: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDA
 
 
 # Numbers of `metrics.evaluate`, whatever head they are of: how they are called and written.
-NUMBERS = {
+METRIC_FORMATS = {
     "top1": ("top-1", ".1%"),
     "top5": ("top-5", ".1%"),
     "mean_class_accuracy": ("mean class accuracy", ".1%"),

@@ -212,7 +212,7 @@ def test_one_head_is_no_head(case):
 @pytest.mark.parametrize("heads", [(), (("class", 6),), (("verb", 2), ("noun", 4))])
 def test_what_a_run_is_judged_by_is_one_of_its_numbers(labels, heads):
     target = np.concatenate([np.eye(2)[[0, 1, 1]], np.eye(4)[[0, 2, 3]]], axis=1)
-    name = metrics.headline(labels, heads)
+    name = metrics.primary_metric(labels, heads)
     single = "action_top1" if len(heads) == 2 else "top1"
     assert name == {"single": single, "multi": "mean_average_precision"}[labels]
     assert metrics.evaluate(target, target, labels, heads)[name] == 1

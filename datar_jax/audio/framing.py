@@ -9,19 +9,21 @@ import numpy as np
 from datar_jax.config import AudioConfig
 
 
-def excerpt_size(audio: AudioConfig, frames: int) -> int:
+def num_samples(audio: AudioConfig, frames: int) -> int:
     """Samples that so many columns are computed from, what is reflected at a clip's ends counted in."""
     return (frames - 1) * audio.hop + audio.window
 
 
-def excerpt_bounds(length: int, audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
+def frame_bounds(length: int, audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
     """First and last (exclusive) of the samples of a clip of `length` that the columns from `start` on need."""
     low, high = window_bounds(audio, start, frames)
     whole = min_samples(length, audio)
     return max(0, min(low, whole - 1 - max(0, high - whole))), min(length, max(high, 1 - low))
 
 
-def excerpt(part_N: np.ndarray, first: int, length: int, audio: AudioConfig, start: int, frames: int) -> np.ndarray:
+def frame_samples(
+    part_N: np.ndarray, first: int, length: int, audio: AudioConfig, start: int, frames: int
+) -> np.ndarray:
     """The samples under columns `start` to `start + frames` of a clip, reflected at its ends.
 
     Args:
@@ -47,24 +49,24 @@ def excerpt(part_N: np.ndarray, first: int, length: int, audio: AudioConfig, sta
     return np.concatenate([before_N, inner_N, after_N])
 
 
-def lead(audio: AudioConfig) -> int:
+def left_context(audio: AudioConfig) -> int:
     """Samples before the middle of a column that it is computed from."""
     return -window_bounds(audio, 0, 1)[0]
 
 
-def reach(audio: AudioConfig, frames: int) -> int:
+def window_samples(audio: AudioConfig, frames: int) -> int:
     """Samples, `lead` included, that hold all that so many columns of a recording are computed from.
 
     Also those of any clip that has no more columns.
     """
     whole = frames * audio.hop + (audio.hop - frames % 2) // 2  # a half is rounded to the even number
-    return lead(audio) + max(whole, window_bounds(audio, 0, frames)[1])
+    return left_context(audio) + max(whole, window_bounds(audio, 0, frames)[1])
 
 
 def window_bounds(audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
     """First and last (exclusive) of the samples under some columns; negative ones lie before the clip."""
     first = start * audio.hop - audio.fft // 2 + (audio.fft - audio.window) // 2
-    return first, first + excerpt_size(audio, frames)
+    return first, first + num_samples(audio, frames)
 
 
 def min_samples(length: int, audio: AudioConfig) -> int:
@@ -72,7 +74,7 @@ def min_samples(length: int, audio: AudioConfig) -> int:
     return max(length, audio.fft // 2 + 1)
 
 
-FULL = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL
+INT16_SCALE = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL
 
 
 def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
@@ -81,18 +83,18 @@ def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
     return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop), 1), 0).astype(np.int64)
 
 
-def views(frames: int, window_frames: int) -> np.ndarray:
+def eval_window_starts(frames: int, window_frames: int) -> np.ndarray:
     """First columns of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
     count = -(-frames // window_frames)
     return np.round(np.linspace(0, max(0, frames - window_frames), max(1, count))).astype(np.int64)
 
 
-def quantise(samples_N: np.ndarray, peak: float | None = None) -> tuple[np.ndarray, float]:
+def to_int16(samples_N: np.ndarray, peak: float | None = None) -> tuple[np.ndarray, float]:
     """Float samples as int16 (little-endian), and the power of two that they are to be multiplied by.
 
     A recording of 16 bits keeps its very samples, a quiet one its detail. `peak` is that of the whole clip, where
     these samples are a part of it.
     """
     peak = float(np.abs(samples_N).max(initial=0.0)) if peak is None else peak
-    scale = 2.0 ** (math.ceil(math.log2(peak)) if peak else 0) / FULL
-    return np.minimum(np.round(samples_N / scale), FULL - 1).astype("<i2"), scale
+    scale = 2.0 ** (math.ceil(math.log2(peak)) if peak else 0) / INT16_SCALE
+    return np.minimum(np.round(samples_N / scale), INT16_SCALE - 1).astype("<i2"), scale

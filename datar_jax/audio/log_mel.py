@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.fft
+from jax import Array
 
-from datar_jax.audio.framing import excerpt
+from datar_jax.audio.framing import frame_samples
 from datar_jax.config import AudioConfig
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
         raise ValueError(f"samples_N has shape {samples_N.shape}; give one axis with at least one sample")
     frames = audio.frames(samples_N.size / audio.sample_rate)
     samples_N = samples_N.astype(np.float32, copy=False)
-    return log_mel_excerpt(excerpt(samples_N, 0, samples_N.size, audio, 0, frames), audio)
+    return log_mel_frames(frame_samples(samples_N, 0, samples_N.size, audio, 0, frames), audio)
 
 
-def log_mel_excerpt(excerpt_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
+def log_mel_frames(excerpt_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
     """Log-mel columns of what `excerpt` cut out: float32 (F, T) in decibels."""
     framed_TxW = np.lib.stride_tricks.sliding_window_view(excerpt_N, audio.window)[:: audio.hop]
     mel_FxT = np.empty((audio.mels, len(framed_TxW)), np.float32)
@@ -94,3 +95,8 @@ def hann(audio: AudioConfig) -> np.ndarray:
     window_W = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.window) / audio.window)).astype(np.float32)
     window_W.flags.writeable = False
     return window_W
+
+
+def normalize(mel: Array, mean: Array | float, std: Array | float) -> Array:
+    """Decibels to the data set's zero mean and unit deviation."""
+    return (mel - mean) / std

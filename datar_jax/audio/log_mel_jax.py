@@ -46,7 +46,7 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
     even, odd = early + late, early - late
     if window % 2 == 0:  # one sample has no partner; the first of a window is zero
         even = jnp.concatenate([even, framed_BxTxW[..., middle : middle + 1]], axis=-1)
-    cosines, sines = fourier(audio)
+    cosines, sines = dft_matrices(audio)
     power_BxTxK = jnp.square(_product(even, cosines)) + jnp.square(_product(odd, sines))
     mel_BxFxT = jnp.einsum("fk,btk->bft", mel_basis(audio), power_BxTxK, precision=exact)
     sound_BxT = jnp.arange(frames) < frames_B[:, None]
@@ -54,7 +54,7 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
     return 10 * jnp.log10(jnp.maximum(jnp.where(sound_BxT[:, None], mel_BxFxT, least), least))
 
 
-def excerpt_jax(
+def frame_samples_jax(
     waveform_BxN: jax.Array, length_B: jax.Array, start_B: jax.Array, audio: AudioConfig, frames: int
 ) -> jax.Array:
     """`excerpt` of a window of clips whose lengths are known only when the program runs, traceable.
@@ -81,7 +81,7 @@ def excerpt_jax(
 
 
 @functools.lru_cache(maxsize=8)
-def fourier(audio: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
+def dft_matrices(audio: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
     """Windowed cosines and sines around the window's middle, float64, read-only.
 
     Returns:

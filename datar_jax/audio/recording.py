@@ -18,8 +18,16 @@ from typing import Any, Literal
 import numpy as np
 
 from datar_jax.audio.decode import AudioError, stream
-from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size, lead, quantise, reach, views
-from datar_jax.audio.log_mel import log_mel_excerpt
+from datar_jax.audio.framing import (
+    eval_window_starts,
+    frame_bounds,
+    frame_samples,
+    left_context,
+    num_samples,
+    to_int16,
+    window_samples,
+)
+from datar_jax.audio.log_mel import log_mel_frames
 from datar_jax.config import AudioConfig
 
 KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
@@ -60,45 +68,45 @@ class Recording:
           For "mel" `mel` float32 (F, T) in decibels, padded with the floor, and `frames` int32, its valid columns. For
           "samples" `samples` int16 (excerpt_size(audio, T),), `scale` float32, what they are multiplied by, and
           `frames`. Both are as `Store.batch` of the whole clip. For "waveform" `waveform` float32
-          (reach(audio, T),), padded with zeros, `length` int32, its valid samples, and `start` int32, the sample under
-          the middle of the first column: before it lie those that the column needs.
+          (window_samples(audio, T),), padded with zeros, `length` int32, its valid samples, and `start` int32, the
+          sample under the middle of the first column: before it lie those that the column needs.
 
         Raises:
           AudioError: the file is no longer the one that was measured.
         """
         cut = {"mel": self._mel, "samples": self._samples, "waveform": self._waveform}[reads]
-        reach = self._reach if reads != "waveform" else self._span
+        bounds = self._reach if reads != "waveform" else self._span
         samples = _Rolling(self)
         for start in map(int, starts):
-            first, last = reach(start, frames)
+            first, last = bounds(start, frames)
             yield cut(samples.read(first, last), first, start, frames)
 
     def _reach(self, start: int, frames: int) -> tuple[int, int]:
         """The samples that columns are computed from."""
-        return excerpt_bounds(self.length, self.audio, start, min(frames, self.frames - start))
+        return frame_bounds(self.length, self.audio, start, min(frames, self.frames - start))
 
     def _span(self, start: int, frames: int) -> tuple[int, int]:
         """The samples that a program is given for columns."""
-        first = max(0, start * self.audio.hop - lead(self.audio))
-        return first, min(self.length, first + reach(self.audio, frames))
+        first = max(0, start * self.audio.hop - left_context(self.audio))
+        return first, min(self.length, first + window_samples(self.audio, frames))
 
     def _mel(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
         valid = min(frames, self.frames - start)
         mel_FxT = np.full((self.audio.mels, frames), self.audio.floor_db, np.float32)
-        excerpt_N = excerpt(part_N, first, self.length, self.audio, start, valid)
-        mel_FxT[:, :valid] = log_mel_excerpt(excerpt_N, self.audio)
+        excerpt_N = frame_samples(part_N, first, self.length, self.audio, start, valid)
+        mel_FxT[:, :valid] = log_mel_frames(excerpt_N, self.audio)
         return {"mel": mel_FxT, "frames": np.int32(valid)}
 
     def _samples(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
         valid = min(frames, self.frames - start)
-        whole_N, scale = quantise(part_N, self.peak)
-        excerpt_N = excerpt(whole_N, first, self.length, self.audio, start, valid)
-        samples_N = np.zeros(excerpt_size(self.audio, frames), np.int16)
+        whole_N, scale = to_int16(part_N, self.peak)
+        excerpt_N = frame_samples(whole_N, first, self.length, self.audio, start, valid)
+        samples_N = np.zeros(num_samples(self.audio, frames), np.int16)
         samples_N[: excerpt_N.size] = excerpt_N
         return {"samples": samples_N, "scale": np.float32(scale), "frames": np.int32(valid)}
 
     def _waveform(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
-        waveform_N = np.zeros(reach(self.audio, frames), np.float32)
+        waveform_N = np.zeros(window_samples(self.audio, frames), np.float32)
         waveform_N[: part_N.size] = part_N
         here = np.int32(start * self.audio.hop - first)
         return {"waveform": waveform_N, "length": np.int32(part_N.size), "start": here}
@@ -173,7 +181,7 @@ def plan_windows(frames: int, window: int, overlap: float = 0.5) -> tuple[np.nda
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap={overlap:g}: give 0 to below 1, such as 0.5")
-    views_V = views(frames, window)
+    views_V = eval_window_starts(frames, window)
     # 1 / (1 - 0.9) is a little more than ten; more than one window a column there is not.
     parts = min(window, math.ceil(1 / (1 - overlap) - 1e-9))
     share_P = np.arange(parts) / parts

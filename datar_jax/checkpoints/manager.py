@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from datar_jax.checkpoints.integrity import compare, describe, verify
-from datar_jax.checkpoints.metadata import BadCheckpoint, best_first, read_record, reason, record_path, sealed
+from datar_jax.checkpoints.metadata import BadCheckpoint, rank_by_score, read_record, reason, record_path, sealed
 from datar_jax.training.train_step import TrainState
 
 DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
@@ -44,7 +44,7 @@ class _Keep:
         return [each.step in kept for each in checkpoints]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one work directory: the latest two and the best one are kept, written in the background.
 
     A write that was cut off never counts as a checkpoint, and older ones are deleted only after a newer one is whole.
@@ -143,7 +143,7 @@ class Checkpoints:
         """
         self._settle()
         newest_first = sorted(self._manager.all_steps(), reverse=True)
-        order = best_first(self._scores, newest_first) if best else []
+        order = rank_by_score(self._scores, newest_first) if best else []
         bad: dict[int, str] = {}
         for step in [*order, *(step for step in newest_first if step not in order)]:
             why = ""
@@ -175,7 +175,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best validation score; the latest one when nothing was scored."""
         self._settle()
-        return next(iter(best_first(self._scores, self._manager.all_steps())), self.latest_step())
+        return next(iter(rank_by_score(self._scores, self._manager.all_steps())), self.latest_step())
 
     def has_score(self, step: int) -> bool:
         """Whether a score is stored with that step."""
@@ -281,7 +281,7 @@ class Checkpoints:
 
 def _kept(scores: dict[int, float], steps: Sequence[int]) -> set[int]:
     """The latest two, and the best one."""
-    return {*sorted(steps)[-2:], *best_first(scores, steps)[:1]}
+    return {*sorted(steps)[-2:], *rank_by_score(scores, steps)[:1]}
 
 
 def _any_process(flag: bool) -> bool:

@@ -44,7 +44,7 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "crc": zlib.crc32(json.dumps(record, sort_keys=True).encode())}
 
 
-def best_first(scores: Mapping[int, float], steps: Sequence[int]) -> list[int]:
+def rank_by_score(scores: Mapping[int, float], steps: Sequence[int]) -> list[int]:
     """Those of the steps that have a score; of equal ones the later first."""
     return sorted((step for step in steps if step in scores), key=lambda step: (scores[step], step), reverse=True)
 

@@ -22,7 +22,7 @@ class ModelError(ValueError):
     """A model that cannot be used; its text is one line that names the file and says what to do."""
 
 
-class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything about a trained model but its weights."""
 
     format: Literal["datar-jax 1"] = "datar-jax 1"
@@ -60,19 +60,19 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return self.frames * self.audio.hop / self.audio.sample_rate
 
 
-def write_description(path: Path, description: Description) -> None:
+def write_model_info(path: Path, description: ModelInfo) -> None:
     """Writes it as JSON, whole or not at all."""
     write_json(path, json.loads(msgspec.json.encode(description)))
 
 
-def read_description(path: Path) -> Description:
+def read_model_info(path: Path) -> ModelInfo:
     """Reads what `write_description` wrote.
 
     Raises:
       ModelError: the file is missing, damaged, of a later version, or contradicts itself.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Description)
+        return msgspec.json.decode(path.read_bytes(), type=ModelInfo)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
@@ -81,7 +81,7 @@ def read_description(path: Path) -> Description:
         raise ModelError(f"{path}: describes no model of this version ({error})") from None
 
 
-def find_description(path: str | Path) -> Path:
+def find_model_info(path: str | Path) -> Path:
     """The file that describes the model that lies at `path`.
 
     Args:

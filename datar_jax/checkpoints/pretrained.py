@@ -16,15 +16,15 @@ import msgspec
 import numpy as np
 
 from datar_jax.checkpoints.integrity import Mismatch, verify
-from datar_jax.checkpoints.metadata import BadCheckpoint, best_first, read_record, reason
+from datar_jax.checkpoints.metadata import BadCheckpoint, rank_by_score, read_record, reason
 from datar_jax.checkpoints.model_info import (
     EXPORT,
     OFFICIAL,
     RUN,
-    Description,
     ModelError,
-    find_description,
-    read_description,
+    ModelInfo,
+    find_model_info,
+    read_model_info,
 )
 from datar_jax.config import AudioConfig, Config
 from datar_jax.models.datar import DATAR
@@ -33,7 +33,7 @@ PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.sta
 
 
 @dataclass(frozen=True)
-class Saved:
+class PretrainedModel:
     """A model as it lies on a disk.
 
     Attributes:
@@ -45,13 +45,13 @@ class Saved:
     """
 
     source: str
-    description: Description
+    description: ModelInfo
     params: Any
     program: Path | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_saved(path: str | Path) -> Saved:
+def load_pretrained(path: str | Path) -> PretrainedModel:
     """Reads a model.
 
     Args:
@@ -64,17 +64,17 @@ def read_saved(path: str | Path) -> Saved:
     """
     if Path(path).suffix in OFFICIAL and Path(path).is_file():
         return _from_official(Path(path))
-    found = find_description(path)
-    description, folder = read_description(found), found.parent
+    found = find_model_info(path)
+    description, folder = read_model_info(found), found.parent
     if found.name == RUN:
         step = int(Path(path).name) if Path(path).name.isdecimal() and Path(path).parent != folder.parent else None
         step, params, bad = _from_checkpoint(folder / "checkpoints", step)
         notes = tuple(f"{folder / 'checkpoints'}: {each}; passed over, the weights are of step {step}" for each in bad)
-        return Saved(f"{folder} (step {step})", description, params, notes=notes)
+        return PretrainedModel(f"{folder} (step {step})", description, params, notes=notes)
     return _from_export(folder, description, Path(path))
 
 
-def _from_official(path: Path) -> Saved:
+def _from_official(path: Path) -> PretrainedModel:
     """Official DAT weights, the stem's three channels folded to one; it was trained on pictures, not on sound."""
     from datar_jax.checkpoints.dat_weights import fold_channels, read_official
 
@@ -83,7 +83,7 @@ def _from_official(path: Path) -> Saved:
     flat = {**official.params, stem: fold_channels(official.params[stem])}
     height, width = official.size or (224, 224)
     model = msgspec.structs.replace(official.config, classes=official.classes)
-    description = Description(
+    description = ModelInfo(
         config=Config(audio=AudioConfig(mels=height), model=model),
         labels=tuple(f"picture class {i}" for i in range(official.classes)),
         frames=width,
@@ -91,16 +91,16 @@ def _from_official(path: Path) -> Saved:
         std_db=None,
         provenance={"program": f"official {official.revision}", "data": {"name": f"pictures ({path.name})"}},
     )
-    return Saved(str(path), description, flax.traverse_util.unflatten_dict(flat, sep="/"))
+    return PretrainedModel(str(path), description, flax.traverse_util.unflatten_dict(flat, sep="/"))
 
 
-def _from_export(folder: Path, description: Description, path: Path) -> Saved:
+def _from_export(folder: Path, description: ModelInfo, path: Path) -> PretrainedModel:
     forms = [name for name in (SAFETENSORS, PARAMS, STABLEHLO, ONNX) if (folder / name).exists()]
     name = path.name if path.name in forms else next(iter(forms), "")
     if not name:
         raise ModelError(f"{folder}: has {EXPORT}, but no weights beside it; export the model again")
     if name in (STABLEHLO, ONNX):
-        return Saved(str(folder), description, None, folder / name)
+        return PretrainedModel(str(folder), description, None, folder / name)
     if name == SAFETENSORS:
         from datar_jax.checkpoints.safetensors import load_safetensors
 
@@ -108,10 +108,10 @@ def _from_export(folder: Path, description: Description, path: Path) -> Saved:
     else:
         params = read_params(folder / name)
     _check(folder, description, params)
-    return Saved(str(folder), description, params)
+    return PretrainedModel(str(folder), description, params)
 
 
-def structure(description: Description, params: Any) -> str:
+def structure(description: ModelInfo, params: Any) -> str:
     """A checksum of a model's settings and of the names and shapes of its weights: of one that was put together."""
     config = description.config
     shapes = {name: list(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
@@ -119,7 +119,7 @@ def structure(description: Description, params: Any) -> str:
     return f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
 
 
-def _check(folder: Path, description: Description, params: Any) -> None:
+def _check(folder: Path, description: ModelInfo, params: Any) -> None:
     """Refuses weights that lie beside the description of another model."""
     if description.structure == structure(description, params):  # or the model is traced, which takes a second
         return
@@ -133,7 +133,7 @@ def _check(folder: Path, description: Description, params: Any) -> None:
         )
 
 
-def _shapes(description: Description) -> dict[str, Any]:
+def _shapes(description: ModelInfo) -> dict[str, Any]:
     """Shapes of the parameters of a model that is described."""
     audio, frames = description.audio, description.frames
     model = DATAR(description.config.model, len(description.labels), audio.mels, frames, False)
@@ -174,7 +174,7 @@ def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any, list[str
         except BadCheckpoint as why:
             bad.append(f"step {each}: {why}")
     scores = {each: record["score"] for each, record in records.items() if record["score"] is not None}
-    order = best_first(scores, list(records))
+    order = rank_by_score(scores, list(records))
     for each in [*order, *(each for each in records if each not in order)]:
         try:
             return each, _weights(folder / str(each), records[each]["leaves"]), bad

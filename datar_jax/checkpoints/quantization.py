@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Form = Literal["float32", "bfloat16", "int8"]
+WeightDtype = Literal["float32", "bfloat16", "int8"]
 
 
 LARGEST = 127  # of an int8 value: as far down as up
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """A kernel as whole numbers: `values * scale` along the last axis."""
 
     values: Any  # int8 (..., S)
     scale: Any  # float32 (S,)
 
 
-def compress(params: Any, form: Form) -> Any:
+def quantize(params: Any, form: WeightDtype) -> Any:
     """Parameters in a smaller form.
 
     Args:
@@ -35,36 +35,36 @@ def compress(params: Any, form: Form) -> Any:
     Raises:
       ValueError: an unknown form, or a weight that is not finite.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"no form {form!r} of weights; there are {', '.join(get_args(Form))}")
+    if form not in get_args(WeightDtype):
+        raise ValueError(f"no form {form!r} of weights; there are {', '.join(get_args(WeightDtype))}")
 
     def small(path: Any, leaf: Any) -> Any:
         weight = np.asarray(leaf, np.float32)
         if not np.isfinite(weight).all():
             raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='.')}: holds NaN or infinity")
         if form == "int8" and _mixes(path[-1].key, weight.shape):
-            return quantise(weight)
+            return quantize_leaf(weight)
         return weight.astype(jnp.bfloat16) if form == "bfloat16" else weight
 
     return jax.tree_util.tree_map_with_path(small, params)
 
 
-def quantise(weight_xS: np.ndarray) -> Quantised:
+def quantize_leaf(weight_xS: np.ndarray) -> Quantized:
     """Whole numbers from -127 to 127 and a scale per output channel, the last axis."""
     most_S = np.abs(weight_xS).reshape(-1, weight_xS.shape[-1]).max(0)
     scale_S = np.maximum(most_S / np.float32(LARGEST), np.finfo(np.float32).tiny)  # a channel may be zero throughout
-    return Quantised(np.round(weight_xS / scale_S).astype(np.int8), scale_S)
+    return Quantized(np.round(weight_xS / scale_S).astype(np.int8), scale_S)
 
 
-def restore(stored: Any) -> Any:
+def dequantize(stored: Any) -> Any:
     """What `compress` stored, in float32; of numpy or, inside a traced function, of jax arrays."""
 
     def wide(leaf: Any) -> Any:
-        if isinstance(leaf, Quantised):
+        if isinstance(leaf, Quantized):
             return leaf.values.astype(np.float32) * leaf.scale
         return leaf.astype(np.float32)
 
-    return jax.tree.map(wide, stored, is_leaf=lambda leaf: isinstance(leaf, Quantised))
+    return jax.tree.map(wide, stored, is_leaf=lambda leaf: isinstance(leaf, Quantized))
 
 
 def _mixes(name: str, shape: tuple[int, ...]) -> bool:

@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.checkpoints.quantization import Form, Quantised, compress, restore
+from datar_jax.checkpoints.quantization import Quantized, WeightDtype, dequantize, quantize
 
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "I8": np.dtype(np.int8)}
 
 
-def save_safetensors(path: str | Path, params: Any, form: Form, metadata: Mapping[str, str] | None = None) -> None:
+def save_safetensors(
+    path: str | Path, params: Any, form: WeightDtype, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes parameters to one file, which any safetensors reader opens.
 
     Args:
@@ -36,8 +38,8 @@ def save_safetensors(path: str | Path, params: Any, form: Form, metadata: Mappin
     from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {}
-    for name, leaf in flax.traverse_util.flatten_dict(compress(params, form), sep=".").items():
-        tensors |= {name: leaf.values, f"{name}.scale": leaf.scale} if isinstance(leaf, Quantised) else {name: leaf}
+    for name, leaf in flax.traverse_util.flatten_dict(quantize(params, form), sep=".").items():
+        tensors |= {name: leaf.values, f"{name}.scale": leaf.scale} if isinstance(leaf, Quantized) else {name: leaf}
     # The writer takes memory as it lies, whatever an array's strides say.
     laid = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     Path(path).write_bytes(save(laid, dict(metadata or {})))
@@ -112,7 +114,7 @@ def _scaled(path: str | Path, name: str, values: np.ndarray, scale: np.ndarray |
             f"float32 {values.shape[-1:]}"
         )
     _finite(path, f"{name}.scale", scale)
-    return restore(Quantised(values, scale))
+    return dequantize(Quantized(values, scale))
 
 
 def _finite(path: str | Path, name: str, tensor: np.ndarray) -> np.ndarray:

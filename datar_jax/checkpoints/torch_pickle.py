@@ -30,7 +30,7 @@ STORAGES = {
 }
 
 
-class Inert(NamedTuple):
+class Opaque(NamedTuple):
     """What stands for a name, a call or an object that is not looked into."""
 
     name: str
@@ -65,7 +65,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
 }
 LONGEST_NAME = 60  # letters that are kept: a long name that is put together many times would fill the memory
 VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-MARK = Inert("(mark)")
+MARK = Opaque("(mark)")
 
 
 def interpret(data: bytes) -> Any:
@@ -125,11 +125,11 @@ def interpret(data: bytes) -> Any:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[arg])
         elif name == "GLOBAL":
-            stack.append(Inert(arg[:LONGEST_NAME]))
+            stack.append(Opaque(arg[:LONGEST_NAME]))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
             texts = type(module) is str and type(attribute) is str
-            stack.append(Inert(f"{module[:LONGEST_NAME]} {attribute[:LONGEST_NAME]}" if texts else "?"))
+            stack.append(Opaque(f"{module[:LONGEST_NAME]} {attribute[:LONGEST_NAME]}" if texts else "?"))
         elif name in ("REDUCE", "NEWOBJ"):
             args, function = stack.pop(), stack.pop()
             stack.append(_call(function, args))
@@ -138,13 +138,13 @@ def interpret(data: bytes) -> Any:
         elif name == "BINPERSID":
             stack.append(_storage(stack.pop()))
         elif name == "NEWOBJ_EX":
-            stack[-3:] = [Inert(name)]
+            stack[-3:] = [Opaque(name)]
         elif name in ("OBJ", "INST", "FROZENSET", "ADDITEMS"):
             items()
             if name != "ADDITEMS":  # that one adds to a set, which is there already
-                stack.append(Inert(name))
+                stack.append(Opaque(name))
         elif name in ("EMPTY_SET", "PERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER"):
-            stack.append(Inert(name))
+            stack.append(Opaque(name))
         else:  # every other instruction pushes the number or text that it carries
             stack.append(arg)
     raise ValueError("ends too early")
@@ -155,21 +155,21 @@ def _pairs(taken: list[Any]) -> dict[Any, Any]:
 
 
 def _call(function: Any, args: Any) -> Any:
-    known = KNOWN.get(function.name) if isinstance(function, Inert) else None
+    known = KNOWN.get(function.name) if isinstance(function, Opaque) else None
     if known is None:
-        return Inert(f"{name_of(function)}(...)")
-    return known(*args) if isinstance(args, tuple) else Inert("?")
+        return Opaque(f"{name_of(function)}(...)")
+    return known(*args) if isinstance(args, tuple) else Opaque("?")
 
 
 def _storage(given: Any) -> Any:
     """What torch.save writes for a storage: ("storage", its class, file, device, how many numbers)."""
-    if isinstance(given, tuple) and len(given) == 5 and isinstance(given[1], Inert):
+    if isinstance(given, tuple) and len(given) == 5 and isinstance(given[1], Opaque):
         module, _, kind = given[1].name.partition(" ")
         if module == "torch" and kind in STORAGES and type(given[2]) is str and type(given[4]) is int:
             return Storage(kind, given[2], given[4])
-    return Inert("storage")
+    return Opaque("storage")
 
 
 def name_of(value: Any) -> str:
     """A placeholder's name, or the type of what is none."""
-    return value.name.replace(" ", ".")[:LONGEST_NAME] if isinstance(value, Inert) else f"a {type(value).__name__}"
+    return value.name.replace(" ", ".")[:LONGEST_NAME] if isinstance(value, Opaque) else f"a {type(value).__name__}"

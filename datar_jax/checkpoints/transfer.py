@@ -14,7 +14,7 @@ import flax.traverse_util as tree
 import jax
 import numpy as np
 
-from datar_jax.checkpoints.model_info import Description
+from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.resize_tables import resize_table, resize_window_table
 from datar_jax.config import ConfigError
 from datar_jax.labels import class_names
@@ -54,7 +54,7 @@ class Transfer:
         ]
 
 
-def transfer(params: Any, source: Description, like: Any, target: Description) -> Transfer:
+def transfer(params: Any, source: ModelInfo, like: Any, target: ModelInfo) -> Transfer:
     """Fits the parameters of one model to another of the same form, whatever its mels, window, hop and classes.
 
     Position tables keep their meaning: in time a table of our grid is read in the same seconds, in frequency in the
@@ -79,7 +79,7 @@ def transfer(params: Any, source: Description, like: Any, target: Description) -
     _expected("init.left", init.left, left, f"{init.source} has", "this model has not")
     _expected("init.new", init.new, new, "this model has", f"{init.source} has not")
 
-    fit = _Fit(source, target)
+    fit = _Resize(source, target)
     values, resized, wrong = {}, {}, []
     for name, shape in wanted.items():
         if name in new or name.startswith("head/"):
@@ -98,10 +98,10 @@ def transfer(params: Any, source: Description, like: Any, target: Description) -
     return Transfer(values, _same_classes(source, target), resized, tuple(left), tuple(new))
 
 
-class _Fit:
+class _Resize:
     """Parameters whose shape goes with the map, brought to another one."""
 
-    def __init__(self, source: Description, target: Description) -> None:
+    def __init__(self, source: ModelInfo, target: ModelInfo) -> None:
         before, now = source.config, target.config
         self._grid, self._windows = before.model.grid, (before.model.windows, now.model.windows)
         self._maps = before.model.maps(before.audio.mels, source.frames), now.model.maps(now.audio.mels, target.frames)
@@ -123,7 +123,7 @@ class _Fit:
         return value
 
 
-def _same_classes(source: Description, target: Description) -> np.ndarray:
+def _same_classes(source: ModelInfo, target: ModelInfo) -> np.ndarray:
     """For each new class the old one of the same name in the head of the same name, or -1."""
     there, wanted = (class_names(model.labels, tuple(model.heads.items())) for model in (source, target))
     number = {name: i for i, name in enumerate(there)}

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
     from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed
-    from datar_jax.inference.windows import Failed
+    from datar_jax.inference.windows import FailedFile
 
     keep_compiled()
     done = failed = 0
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         writer = (ParquetFiles if given.format == "parquet" else NumpyFiles)(given.out)
         try:
             for sound in embed(model, given.paths, given.batch):
-                if isinstance(sound, Failed):
+                if isinstance(sound, FailedFile):
                     failed += 1
                     print(f"datar_jax: {printable(sound.path)}: {sound.reason}", file=sys.stderr)
                 else:

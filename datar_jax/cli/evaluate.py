@@ -36,17 +36,17 @@ def main(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from datar_jax.checkpoints.pretrained import read_saved
+    from datar_jax.checkpoints.pretrained import load_pretrained
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
-    from datar_jax.metrics import NUMBERS
+    from datar_jax.metrics import METRIC_FORMATS
     from datar_jax.training.eval_loop import TrainingError
     from datar_jax.training.evaluate import evaluate
 
     console = Console(highlight=False)
     keep_compiled()
     try:
-        saved = read_saved(given.model)
+        saved = load_pretrained(given.model)
         say_notes(saved.notes)
         result = evaluate(saved, config, given.side, folder(str(given.out)), console)
     except (ModelError, DataError, TrainingError) as error:
@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
     for field, value in result.items():
-        name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
+        name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), "")
         if name:
-            words, form = NUMBERS[name]
+            words, form = METRIC_FORMATS[name]
             console.print(f"{field.removesuffix(name).replace('_', ' ')}{words} {value:{form}}")
     console.print(f"{result['clips']:,} clips; in {given.out}: result.json, classes.csv, pictures", soft_wrap=True)
     return 0

@@ -17,8 +17,8 @@ from datar_jax.cli.options import folder, make_parser, say_notes, share, whole
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:
-    from datar_jax.inference.classifier import Model
-    from datar_jax.inference.events import Rules
+    from datar_jax.inference.classifier import AudioClassifier
+    from datar_jax.inference.events import EventSettings
     from datar_jax.inference.writers import Writer
 
 USAGE = (
@@ -56,12 +56,12 @@ def main(arguments: list[str]) -> int:
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
-    from datar_jax.inference.events import Rules
-    from datar_jax.inference.predict import listen
-    from datar_jax.inference.windows import Failed
+    from datar_jax.inference.events import EventSettings
+    from datar_jax.inference.predict import predict_files
+    from datar_jax.inference.windows import FailedFile
     from datar_jax.inference.writers import LabelTracks
 
-    rules = _rules(Rules, given.threshold)
+    rules = _rules(EventSettings, given.threshold)
     _check_outputs(given)
     keep_compiled()
     try:
@@ -79,8 +79,8 @@ def main(arguments: list[str]) -> int:
                 writers.append(EventsCsv(files.enter_context(_text(given.events))))
             if given.audacity:
                 writers.append(LabelTracks(given.audacity))
-            for answer in listen(model, given.paths, rules, given.overlap, given.batch):
-                if isinstance(answer, Failed):
+            for answer in predict_files(model, given.paths, rules, given.overlap, given.batch):
+                if isinstance(answer, FailedFile):
                     failed += 1
                     print(f"datar_jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
                 for writer in writers:
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _rules(make: type[Rules], threshold: float) -> Rules:
+def _rules(make: type[EventSettings], threshold: float) -> EventSettings:
     if not threshold:
         raise ConfigError("--threshold=0: give more than 0")
     return make(threshold=threshold, keep=0.8 * threshold)
@@ -117,7 +117,7 @@ def _same(path: Path, other: str) -> bool:
     return os.path.exists(other) and os.path.samefile(path, other)
 
 
-def _writer(given: argparse.Namespace, model: Model, files: contextlib.ExitStack) -> Writer:
+def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib.ExitStack) -> Writer:
     """What writes the answers in the format that was asked for."""
     from rich.console import Console
 

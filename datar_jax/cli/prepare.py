@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.data.datasets import CORPORA
     from datar_jax.data.prepare.build import prepare as write
     from datar_jax.data.prepare.download import FetchError, fetch
-    from datar_jax.data.prepare.encode import Recipe
+    from datar_jax.data.prepare.encode import EncodeOptions
     from datar_jax.data.prepare.extract import unpack
     from datar_jax.data.prepared import MANIFEST, tell
     from datar_jax.data.sources.base import DataError
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     audio = (
         settings.load(known.config, overrides).audio if known.config else AudioConfig(sample_rate=corpus.sample_rate)
     )
-    recipe = Recipe(audio, known.coding, known.shard_clips, known.workers)
+    recipe = EncodeOptions(audio, known.coding, known.shard_clips, known.workers)
 
     def counted(bar: Progress, what: str) -> Callable[[int, int], None]:
         task = bar.add_task(what, total=None)

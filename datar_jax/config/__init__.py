@@ -5,7 +5,7 @@ parts must agree on. An error is one line: the field, its value, and what to giv
 """
 
 from datar_jax.config.audio import AudioConfig
-from datar_jax.config.base import ConfigError, Settings
+from datar_jax.config.base import ConfigError, StrictStruct
 from datar_jax.config.data import DataConfig
 from datar_jax.config.experiment import Config, check_windows
 from datar_jax.config.model import MODELS, ModelConfig, datar_base, datar_nano, datar_small, datar_tiny
@@ -22,7 +22,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
-    "Settings",
+    "StrictStruct",
     "TrainConfig",
     "check_windows",
     "datar_base",

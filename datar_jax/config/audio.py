@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from datar_jax.config.base import Settings, require
+from datar_jax.config.base import StrictStruct, require
 
 
-class AudioConfig(Settings, frozen=True):
+class AudioConfig(StrictStruct, frozen=True):
     """The log-mel front end (DATAR.md, front end: our decision)."""
 
     sample_rate: int = 16_000  # Hz; every clip is resampled to it

@@ -17,7 +17,7 @@ def require(holds: bool, field: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{field}={value!r}: {remedy}")
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all settings: immutable, hashable, no unknown names, no number that is not finite."""
 
     def __post_init__(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from datar_jax.config.base import ConfigError, Settings, require
+from datar_jax.config.base import ConfigError, StrictStruct, require
 
 
-class DataConfig(Settings, frozen=True):
+class DataConfig(StrictStruct, frozen=True):
     """Where the labelled sounds are and how they are divided."""
 
     root: str = ""  # folder that holds the data set

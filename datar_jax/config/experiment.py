@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datar_jax.config.audio import AudioConfig
-from datar_jax.config.base import Settings, require
+from datar_jax.config.base import StrictStruct, require
 from datar_jax.config.data import DataConfig
 from datar_jax.config.model import ModelConfig
 from datar_jax.config.training import AugmentConfig, InitConfig, MeshConfig, OptimConfig, TrainConfig
 
 
-class Config(Settings, frozen=True):
+class Config(StrictStruct, frozen=True):
     """One run."""
 
     audio: AudioConfig = AudioConfig()

@@ -10,8 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_description, read_description
-from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, Settings
+from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_model_info, read_model_info
+from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
 
 
 def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Path | None = None) -> Config:
@@ -53,7 +53,7 @@ def _sizes(source: str, workdir: Path | None) -> dict[str, Any]:
             from datar_jax.checkpoints.dat_weights import read_official
 
             return {"model": msgspec.to_builtins(read_official(source).config)}
-        config = read_description(find_description(source)).config
+        config = read_model_info(find_model_info(source)).config
     except ModelError as error:
         begun = _begun(workdir / "config.json") if workdir else None
         if not begun:
@@ -113,7 +113,7 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
     node: dict[str, Any] = tree
     kind: Any = Config
     for depth, name in enumerate(names):
-        if not (isinstance(kind, type) and issubclass(kind, Settings)):
+        if not (isinstance(kind, type) and issubclass(kind, StrictStruct)):
             raise ConfigError(f"{field}: {'.'.join(names[:depth])} has no fields of its own")
         hints = _fields(kind)
         if name not in hints:
@@ -129,12 +129,12 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
             raise ConfigError(f"{field}={text!r}: no such variant; choose one of {', '.join(MODELS)}")
         node[names[-1]] = msgspec.to_builtins(MODELS[text]())
         return
-    if isinstance(kind, type) and issubclass(kind, Settings):
+    if isinstance(kind, type) and issubclass(kind, StrictStruct):
         raise ConfigError(f"{field}={text!r}: a group of fields; set one of {', '.join(_fields(kind))}")
     node[names[-1]] = _parse(field, text, kind)
 
 
-def _fields(kind: type[Settings]) -> dict[str, Any]:
+def _fields(kind: type[StrictStruct]) -> dict[str, Any]:
     """Types of the fields of some settings, by the names that are typed."""
     hints = get_type_hints(kind)
     return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(kind)}

@@ -7,10 +7,10 @@ from typing import Literal
 
 import msgspec
 
-from datar_jax.config.base import Settings, require
+from datar_jax.config.base import StrictStruct, require
 
 
-class ModelConfig(Settings, frozen=True):
+class ModelConfig(StrictStruct, frozen=True):
     """Every size of a DATAR. Tuples have one entry per stage; windows are (frequency, time) pairs."""
 
     dims: tuple[int, ...] = (32, 64, 128, 256)

@@ -7,10 +7,10 @@ from typing import Literal
 
 import msgspec
 
-from datar_jax.config.base import ConfigError, Settings, require
+from datar_jax.config.base import ConfigError, StrictStruct, require
 
 
-class AugmentConfig(Settings, frozen=True):
+class AugmentConfig(StrictStruct, frozen=True):
     """Augmentation of training spectrograms; zero switches an entry off."""
 
     roll: bool = False  # cyclic shift in time by any amount (only clips that fill the window)
@@ -34,7 +34,7 @@ class AugmentConfig(Settings, frozen=True):
         require(low <= high, "augment.background_snr_db", self.background_snr_db, "give (low, high) with low <= high")
 
 
-class OptimConfig(Settings, frozen=True):
+class OptimConfig(StrictStruct, frozen=True):
     """AdamW with warm-up and cosine decay."""
 
     learning_rate: float = 1e-3  # peak, for the whole batch
@@ -60,7 +60,7 @@ class OptimConfig(Settings, frozen=True):
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "give more than 0, 1 at most")
 
 
-class InitConfig(Settings, frozen=True):
+class InitConfig(StrictStruct, frozen=True):
     """What a run starts from: fresh weights, or those of another model (fine-tuning).
 
     The sizes of model and front end are then that model's, and what is typed for them goes over it.
@@ -82,7 +82,7 @@ class InitConfig(Settings, frozen=True):
             )
 
 
-class TrainConfig(Settings, frozen=True):
+class TrainConfig(StrictStruct, frozen=True):
     """The loop: how long, how wide, how often."""
 
     epochs: int = 50
@@ -119,7 +119,7 @@ class TrainConfig(Settings, frozen=True):
         )
 
 
-class MeshConfig(Settings, frozen=True):
+class MeshConfig(StrictStruct, frozen=True):
     """How the devices of all processes are arranged; all share the batch."""
 
     data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: as many as there are

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from datar_jax.data.prepared import Card
+from datar_jax.data.prepared import DatasetInfo
 from datar_jax.filesystem import printable
 from datar_jax.labels import Head
 
-SIDES = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Dataset:
     source: str = ""  # the folder or list that was read
     notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
     heads: tuple[Head, ...] = ()  # whose classes follow one another in `labels`; empty: one question over all of them
-    card: Card | None = None  # of prepared data
+    card: DatasetInfo | None = None  # of prepared data
 
     def __len__(self) -> int:
         return len(self.clips)

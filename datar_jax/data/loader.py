@@ -18,11 +18,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from datar_jax.audio.framing import views
+from datar_jax.audio.framing import eval_window_starts
 from datar_jax.audio.recording import Batch
 from datar_jax.config import DataConfig
 from datar_jax.data.dataset import Dataset
-from datar_jax.data.sources.base import DataError, Store
+from datar_jax.data.sources.base import ClipSource, DataError
 
 ENDLESS = 2**40  # batches
 
@@ -115,7 +115,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def train_batches(
-    store: Store,
+    store: ClipSource,
     dataset: Dataset,
     indices: np.ndarray,
     window_frames: int,
@@ -167,7 +167,7 @@ def train_batches(
 
 
 def eval_batches(
-    store: Store,
+    store: ClipSource,
     dataset: Dataset,
     indices: np.ndarray,
     window_frames: int,
@@ -196,7 +196,7 @@ def eval_batches(
     """
     _check(store, indices, batch_size, shards)
     rows = batch_size // shards
-    starts = [views(int(store.frames[i]), window_frames) for i in indices]
+    starts = [eval_window_starts(int(store.frames[i]), window_frames) for i in indices]
     rows_N = np.repeat(np.arange(len(indices)), list(map(len, starts)))
     drawn_Nx2 = np.stack([rows_N, np.concatenate(starts)], axis=1)
     lack = -len(drawn_Nx2) % batch_size
@@ -254,7 +254,9 @@ def _train_batch(
     return gather(order(first, first + rows))
 
 
-def _gather(store: Store, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray) -> Batch:
+def _gather(
+    store: ClipSource, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray
+) -> Batch:
     """The drawn windows and what is said of them."""
     rows_B, starts_B = drawn_Bx2.T
     return {**store.batch(indices[rows_B], starts_B, window_frames), "target": labels.targets(rows_B)}
@@ -269,7 +271,7 @@ def _rarity(labels: _Labels) -> np.ndarray:
     return sums_N / sums_N[-1]
 
 
-def _check(store: Store, indices: np.ndarray, batch_size: int, shards: int) -> None:
+def _check(store: ClipSource, indices: np.ndarray, batch_size: int, shards: int) -> None:
     if not len(indices):
         raise DataError("no usable clip to read; check the split and the report of unusable sounds")
     if not store.frames[indices].all():

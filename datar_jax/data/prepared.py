@@ -29,7 +29,7 @@ MANIFEST_COLUMNS = (
     *("id", "labels", "side", "fold", "status", "reason"),
     *("file", "shard", "record", "samples", "list", "row"),
 )
-HERE, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
+FOUND, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
 PIECE = 20.0  # seconds of a clip that lie in one record, at most
 WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random
 AGAIN = "delete it and prepare the data again, which makes no other shard"  # where only its bytes tell
@@ -57,14 +57,14 @@ class Shard(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Questions(msgspec.Struct, frozen=True):
+class HeadLabels(msgspec.Struct, frozen=True):
     """A head: what is answered of every clip."""
 
     name: str
     classes: tuple[str, ...]
 
 
-class Card(msgspec.Struct, frozen=True):
+class DatasetInfo(msgspec.Struct, frozen=True):
     """What a prepared folder holds."""
 
     format: int
@@ -72,7 +72,7 @@ class Card(msgspec.Struct, frozen=True):
     title: str
     terms: str
     labels: Literal["single", "multi"]
-    heads: tuple[Questions, ...]
+    heads: tuple[HeadLabels, ...]
     sample_rate: int
     coding: Coding
     listed: int  # clips that the lists name
@@ -84,32 +84,32 @@ class Card(msgspec.Struct, frozen=True):
     shards: tuple[Shard, ...]
 
 
-class Sums(msgspec.Struct, frozen=True):
+class Moments(msgspec.Struct, frozen=True):
     """Decibels of one side or fold: how many, their sum and that of their squares."""
 
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.count + other.count, self.total + other.total, self.squares + other.squares)
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
 
 class Statistics(msgspec.Struct, frozen=True):
     """What spectrograms are normalised by, for one front end."""
 
     audio: AudioConfig
-    parts: dict[str, Sums]  # by side, or by fold as `fold 1`
+    parts: dict[str, Moments]  # by side, or by fold as `fold 1`
 
 
-def read_card(folder: Place) -> Card:
+def read_card(folder: Place) -> DatasetInfo:
     """The card of a prepared folder.
 
     Raises:
       ConfigError: there is none, or it is none.
     """
     try:
-        card = msgspec.json.decode((folder / CARD).read(), type=Card)
+        card = msgspec.json.decode((folder / CARD).read(), type=DatasetInfo)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"data.root={folder.url!r}: holds no {CARD}; give a folder that `python -m datar_jax prepare` has finished"
@@ -121,7 +121,7 @@ def read_card(folder: Place) -> Card:
     return card
 
 
-def tell(card: Card) -> str:
+def tell(card: DatasetInfo) -> str:
     """One line on what there is of a data set, for whoever compares results."""
     lost = ", ".join(f"{n:,} {what}" for n, what in ((card.missing, MISSING), (card.unreadable, UNREADABLE)) if n)
     there = f"{card.here:,} of {card.listed:,} listed clips are here" + (f" ({lost})" if lost else "")
@@ -136,7 +136,7 @@ def read_statistics(folder: Place, audio: AudioConfig, parts: Sequence[str]) -> 
         return None
     if msgspec.structs.replace(found.audio, frontend=audio.frontend) != audio or not set(parts) <= set(found.parts):
         return None
-    sums = sum((found.parts[part] for part in parts), Sums())
+    sums = sum((found.parts[part] for part in parts), Moments())
     mean = sums.total / max(sums.count, 1)
     variance = sums.squares / max(sums.count, 1) - mean**2
     return (mean, variance**0.5) if variance > 0 else None

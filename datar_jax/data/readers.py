@@ -18,8 +18,8 @@ from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
-from datar_jax.data.dataset import SIDES, Clip, Dataset
-from datar_jax.filesystem import folders, place, printable
+from datar_jax.data.dataset import SPLITS, Clip, Dataset
+from datar_jax.filesystem import place, printable, walk_folders
 from datar_jax.labels import Head
 
 
@@ -98,7 +98,7 @@ def _walk(root: Path) -> Iterator[str]:
     Raises:
       ConfigError: a folder cannot be read.
     """
-    for folder, inner, names in folders(root):
+    for folder, inner, names in walk_folders(root):
         below = folder.relative_to(root)
         yield from ((below / name).as_posix() for name in names)
         if not inner and not names and len(below.parts) > 1 and below.suffix.lower() in SUFFIXES:
@@ -124,8 +124,8 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         if start < 0 or (end and end <= start):
             table.fail("end" if start >= 0 else "start", f"a part from {start:g} s to {end:g} s is empty")
         side = row.get("split")
-        if side is not None and side not in SIDES:
-            table.fail("split", f"give one of {', '.join(SIDES)}")
+        if side is not None and side not in SPLITS:
+            table.fail("split", f"give one of {', '.join(SPLITS)}")
         fold = table.whole("fold", 1) if "fold" in table.columns else None
         if not row["path"]:
             table.fail("path", "give a file, relative to data.root")
@@ -183,7 +183,7 @@ def _read_prepared(root: str) -> Dataset:
     with (folder / shards.MANIFEST).here() as path:
         table = Table(path, shards.MANIFEST_COLUMNS)
         for row in table.rows():
-            if row["status"] != shards.HERE:
+            if row["status"] != shards.FOUND:
                 continue
             if row["shard"] not in number:
                 table.fail("shard", "not one of corpus.json; prepare the data again")

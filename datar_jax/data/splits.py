@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.data.dataset import SIDES, Dataset
+from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.labels import head_slices
 
 
@@ -60,7 +60,7 @@ def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
     if config.validation_fold and not dataset.folds:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
     _refuse_straddling(dataset, sides, bool(config.group))
-    train, validation, test = (np.flatnonzero(np.array(sides) == side) for side in SIDES)
+    train, validation, test = (np.flatnonzero(np.array(sides) == side) for side in SPLITS)
     return Split(train, validation, test)
 
 

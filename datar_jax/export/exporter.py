@@ -9,10 +9,18 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from datar_jax.audio.framing import reach
-from datar_jax.checkpoints.model_info import EXPORT, RUN, Description, ModelError, find_description, write_description
-from datar_jax.checkpoints.pretrained import ONNX, PARAMS, SAFETENSORS, STABLEHLO, Saved, read_saved, structure
-from datar_jax.checkpoints.quantization import Form, compress
+from datar_jax.audio.framing import window_samples
+from datar_jax.checkpoints.model_info import EXPORT, RUN, ModelError, ModelInfo, find_model_info, write_model_info
+from datar_jax.checkpoints.pretrained import (
+    ONNX,
+    PARAMS,
+    SAFETENSORS,
+    STABLEHLO,
+    PretrainedModel,
+    load_pretrained,
+    structure,
+)
+from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
 from datar_jax.models.flops import count_parameters
@@ -24,7 +32,7 @@ CARD = "README.md"
 
 
 def export(
-    path: str | Path, out: Path, form: Format, weights: Form = "float32", licences: dict[str, str] | None = None
+    path: str | Path, out: Path, form: Format, weights: WeightDtype = "float32", licences: dict[str, str] | None = None
 ) -> Path:
     """Writes a model as a folder: `config.json`, a model card, and the weights or the program.
 
@@ -41,7 +49,7 @@ def export(
     Raises:
       ModelError: the model cannot be read, the folder holds something else, or the form cannot be had.
     """
-    saved = read_saved(path)
+    saved = load_pretrained(path)
     if saved.notes:  # not the weights that its numbers are of, perhaps
         raise ModelError(f"{saved.notes[0]}; to export those, give that checkpoint: {Path(path).name}/checkpoints/STEP")
     if saved.params is None:
@@ -64,16 +72,16 @@ def export(
         _WRITERS[form](partial, saved, weights)
         partial.replace(target)
     description = msgspec.structs.replace(description, structure=structure(description, saved.params))
-    write_description(out / EXPORT, description)
+    write_model_info(out / EXPORT, description)
     card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
     (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 
-def with_numbers(model: Description, path: Path) -> Description:
+def with_numbers(model: ModelInfo, path: Path) -> ModelInfo:
     """The description with what the run has measured of these weights; of a checkpoint by its number it is unsaid."""
     with contextlib.suppress(OSError, ValueError):  # official weights have no description
-        found = find_description(path)
+        found = find_model_info(path)
         if found.name == RUN and not path.name.isdecimal():
             numbers = json.loads((found.parent / "result.json").read_text(encoding="utf-8"))
             return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": numbers})
@@ -95,27 +103,27 @@ def _claim(out: Path, form: str) -> None:
         raise ModelError(f"{out}: {error.strerror}; give another folder") from None
 
 
-def _write_params(target: Path, saved: Saved, weights: Form) -> None:
+def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as writer:
-        writer.save(target.absolute(), compress(saved.params, weights), force=True)
+        writer.save(target.absolute(), quantize(saved.params, weights), force=True)
 
 
-def _write_safetensors(target: Path, saved: Saved, weights: Form) -> None:
+def _write_safetensors(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
     about = {"format": "flax", "program": str(saved.description.provenance.get("program", ""))}
     save_safetensors(target, saved.params, weights, about)
 
 
-def _write_stablehlo(target: Path, saved: Saved, weights: Form) -> None:
+def _write_stablehlo(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
     from datar_jax.export.stablehlo import to_stablehlo
 
     model = saved.description
     program, samples = _program(model)
-    target.write_bytes(to_stablehlo(program, compress(saved.params, weights), samples))
+    target.write_bytes(to_stablehlo(program, quantize(saved.params, weights), samples))
 
 
-def _write_onnx(target: Path, saved: Saved, _weights: Form) -> None:
+def _write_onnx(target: Path, saved: PretrainedModel, _weights: WeightDtype) -> None:
     from datar_jax.export.onnx import for_onnx, to_onnx
 
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
@@ -126,14 +134,14 @@ def _write_onnx(target: Path, saved: Saved, _weights: Form) -> None:
         raise ModelError(f"--format=onnx: {error}") from None
 
 
-def _program(model: Description) -> tuple[Any, int]:
+def _program(model: ModelInfo) -> tuple[Any, int]:
     """The function from waveforms to probabilities, and the samples of its window."""
     from datar_jax.export.waveform_model import waveform_program
 
     assert model.normalisation
     sizes = tuple(model.heads.values())
     program = waveform_program(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
-    return program, reach(model.audio, model.frames)
+    return program, window_samples(model.audio, model.frames)
 
 
 _WRITERS = {

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from datar_jax.audio.framing import lead, reach
-from datar_jax.checkpoints.model_info import Description
-from datar_jax.metrics import NUMBERS
+from datar_jax.audio.framing import left_context, window_samples
+from datar_jax.checkpoints.model_info import ModelInfo
+from datar_jax.metrics import METRIC_FORMATS
 
 UNKNOWN = "not stated"
 SHOWN = 100  # classes that are listed by name
@@ -26,7 +26,7 @@ USES = {
 }
 
 
-def model_card(model: Description, parameters: int, form: str, weights: str, licences: Mapping[str, str]) -> str:
+def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licences: Mapping[str, str]) -> str:
     """The text of a card.
 
     Args:
@@ -63,10 +63,11 @@ def model_card(model: Description, parameters: int, form: str, weights: str, lic
         f"| use | {USES[form]} |",
     ]
     if form in ("stablehlo", "onnx"):
+        samples, context = window_samples(audio, model.frames), left_context(audio)
         what.append(
-            f"| arguments | `waveform` float32 (batch, {reach(audio, model.frames)}), a clip at its start and zeros "
+            f"| arguments | `waveform` float32 (batch, {samples}), a clip at its start and zeros "
             "behind; `length` int32 (batch,), its size; `start` int32 (batch,), 0; of a longer recording a part, in "
-            f"which the window begins at sample `start`, {lead(audio)} but for its beginning |"
+            f"which the window begins at sample `start`, {context} but for its beginning |"
         )
     parts = [
         head,
@@ -84,7 +85,7 @@ def _yaml(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
 
 
-def _output(model: Description) -> str:
+def _output(model: ModelInfo) -> str:
     kind = "that sum to 1" if model.config.data.labels == "single" else "of each class by itself"
     if len(model.heads) > 1:
         heads = ", ".join(f"{name} ({size})" for name, size in model.heads.items())
@@ -125,9 +126,9 @@ def _numbers(numbers: Mapping[str, Any] | None, weights: str) -> list[str]:
     stored = "" if weights == "float32" else f", measured before the weights were stored as {weights}"
     lines += [f"On {numbers['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
     for field, value in numbers.items():
-        name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
+        name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), "")
         if name:
-            words, form = NUMBERS[name]
+            words, form = METRIC_FORMATS[name]
             lines.append(f"| {field.removesuffix(name).replace('_', ' ')}{words} | {value:{form}} |")
     return [*lines, f"| multiply-accumulates per window | {numbers['macs_per_clip'] / 1e6:,.0f} M |"]
 
@@ -142,7 +143,7 @@ def _licences(licences: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _limits(model: Description) -> list[str]:
+def _limits(model: ModelInfo) -> list[str]:
     audio = model.audio
     return [
         "## Limits",
@@ -154,6 +155,6 @@ def _limits(model: Description) -> list[str]:
     ]
 
 
-def _classes(model: Description) -> str:
+def _classes(model: ModelInfo) -> str:
     more = f", and {len(model.labels) - SHOWN} more (config.json)" if len(model.labels) > SHOWN else ""
     return "## Classes\n\n" + ", ".join(model.labels[:SHOWN]) + more

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.extend import core
 
-from datar_jax.checkpoints.quantization import restore
+from datar_jax.checkpoints.quantization import dequantize
 from datar_jax.config import Config
 from datar_jax.export.waveform_model import Program
 
@@ -47,7 +47,7 @@ def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
       ImportError: jax2onnx is not installed.
     """
     try:
-        with _hushed("jax2onnx"):
+        with _without_stderr("jax2onnx"):
             import jax2onnx  # it asks for an older orbax-checkpoint, which it does not use for this
     except ImportError:
         raise ImportError(
@@ -55,7 +55,7 @@ def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
         ) from None
 
     def baked(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
-        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
+        return program(dequantize(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
 
     (b,) = jax.export.symbolic_shape("B")
     number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
@@ -66,7 +66,7 @@ def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
         return _run(closed, [waveform_BxN, length_B, start_B])[0]
 
     names = {"input_names": ["waveform", "length", "start"], "output_names": ["probabilities"], "model_name": "datar"}
-    with _hushed("jax2onnx", "onnx_ir"):
+    with _without_stderr("jax2onnx", "onnx_ir"):
         return bytes(jax2onnx.to_onnx(plain, shapes, **names).SerializeToString())
 
 
@@ -92,7 +92,7 @@ def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.
 
 
 @contextlib.contextmanager
-def _hushed(*names: str) -> Iterator[None]:
+def _without_stderr(*names: str) -> Iterator[None]:
     """Without the warnings of some packages: of examples that cannot be imported, of shapes that are left open."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

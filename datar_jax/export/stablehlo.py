@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
-from datar_jax.checkpoints.quantization import restore
+from datar_jax.checkpoints.quantization import dequantize
 from datar_jax.export.waveform_model import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,7 +35,7 @@ def to_stablehlo(program: Program, stored: Any, samples: int, platforms: Sequenc
     """
 
     def baked(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
-        return program(restore(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
+        return program(dequantize(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
 
     (b,) = export.symbolic_shape("b")
     number_B = jax.ShapeDtypeStruct((b,), jnp.int32)

@@ -19,12 +19,12 @@ import msgspec
 import numpy as np
 from jax import Array
 
-from datar_jax.audio.framing import columns, reach
-from datar_jax.audio.log_mel_jax import excerpt_jax, log_mel_jax
+from datar_jax.audio.framing import columns, window_samples
+from datar_jax.audio.log_mel import normalize
+from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
 from datar_jax.models.datar import DATAR
 from datar_jax.models.heads import probabilities
-from datar_jax.training.augment import normalise
 
 Program = Callable[[Any, Array, Array, Array], Array]
 
@@ -46,14 +46,15 @@ def waveform_program(
       A pure function of
 
       - params: the model's parameters, float32;
-      - waveform_BxN: float32 samples at `config.audio.sample_rate`, N = logmel.reach(config.audio, T);
+      - waveform_BxN: float32 samples at `config.audio.sample_rate`, N = framing.window_samples(config.audio, T);
       - length_B: int32, how many of them are sound, 1 to N; what lies beyond changes nothing;
-      - start_B: int32, which sample the window begins at: 0 for a whole clip, `logmel.lead(config.audio)` inside one.
+      - start_B: int32, which sample the window begins at: 0 for a whole clip,
+        `framing.left_context(config.audio)` inside one.
 
       It gives float32 (B, S): probabilities over each head's classes ("single") or of each class ("multi"), and raises
       ValueError for another N.
     """
-    audio, samples = config.audio, reach(config.audio, frames)
+    audio, samples = config.audio, window_samples(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
     model = DATAR(settings, classes, audio.mels, frames, False, jnp.dtype(settings.dtype).type)
 
@@ -62,8 +63,8 @@ def waveform_program(
             raise ValueError(f"waveform_BxN has shape {waveform_BxN.shape}; give (B, {samples}), {frames} frames")
         with jax.named_scope("front_end"):
             frames_B = columns_jax(length_B - start_B, audio, frames)
-            excerpt_BxW = excerpt_jax(waveform_BxN, length_B, start_B, audio, frames)
-            mel_BxFxT = normalise(log_mel_jax(excerpt_BxW, frames_B, audio), mean, std)
+            excerpt_BxW = frame_samples_jax(waveform_BxN, length_B, start_B, audio, frames)
+            mel_BxFxT = normalize(log_mel_jax(excerpt_BxW, frames_B, audio), mean, std)
         logits_BxS, _ = model.apply({"params": params}, mel_BxFxT, frames_B)
         return probabilities(logits_BxS, config.data.labels, heads)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax.config import AudioConfig
-from datar_jax.inference.attention_maps import BlockInside, Inside
+from datar_jax.inference.attention_maps import AttentionMaps, BlockAttention
 from datar_jax.labels import Heads, head_slices
 from datar_jax.plotting import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range
 
@@ -32,11 +32,11 @@ BEST = 5  # classes whose scores are drawn
 COVERED = 800.0  # square points that the marks of all sampled points cover together, at most
 
 
-def look_png(
+def save_attention_figure(
     path: str | Path,
     mel_FxT: NDArray[Any],
     audio: AudioConfig,
-    inside: Inside,
+    inside: AttentionMaps,
     score_S: NDArray[Any],
     labels: Sequence[str],
     events: Sequence[Event] = (),
@@ -82,7 +82,7 @@ def look_png(
     save(figure, path, dpi=200)
 
 
-def chosen(blocks: Sequence[BlockInside]) -> list[BlockInside]:
+def chosen(blocks: Sequence[BlockAttention]) -> list[BlockAttention]:
     """The blocks that are drawn: all, or the first, the last and some evenly between."""
     if len(blocks) <= MOST_BLOCKS:
         return list(blocks)
@@ -184,7 +184,7 @@ def _draw_blocks(
     figure: SubFigure,
     mel_FxT: NDArray[Any],
     audio: AudioConfig,
-    blocks: Sequence[BlockInside],
+    blocks: Sequence[BlockAttention],
     total: int,
     height: float,
 ) -> None:
@@ -228,7 +228,7 @@ def _draw_border(axes: Axes, shape: tuple[int, ...], hop: float) -> None:
     axes.add_patch(Rectangle(corner, shape[1] * hop, shape[0], fill=False, edgecolor=RULE, linewidth=0.8))
 
 
-def _draw_points(axes: Axes, block: BlockInside, mel_FxT: NDArray[Any], audio: AudioConfig) -> None:
+def _draw_points(axes: Axes, block: BlockAttention, mel_FxT: NDArray[Any], audio: AudioConfig) -> None:
     low, high = spectrogram_range(mel_FxT)
     _show(axes, mel_FxT, audio, cmap="Greys", vmin=low, vmax=high + 1.5 * (high - low))  # faint: no darker than that
     hop = audio.hop / audio.sample_rate
@@ -245,7 +245,7 @@ def _draw_points(axes: Axes, block: BlockInside, mel_FxT: NDArray[Any], audio: A
         axes.scatter(end_Nx2[:, 1] * hop, end_Nx2[:, 0], s=areas, color=colour, alpha=0.85, linewidths=0, zorder=4)
 
 
-def _draw_heat(axes: Axes, block: BlockInside, hop: float) -> None:
+def _draw_heat(axes: Axes, block: BlockAttention, hop: float) -> None:
     """Attention per pixel, where 1 is what every pixel would have if it were spread evenly."""
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from datar_jax.config import ModelConfig
 from datar_jax.models.datar import DATAR
-from datar_jax.models.mixers.deformable import counted_keys, near_sound
-from datar_jax.ops.masking import MASKED, columns
+from datar_jax.models.mixers.deformable import clamp_to_valid, valid_keys
+from datar_jax.ops.masking import MASK_VALUE, columns
 from datar_jax.ops.position_bias import position_bias
-from datar_jax.ops.sampling import Grid, exact, hat_weights, sampling_positions
+from datar_jax.ops.sampling import Grid, bilinear_weights, exact, sampling_positions
 
 
 @dataclass(frozen=True)
-class BlockInside:
+class BlockAttention:
     """One deformable block at one sound. Points are in pixels of its map; `on_spectrogram` says where that is.
 
     Attributes:
@@ -73,11 +73,11 @@ class BlockInside:
 
 
 @dataclass(frozen=True)
-class Inside:
+class AttentionMaps:
     """What a model made of one sound: its logits `(S,)`, its deformable blocks in order, the frames that are sound."""
 
     logits_S: NDArray[np.float32]
-    blocks: tuple[BlockInside, ...]
+    blocks: tuple[BlockAttention, ...]
     frames: int
 
 
@@ -89,7 +89,7 @@ def inspect(
     frames: int,
     mel_FxT: NDArray[Any],
     valid: int,
-) -> Inside:
+) -> AttentionMaps:
     """Scores one sound and keeps where every deformable block looked.
 
     The program is compiled once for a model and a T.
@@ -121,7 +121,7 @@ def inspect(
         position_GxFxTx2 = kept.pop("position_GxFxTx2")
         groups, rows, times, _ = position_GxFxTx2.shape
         blocks.append(
-            BlockInside(
+            BlockAttention(
                 stage=stage,
                 block=block,
                 size=sizes[stage],
@@ -134,7 +134,7 @@ def inspect(
                 **kept,
             )
         )
-    return Inside(np.asarray(logits_S), tuple(blocks), valid)
+    return AttentionMaps(np.asarray(logits_S), tuple(blocks), valid)
 
 
 def deformable_blocks(config: ModelConfig) -> list[tuple[int, int]]:
@@ -203,18 +203,18 @@ def _received(
     position_GxNx2 = position_BxGxFxTx2[0].reshape(groups, -1, 2)
     sound_BxT = columns(valid[None], t, stage + 2)
     assert sound_BxT is not None
-    counted_N = counted_keys(sound_BxT, (rows, times), config.strides[stage])[0]
+    counted_N = valid_keys(sound_BxT, (rows, times), config.strides[stage])[0]
     read_GxNx2 = position_GxNx2
     if config.grid == "centre":
-        read_GxNx2 = near_sound(position_GxNx2[None], sound_BxT)[0]
+        read_GxNx2 = clamp_to_valid(position_GxNx2[None], sound_BxT)[0]
     of_query_M = jnp.broadcast_to(sound_BxT, (f, t)).reshape(-1) / (f * sound_BxT.sum())
 
     def group(given: Any) -> tuple[Array, Array]:
         q_FxTxHxD, k_NxHxD, table_HxRxS, position_Nx2, read_Nx2 = given
-        mask_N = jnp.where(counted_N, 0.0, MASKED)
+        mask_N = jnp.where(counted_N, 0.0, MASK_VALUE)
         weight_HxMxN = attention_weights(q_FxTxHxD, k_NxHxD, table_HxRxS, read_Nx2, mask_N, config.grid)
         weight_N = exact("hmn,m->n", weight_HxMxN, of_query_M) / heads
-        rows_NxF, times_NxT = hat_weights(position_Nx2[:, 0], f), hat_weights(position_Nx2[:, 1], t)
+        rows_NxF, times_NxT = bilinear_weights(position_Nx2[:, 0], f), bilinear_weights(position_Nx2[:, 1], t)
         return weight_N, exact("nf,nt->ft", weight_N[:, None] * rows_NxF, times_NxT * sound_BxT[0])
 
     q_GxFxTxHxD = jnp.moveaxis(q_BxFxTxC[0].reshape(f, t, groups, heads, -1), 2, 0)

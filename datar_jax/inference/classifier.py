@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.decode import AudioError
-from datar_jax.audio.framing import views
+from datar_jax.audio.framing import eval_window_starts
+from datar_jax.audio.log_mel import normalize
 from datar_jax.audio.recording import Batch, Reads, Recording, measure
-from datar_jax.checkpoints.model_info import Description, ModelError
-from datar_jax.checkpoints.pretrained import ONNX, Saved, read_saved
+from datar_jax.checkpoints.model_info import ModelError, ModelInfo
+from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
 from datar_jax.models.heads import probabilities
 from datar_jax.models.spec import Task, spectrograms
-from datar_jax.training.augment import normalise
 
 BATCH = 32  # windows at a time
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path) -> AudioClassifier:
     """A trained model, ready to use.
 
         model = datar_jax.load("runs/mine")
@@ -40,10 +40,10 @@ def load(path: str | Path) -> Model:
     Raises:
       ModelError: there is no model, or it cannot be used.
     """
-    return Model(read_saved(path))
+    return AudioClassifier(load_pretrained(path))
 
 
-class Model:
+class AudioClassifier:
     """Scores and embeds sounds, as the run that trained it evaluates: views of a long clip are averaged.
 
     Attributes:
@@ -58,7 +58,7 @@ class Model:
       reads: what a batch holds, see `recording.Recording.windows`.
     """
 
-    description: Description
+    description: ModelInfo
     source: str
     notes: tuple[str, ...]
     params: Any
@@ -68,7 +68,7 @@ class Model:
     frames: int
     reads: Reads
 
-    def __init__(self, saved: Saved) -> None:
+    def __init__(self, saved: PretrainedModel) -> None:
         self.description, self.source, self.params = saved.description, saved.source, saved.params
         self.notes = saved.notes
         self.labels, self.heads = saved.description.labels, tuple(saved.description.heads.items())
@@ -101,7 +101,7 @@ class Model:
           ValueError: samples without a rate, or of more than two axes.
         """
         recording = self._recording(sound, sample_rate)
-        starts = views(recording.frames, self.frames)
+        starts = eval_window_starts(recording.frames, self.frames)
         scores = [self.score(batch) for batch in _batches(recording, starts, self)]
         return np.concatenate(scores)[: len(starts)].astype(np.float64).mean(0)
 
@@ -151,13 +151,13 @@ class Model:
 def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:
     """Scores and what they are made from."""
     sound = spectrograms(task, batch)
-    mel = normalise(sound["mel"], *statistics)
+    mel = normalize(sound["mel"], *statistics)
     logits, said = task.model(train=False).apply({"params": params}, mel, sound["frames"])
     scores = probabilities(logits, task.config.data.labels, task.heads)
     return {"scores": scores, "clip": said["features"], "columns": said["columns"]}
 
 
-def _batches(recording: Recording, starts: NDArray[np.int64], model: Model) -> Iterator[Batch]:
+def _batches(recording: Recording, starts: NDArray[np.int64], model: AudioClassifier) -> Iterator[Batch]:
     """Windows in batches of one size: as many as there are, `BATCH` at most, the last filled up."""
     rows = recording.windows(starts.tolist(), model.frames, model.reads)
     size = min(len(starts), BATCH)

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from datar_jax.inference.classifier import Model
-from datar_jax.inference.windows import Failed, Window, through
+from datar_jax.inference.classifier import AudioClassifier
+from datar_jax.inference.windows import FailedFile, Window, map_windows
 
 Vectors = NDArray[np.float32]
 
@@ -33,7 +33,7 @@ class Embedded(NamedTuple):
     columns_TxC: Vectors
 
 
-def embed(model: Model, paths: Iterable[str | Path], batch_size: int = 32) -> Iterator[Embedded | Failed]:
+def embed(model: AudioClassifier, paths: Iterable[str | Path], batch_size: int = 32) -> Iterator[Embedded | FailedFile]:
     """The vectors of files and of what is in folders, in order.
 
     Raises:
@@ -43,8 +43,8 @@ def embed(model: Model, paths: Iterable[str | Path], batch_size: int = 32) -> It
     clips: list[Vectors] = []
     parts: list[Vectors] = []
     starts: list[int] = []
-    for item in through(model.embed, model, paths, batch_size=batch_size):
-        if isinstance(item, Failed):
+    for item in map_windows(model.embed, model, paths, batch_size=batch_size):
+        if isinstance(item, FailedFile):
             clips, parts, starts = [], [], []
             yield item
             continue

@@ -39,7 +39,7 @@ class Event(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class EventSettings:
     """What counts as an event.
 
     Raises:
@@ -62,10 +62,10 @@ class Rules:
                 raise ValueError(f"{name}={seconds:g}: give 0 seconds or more")
 
 
-DEFAULT = Rules()
+DEFAULT = EventSettings()
 
 
-class Timeline:
+class EventDetector:
     """The events of one recording, span by span.
 
     Args:
@@ -75,7 +75,9 @@ class Timeline:
       rules: what counts as an event.
     """
 
-    def __init__(self, labels: Sequence[str], audio: AudioConfig, seconds: float, rules: Rules = DEFAULT) -> None:
+    def __init__(
+        self, labels: Sequence[str], audio: AudioConfig, seconds: float, rules: EventSettings = DEFAULT
+    ) -> None:
         self._labels, self._audio, self._seconds, self._rules = labels, audio, seconds, rules
         self._cells = _Cells(len(labels))
         self._runs = _Runs(len(labels))

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax.audio.recording import Batch
-from datar_jax.inference.events import DEFAULT, Event, Rules, Timeline
-from datar_jax.inference.windows import Failed, Reader, through
+from datar_jax.inference.events import DEFAULT, Event, EventDetector, EventSettings
+from datar_jax.inference.windows import FailedFile, Reader, map_windows
 from datar_jax.labels import class_names
 
 
@@ -39,7 +39,7 @@ class Scorer(Reader, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class Prediction:
     """What a model heard in one file."""
 
     path: str
@@ -48,13 +48,13 @@ class Heard:
     events: tuple[Event, ...]  # by onset
 
 
-def listen(
+def predict_files(
     model: Scorer,
     paths: Iterable[str | Path],
-    rules: Rules = DEFAULT,
+    rules: EventSettings = DEFAULT,
     overlap: float = 0.75,
     batch_size: int = 32,
-) -> Iterator[Heard | Failed]:
+) -> Iterator[Prediction | FailedFile]:
     """What a model hears in files and folders.
 
     Args:
@@ -72,13 +72,13 @@ def listen(
       ValueError: an overlap or a batch size that cannot be.
     """
     labels = class_names(model.labels, model.heads)
-    for item in through(model.score, model, paths, overlap, batch_size):
-        if isinstance(item, Failed):
+    for item in map_windows(model.score, model, paths, overlap, batch_size):
+        if isinstance(item, FailedFile):
             yield item
             continue
         recording, score_S = item.recording, np.asarray(item.output, np.float64)
         if item.number == 0:
-            timeline = Timeline(labels, recording.audio, recording.seconds, rules)
+            timeline = EventDetector(labels, recording.audio, recording.seconds, rules)
             events: list[Event] = []
             total_S, views = np.zeros(len(labels)), 0
         if item.is_view:
@@ -88,6 +88,6 @@ def listen(
             events += timeline.close()
             if np.isfinite(total_S).all():
                 ordered = tuple(sorted(events, key=lambda event: (event.onset, event.label)))
-                yield Heard(recording.path, recording.seconds, total_S / views, ordered)
+                yield Prediction(recording.path, recording.seconds, total_S / views, ordered)
             else:
-                yield Failed(recording.path, "the model's scores are not finite")
+                yield FailedFile(recording.path, "the model's scores are not finite")

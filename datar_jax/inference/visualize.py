@@ -6,27 +6,27 @@ from pathlib import Path
 
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.config import ConfigError
-from datar_jax.inference.classifier import Model
+from datar_jax.inference.classifier import AudioClassifier
 
 
-def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, float]:
+def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tuple[float, float]:
     """Draws the window of a sound; returns where it begins and ends, in seconds."""
     import jax.numpy as jnp
     import numpy as np
 
+    from datar_jax.audio.log_mel import normalize
     from datar_jax.audio.recording import measure
-    from datar_jax.inference.attention_figure import look_png
+    from datar_jax.inference.attention_figure import save_attention_figure
     from datar_jax.inference.attention_maps import inspect
-    from datar_jax.inference.predict import listen
-    from datar_jax.inference.windows import Failed
+    from datar_jax.inference.predict import predict_files
+    from datar_jax.inference.windows import FailedFile
     from datar_jax.models.heads import probabilities
-    from datar_jax.training.augment import normalise
 
     description, audio = model.description, model.audio
     if model.params is None or description.normalisation is None:
         raise ModelError(f"{model.source}: a program shows nothing of its inside; give a run, or an export of weights")
-    heard = next(iter(listen(model, [file])))
-    if isinstance(heard, Failed):
+    heard = next(iter(predict_files(model, [file])))
+    if isinstance(heard, FailedFile):
         raise ConfigError(f"{file}: {heard.reason}")
     recording = measure(file, audio)
     second = audio.sample_rate / audio.hop  # in columns
@@ -40,7 +40,7 @@ def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, f
         raise ConfigError(f"--at={at:g}: {file} ends at {recording.seconds:.2f} s")
     row = next(recording.windows([start], model.frames, "mel"))
     valid = int(row["frames"])
-    mel_FxT = np.asarray(normalise(row["mel"], *description.normalisation))
+    mel_FxT = np.asarray(normalize(row["mel"], *description.normalisation))
     shape, classes = description.config.model, len(model.labels)
     inside = inspect(shape, model.params, classes, audio.mels, model.frames, mel_FxT, valid)
     sizes = tuple(size for _, size in model.heads)
@@ -53,5 +53,5 @@ def draw(model: Model, file: str, out: Path, at: float | None) -> tuple[float, f
     ]
     name = Path(file).name
     title = name if start == 0 and valid == recording.frames else f"{name}, from {began:.2f} s"
-    look_png(out, row["mel"], audio, inside, score_S, model.labels, events, model.heads, title)
+    save_attention_figure(out, row["mel"], audio, inside, score_S, model.labels, events, model.heads, title)
     return began, ended

@@ -15,12 +15,12 @@ import numpy as np
 from datar_jax.audio.decode import SUFFIXES, AudioError
 from datar_jax.audio.recording import Batch, Reads, Recording, Row, measure, plan_windows
 from datar_jax.config import AudioConfig
-from datar_jax.filesystem import folders
+from datar_jax.filesystem import walk_folders
 
 Output = Any  # of a function of batches: an array, or a dict of arrays, whose first axis is the batch
 
 
-UNSAID = 1024  # bad files that wait for the batch that they stand in
+MAX_PENDING_FAILURES = 1024  # bad files that wait for the batch that they stand in
 
 
 class Reader(Protocol):
@@ -40,7 +40,7 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Failed:
+class FailedFile:
     """A file or folder that cannot be used."""
 
     path: str
@@ -59,13 +59,13 @@ class Window(NamedTuple):
     output: Output
 
 
-def through(
+def map_windows(
     function: Callable[[Batch], Output],
     model: Reader,
     paths: Iterable[str | Path],
     overlap: float = 0.0,
     batch_size: int = 32,
-) -> Iterator[Window | Failed]:
+) -> Iterator[Window | FailedFile]:
     """The windows of files and folders through a function of batches, such as `model.score` or `model.embed`.
 
     Every batch has the same number of rows, the last one filled up with copies, so that one compiled program serves;
@@ -91,10 +91,10 @@ def through(
         output = function(batch) if batch else None
         rows = itertools.count()
         for item in items:
-            yield item if isinstance(item, Failed) else item._replace(output=_row(output, next(rows)))
+            yield item if isinstance(item, FailedFile) else item._replace(output=_row(output, next(rows)))
 
 
-def sounds(paths: Iterable[str | Path]) -> Iterator[str | Failed]:
+def iter_audio_files(paths: Iterable[str | Path]) -> Iterator[str | FailedFile]:
     """Files to hear: those given, whatever they are called, and in folders, at any depth, what ends like a sound.
 
     What is hidden is left out, folders are entered once, and each comes in the order of its names.
@@ -105,20 +105,20 @@ def sounds(paths: Iterable[str | Path]) -> Iterator[str | Failed]:
             continue
         wrong: list[OSError] = []
         found = others = 0
-        for folder, _, files in folders(Path(path), wrong.append):
+        for folder, _, files in walk_folders(Path(path), wrong.append):
             heard = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
             found, others = found + len(heard), others + len(files) - len(heard)
             yield from (str(folder / name) for name in heard)
         for error in wrong:
-            yield Failed(str(error.filename), f"cannot be read ({error.strerror})")
+            yield FailedFile(str(error.filename), f"cannot be read ({error.strerror})")
         if not found and not wrong:
-            yield Failed(path, f"holds no sound ({others} files are none, by their ending)")
+            yield FailedFile(path, f"holds no sound ({others} files are none, by their ending)")
 
 
-def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterator[tuple[Window | Failed, Row]]:
+def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterator[tuple[Window | FailedFile, Row]]:
     """All windows, with what each adds to a batch; of a file that failed, nothing."""
-    for path in sounds(paths):
-        if isinstance(path, Failed):
+    for path in iter_audio_files(paths):
+        if isinstance(path, FailedFile):
             yield path, {}
             continue
         try:
@@ -129,21 +129,21 @@ def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterato
                 frames = min(model.frames, recording.frames - start)
                 yield Window(recording, i, len(starts_W), start, frames, is_view, None), row
         except AudioError as error:
-            yield Failed(path, str(error)), {}
+            yield FailedFile(path, str(error)), {}
 
 
 def _batches(
-    rows: Iterable[tuple[Window | Failed, Row]], batch_size: int
-) -> Iterator[tuple[list[Window | Failed], Batch]]:
+    rows: Iterable[tuple[Window | FailedFile, Row]], batch_size: int
+) -> Iterator[tuple[list[Window | FailedFile], Batch]]:
     """Windows and the batch that holds them in order; an empty one where there are only files that failed."""
-    items: list[Window | Failed] = []
+    items: list[Window | FailedFile] = []
     waiting: list[Row] = []
     alone = True
     for item, row in rows:
         items.append(item)
         if row:
             waiting.append(row)
-        if len(waiting) == batch_size or len(items) == batch_size + UNSAID or not waiting:
+        if len(waiting) == batch_size or len(items) == batch_size + MAX_PENDING_FAILURES or not waiting:
             alone = alone and not waiting
             yield items, _stacked(waiting, batch_size)
             items, waiting = [], []

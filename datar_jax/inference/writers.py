@@ -21,8 +21,8 @@ from rich.text import Text
 
 from datar_jax.filesystem import printable
 from datar_jax.inference.events import Event
-from datar_jax.inference.predict import Heard
-from datar_jax.inference.windows import Failed
+from datar_jax.inference.predict import Prediction
+from datar_jax.inference.windows import FailedFile
 from datar_jax.labels import Heads, class_names, head_slices
 
 BEST = 5  # classes of each head that are told, if nothing else is said
@@ -31,7 +31,7 @@ BEST = 5  # classes of each head that are told, if nothing else is said
 class Writer(Protocol):
     """Writes answers where it was told to when it was made."""
 
-    def write(self, answer: Heard | Failed) -> None:
+    def write(self, answer: Prediction | FailedFile) -> None:
         """Writes what is to be said of one file."""
 
 
@@ -41,10 +41,10 @@ class JsonLines:
     def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._file, self._names, self._heads, self._top = file, class_names(labels, heads), heads, top
 
-    def write(self, answer: Heard | Failed) -> None:
+    def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
         row: dict[str, Any] = {"path": answer.path}
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedFile):
             row["error"] = answer.reason
         else:
             row["seconds"] = answer.seconds
@@ -62,9 +62,9 @@ class EventsCsv:
         self._file, self._rows = file, csv.writer(file, lineterminator="\n")
         self._rows.writerow(["path", "onset", "offset", "label", "score"])
 
-    def write(self, answer: Heard | Failed) -> None:
+    def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
-        if isinstance(answer, Heard):
+        if isinstance(answer, Prediction):
             self._rows.writerows([answer.path, e.onset, e.offset, e.label, _score(e.score)] for e in answer.events)
             self._file.flush()
 
@@ -77,9 +77,9 @@ class ScoresCsv:
         self._names, self._heads, self._top = class_names(labels, heads), heads, top
         self._rows.writerow(["path", "seconds", "label", "score"])
 
-    def write(self, answer: Heard | Failed) -> None:
+    def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
-        if isinstance(answer, Heard):
+        if isinstance(answer, Prediction):
             for s in _best(answer, self._heads, self._top):
                 self._rows.writerow([answer.path, answer.seconds, self._names[s], _score(answer.scores_S[s])])
             self._file.flush()
@@ -91,10 +91,10 @@ class Terminal:
     def __init__(self, console: Console, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._console, self._names, self._heads, self._top = console, class_names(labels, heads), heads, top
 
-    def write(self, answer: Heard | Failed) -> None:
+    def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
         head = Text(printable(answer.path), style="bold")
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedFile):
             self._console.print(head.append(f"  {answer.reason}", style="not bold red"), soft_wrap=True)
             return
         best = _best(answer, self._heads, self._top)
@@ -112,9 +112,9 @@ class LabelTracks:
         self._taken: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, answer: Heard | Failed) -> None:
+    def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedFile):
             return
         name = Path(answer.path).name
         more = (f"{name}-{i}" for i in itertools.count(2))  # of files of one name in several folders
@@ -141,7 +141,7 @@ def clock(seconds: float) -> str:
     return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{rest / 1000:06.3f}"
 
 
-def _best(answer: Heard, heads: Heads, top: int) -> list[int]:
+def _best(answer: Prediction, heads: Heads, top: int) -> list[int]:
     """The best classes of each head, best first."""
     of_heads = (range(len(answer.scores_S))[part] for part in head_slices(heads).values())
     return [s for of_head in of_heads for s in sorted(of_head, key=lambda s: -answer.scores_S[s])[:top]]

@@ -20,10 +20,10 @@ from datar_jax.config import ModelConfig
 from datar_jax.models.adaptor import InputAdaptor
 from datar_jax.models.layers import DepthwiseConv, DropPath, LayerNorm, Mlp, dense
 from datar_jax.models.mixers.deformable import DeformableAttention
-from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.models.mixers.window import WindowAttention
 from datar_jax.models.stem import Downsample, Stem
-from datar_jax.ops.fusion_barrier import unfused
+from datar_jax.ops.fusion_barrier import fusion_barrier
 from datar_jax.ops.masking import columns, mask_columns
 
 
@@ -63,16 +63,16 @@ class Block(nn.Module):
             )(h, valid_BxT)
         elif self.letter == "N":
             filled = config.grid != "centre"
-            around = NeighbourhoodAttention(config.heads[i], config.windows[i], filled, self.dtype, name="mixer")
+            around = NeighborhoodAttention(config.heads[i], config.windows[i], filled, self.dtype, name="mixer")
             h = around(h, valid_BxT)
         else:
             window = WindowAttention(config.heads[i], config.windows[i], self.letter == "S", self.dtype, name="mixer")
             h = window(h, valid_BxT)
         # Without borders, a CPU's LayerNorms would each add up all branches before them anew.
-        x = unfused(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype))
+        x = fusion_barrier(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype))
         h = LayerNorm(self.dtype, name="norm_mlp")(x)
         h = Mlp(config.mlp_ratio, config.mlp == "conv", self.dtype, name="mlp")(h, valid_BxT)
-        return unfused(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype))
+        return fusion_barrier(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype))
 
 
 class DATAR(nn.Module):

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.ops.fusion_barrier import unfused
-from datar_jax.ops.position_bias import BiasNetwork, bias_row, fit_table, network_row
+from datar_jax.ops.fusion_barrier import fusion_barrier
+from datar_jax.ops.position_bias import BiasNetwork, fit_table, log_cpb_row, table_bias_row
 from datar_jax.ops.sampling import Grid, Method
 
 PAIRS = 1 << 20  # (query, key) pairs scored at once, heads and examples together: few enough for a CPU's cache
 
 
-def attend_rowwise(
+def deformable_attention(
     q_BxFxTxC: Array,
     k_BxNxHxD: Array,
     v_BxNxHxD: Array,
@@ -99,7 +99,7 @@ def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
         v_BxHxDxN = block.v_BxHxNxD.swapaxes(2, 3)
 
         def query_row(out: Array, row: Array) -> tuple[Array, Any]:
-            score = _scores(block, _row(plan, block, out, row)) + unfused(partial(_bias, plan), block, row)
+            score = _scores(block, _row(plan, block, out, row)) + fusion_barrier(partial(_bias, plan), block, row)
             top = score.max(2, keepdims=True)
             weight = jnp.exp(score - top)
             total = weight.sum(2, keepdims=True)
@@ -125,7 +125,9 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
         def query_row(carry: Any, given: tuple[Array, Any]) -> tuple[Any, None]:
             (above, d_keys), (row, (top, log_total)) = carry, given
             q_BxTxHxD, out_BxTxHxD = (_row(plan, block, x, row) for x in (q, out))
-            above_BxTxHxD = unfused(partial(_row, plan), block, above, row)  # once: read later, it would be copied
+            above_BxTxHxD = fusion_barrier(
+                partial(_row, plan), block, above, row
+            )  # once: read later, it would be copied
             # In this order: beside the top of scores that are all masked, the logarithm would be lost.
             weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - top - log_total)
             mean_BxTxH = (above_BxTxHxD.astype(wide) * out_BxTxHxD.astype(wide)).sum(-1)  # over the keys, of d_weight
@@ -206,8 +208,8 @@ def _bias(plan: Plan, block: Block, row: Array) -> Array:
 
 def _group_bias(plan: Plan, row: Array, table: Any, position_Nx2: Array) -> Array:
     if isinstance(table, BiasNetwork):
-        return network_row(table, position_Nx2, row, plan.size, plan.grid)
-    return bias_row(table, position_Nx2, row, plan.size, plan.grid, plan.method)
+        return log_cpb_row(table, position_Nx2, row, plan.size, plan.grid)
+    return table_bias_row(table, position_Nx2, row, plan.size, plan.grid, plan.method)
 
 
 def _bias_gradient(plan: Plan, block: Block, row: Array, d_score_BxHxNxT: Array) -> tuple[Any, Array] | None:

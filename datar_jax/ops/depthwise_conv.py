@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.ops.fusion_barrier import unfused
+from datar_jax.ops.fusion_barrier import fusion_barrier
 
 
 def depthwise(
@@ -61,7 +61,7 @@ def _pad(x: Array, kernel: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _shifted(stride: int, x: Array, kernel: Array) -> Array:
-    return unfused(partial(_taps, stride, (x.shape[1], x.shape[2])), _pad(x, kernel), kernel)
+    return fusion_barrier(partial(_taps, stride, (x.shape[1], x.shape[2])), _pad(x, kernel), kernel)
 
 
 def _taps(stride: int, size: tuple[int, int], padded: Array, kernel: Array) -> Array:
@@ -103,7 +103,7 @@ def _input_gradient(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
         )
         return reduce(jnp.add, parts)
 
-    whole = unfused(add, around, kernel).reshape(len(x), rows * stride, times * stride, c)
+    whole = fusion_barrier(add, around, kernel).reshape(len(x), rows * stride, times * stride, c)
     (top, left), (f, t) = (high // 2, wide // 2), x.shape[1:3]
     missing = [max(0, first + n - m) for first, n, m in zip((top, left), (f, t), whole.shape[1:3])]
     whole = jnp.pad(whole, ((0, 0), *((0, n) for n in missing), (0, 0)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-def unfused(function: Callable[..., Any], *args: Any) -> Any:
+def fusion_barrier(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, compiled by itself on a CPU; elsewhere simply `function(*args)`.
 
     XLA's CPU compiler likes to draw element-wise work into the reduction or product that reads it, and then writes
@@ -33,7 +33,7 @@ def unfused(function: Callable[..., Any], *args: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *args))
 
     def backward(saved: tuple[Any, ...], above: Any) -> Any:
-        return unfused(lambda saved, above: jax.vjp(function, *saved)[1](above), saved, above)
+        return fusion_barrier(lambda saved, above: jax.vjp(function, *saved)[1](above), saved, above)
 
     run.defvjp(lambda *args: (run(*args), args), backward)
     return run(*args)

@@ -17,23 +17,23 @@ def layer_norm(x_xC: Array, scale_C: Array, bias_C: Array) -> Array:
 
 def _layer_norm_forward(x_xC: Array, scale_C: Array, bias_C: Array) -> tuple[Array, tuple[Array, ...]]:
     mean = jnp.full_like(scale_C, 1 / len(scale_C))
-    mean_x1 = _weighed(x_xC, mean)
-    inverse_x1 = jax.lax.rsqrt(_weighed(jnp.square(x_xC - mean_x1), mean) + EPSILON)
+    mean_x1 = _weighted_channel_sum(x_xC, mean)
+    inverse_x1 = jax.lax.rsqrt(_weighted_channel_sum(jnp.square(x_xC - mean_x1), mean) + EPSILON)
     return (x_xC - mean_x1) * inverse_x1 * scale_C + bias_C, (x_xC, mean_x1, inverse_x1, scale_C)
 
 
 def _layer_norm_backward(saved: tuple[Array, ...], above_xC: Array) -> tuple[Array, Array, Array]:
     x_xC, mean_x1, inverse_x1, scale_C = saved
     normal_xC, mean = (x_xC - mean_x1) * inverse_x1, scale_C / len(scale_C)
-    along = _weighed(above_xC * normal_xC, mean)
-    d_x = inverse_x1 * (above_xC * scale_C - _weighed(above_xC, mean) - normal_xC * along)
-    return d_x, _total(above_xC * normal_xC), _total(above_xC)
+    along = _weighted_channel_sum(above_xC * normal_xC, mean)
+    d_x = inverse_x1 * (above_xC * scale_C - _weighted_channel_sum(above_xC, mean) - normal_xC * along)
+    return d_x, _row_sum(above_xC * normal_xC), _row_sum(above_xC)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _weighed(x_xC: Array, weight_C: Array) -> Array:
+def _weighted_channel_sum(x_xC: Array, weight_C: Array) -> Array:
     """Sum over the channels, `(..., 1)`.
 
     On a CPU a product: XLA draws what comes before a sum into it, and writes every broadcast of that to memory
@@ -49,7 +49,7 @@ def _weighed(x_xC: Array, weight_C: Array) -> Array:
     return jax.lax.platform_dependent(x_xC, weight_C, cpu=product, default=total)
 
 
-def _total(x_xC: Array) -> Array:
+def _row_sum(x_xC: Array) -> Array:
     """Sum over all rows, `(C,)`; on a CPU a product, as above."""
 
     def product(x_xC: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-MASKED = -1e9  # finite: a window of padding only must not divide zero by zero
+MASK_VALUE = -1e9  # finite: a window of padding only must not divide zero by zero
 
 
 def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:

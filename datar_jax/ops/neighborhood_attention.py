@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from datar_jax.ops.masking import MASKED
-from datar_jax.ops.window_attention import attend, merge, partition
+from datar_jax.ops.masking import MASK_VALUE
+from datar_jax.ops.window_attention import dot_product_attention, merge, partition
 
 TILE = (4, 8)  # pixels that are scored together
 
 
 @partial(jax.checkpoint, static_argnums=(4, 5))
-def neighbourhoods(
+def neighborhood_attention(
     q_BxFxTxHxD: Array,
     k_BxFxTxHxD: Array,
     v_BxFxTxHxD: Array,
@@ -65,8 +65,8 @@ def neighbourhoods(
     columns_BxWxMxN = _own(tile[1], tiles[1], window[1], reach[1], columns_B)[:, None, :, None, :, None, :]
     own_BxWxMxN = (rows_WxMxN & columns_BxWxMxN).reshape(len(columns_B), math.prod(tiles), *bias_HxMxN.shape[1:])
     wide = jnp.promote_types(q_BxFxTxHxD.dtype, jnp.float32)
-    bias_BxWxHxMxN = bias_HxMxN.astype(wide) + jnp.where(own_BxWxMxN, 0.0, MASKED)[:, :, None]
-    out = attend(q_BxWxMxHxD, around(k_BxFxTxHxD), around(v_BxFxTxHxD), bias_BxWxHxMxN)
+    bias_BxWxHxMxN = bias_HxMxN.astype(wide) + jnp.where(own_BxWxMxN, 0.0, MASK_VALUE)[:, :, None]
+    out = dot_product_attention(q_BxWxMxHxD, around(k_BxFxTxHxD), around(v_BxFxTxHxD), bias_BxWxHxMxN)
     whole = tuple(n * side for n, side in zip(tiles, tile))
     merged = merge(out.reshape(*out.shape[:3], -1), tile, whole)  # type: ignore[arg-type]
     return merged[:, : size[0], : size[1]].reshape(q_BxFxTxHxD.shape)

@@ -23,8 +23,8 @@ from jax import Array
 from datar_jax.ops.sampling import (
     Grid,
     Method,
+    bilinear_weights,
     exact,
-    hat_weights,
     query_points,
     sample_by_gather,
     sample_by_map_coordinates,
@@ -52,7 +52,7 @@ def position_bias(
       `(H, F * T, N)`, dtype of the positions.
     """
     table_HxRxS = fit_table(table_HxRxS, size, grid)
-    row = partial(bias_row, table_HxRxS, position_Nx2, size=size, grid=grid, method=method)
+    row = partial(table_bias_row, table_HxRxS, position_Nx2, size=size, grid=grid, method=method)
     bias_HxNxFxT = jax.vmap(row, out_axes=2)(jnp.arange(size[0]))
     return bias_HxNxFxT.reshape(*bias_HxNxFxT.shape[:2], -1).swapaxes(1, 2)
 
@@ -73,7 +73,7 @@ def fit_table(table_HxRxS: Array, size: tuple[int, int], grid: Grid) -> Array:
     return table_HxRxS
 
 
-def bias_row(
+def table_bias_row(
     table_HxRxS: Array,
     position_Nx2: Array,
     row: Array,
@@ -128,7 +128,7 @@ class BiasNetwork(NamedTuple):
     heads_PxH: Array
 
 
-def network_row(
+def log_cpb_row(
     network: BiasNetwork, position_Nx2: Array, row: Array, size: tuple[int, int], grid: Grid = "centre"
 ) -> Array:
     """Bias of one row of queries from the logarithm of each displacement (Liu et al., "Swin Transformer V2", 2022).
@@ -178,7 +178,10 @@ def _read(read: Any, pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: A
 
 def _separable(pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
     row_N, time_NxT = pairs(position_Nx2, row)
-    rows_NxR, times_NxTxS = hat_weights(row_N, table_HxRxS.shape[1]), hat_weights(time_NxT, table_HxRxS.shape[2])
+    rows_NxR, times_NxTxS = (
+        bilinear_weights(row_N, table_HxRxS.shape[1]),
+        bilinear_weights(time_NxT, table_HxRxS.shape[2]),
+    )
     return exact("nhs,nts->hnt", exact("nr,hrs->nhs", rows_NxR, table_HxRxS), times_NxTxS)
 
 

@@ -87,7 +87,7 @@ def split(coordinate: Array) -> tuple[Array, Array]:
     return cell.astype(jnp.int32), coordinate - cell
 
 
-def hat_weights(coordinate_N: Array, size: int) -> Array:
+def bilinear_weights(coordinate_N: Array, size: int) -> Array:
     """Bilinear weights of `size` pixels for each coordinate, `(N, size)`: two neighbours, zero outside."""
     cell, fraction = split(coordinate_N)
     distance = jnp.arange(size) - cell[..., None]
@@ -197,7 +197,7 @@ def _window_backward(saved: tuple[Array, Array], above_NxC: Array) -> tuple[Arra
     patch, (rows, times), (row_slopes, time_slopes) = _patches(x_FxTxC, position_Nx2)
     seen_NxKxL = (patch * above_NxC[:, None, None]).sum(-1)
     d_position = jnp.stack([_blend(seen_NxKxL, row_slopes, times), _blend(seen_NxKxL, rows, time_slopes)], -1)
-    rows_FxN, times_TxN = hat_weights(position_Nx2[:, 0], f).T, hat_weights(position_Nx2[:, 1], t).T
+    rows_FxN, times_TxN = bilinear_weights(position_Nx2[:, 0], f).T, bilinear_weights(position_Nx2[:, 1], t).T
     weights_FTxN = (rows_FxN[:, None] * times_TxN[None]).reshape(f * t, -1)
     d_x = exact("mn,nc->mc", weights_FTxN, above_NxC).reshape(f, t, c)
     return d_x.astype(x_FxTxC.dtype), d_position
@@ -208,14 +208,14 @@ _sample_window.defvjp(_window_forward, _window_backward)
 
 def _sample_hat(x_FxTxC: Array, position_Nx2: Array) -> Array:
     f, t, c = x_FxTxC.shape
-    rows, times = hat_weights(position_Nx2[:, 0], f), hat_weights(position_Nx2[:, 1], t)
+    rows, times = bilinear_weights(position_Nx2[:, 0], f), bilinear_weights(position_Nx2[:, 1], t)
     weights_NxFT = (rows[:, :, None] * times[:, None, :]).reshape(-1, f * t)
     wide = x_FxTxC.reshape(f * t, c).astype(weights_NxFT.dtype)
     return exact("nm,mc->nc", weights_NxFT, wide).astype(x_FxTxC.dtype)
 
 
 def _sample_separable(x_FxTxC: Array, position_Nx2: Array) -> Array:
-    rows_NxF, times_NxT = (hat_weights(position_Nx2[:, axis], x_FxTxC.shape[axis]) for axis in (0, 1))
+    rows_NxF, times_NxT = (bilinear_weights(position_Nx2[:, axis], x_FxTxC.shape[axis]) for axis in (0, 1))
     read_NxTxC = exact("nf,ftc->ntc", rows_NxF, x_FxTxC.astype(position_Nx2.dtype))
     return exact("nt,ntc->nc", times_NxT, read_NxTxC).astype(x_FxTxC.dtype)
 

@@ -12,7 +12,7 @@ from jax import Array
 SHIFT_MASK = -100.0  # between regions that a cyclic shift brought side by side
 
 
-def attend(q_xMxHxD: Array, k_xNxHxD: Array, v_xNxHxD: Array, bias_xHxMxN: Array | None) -> Array:
+def dot_product_attention(q_xMxHxD: Array, k_xNxHxD: Array, v_xNxHxD: Array, bias_xHxMxN: Array | None) -> Array:
     """softmax(q k / sqrt(D) + bias) v, `(..., M, H, D)`; products in the input's dtype, softmax in float32 or wider."""
     wide = jnp.promote_types(q_xMxHxD.dtype, jnp.float32)
     q_xMxHxD = q_xMxHxD * q_xMxHxD.shape[-1] ** -0.5

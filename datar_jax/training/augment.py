@@ -11,14 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from datar_jax.audio.log_mel import normalize
 from datar_jax.config import AugmentConfig
 
 Batch = dict[str, Array]
-
-
-def normalise(mel: Array, mean: Array | float, std: Array | float) -> Array:
-    """Decibels to the data set's zero mean and unit deviation."""
-    return (mel - mean) / std
 
 
 def augment(
@@ -50,7 +46,7 @@ def augment(
     if config.gain_db or config.background:
         sound_BxT = jnp.arange(mel.shape[2]) < frames[:, None]
         mel = jnp.where(sound_BxT[:, None, :], mel, batch["mel"])
-    mel = normalise(mel, mean, std)
+    mel = normalize(mel, mean, std)
     if config.mixup:
         mel, frames, target = mixup(mix_key, mel, frames, target, config.mixup)
     mel = mask_bands(mask_key, mel, frames, config)

@@ -39,13 +39,13 @@ class Answer(NamedTuple):
     start: float  # seconds
     end: float  # seconds; 0: the end of the file
     truth: str  # several labels as `a;b`
-    taken_for: str
+    predicted_instead: str
     probability: float
     taken_probability: float
     loss: float
 
 
-def hardest(
+def worst_clips(
     dataset: Dataset,
     clips_N: NDArray[np.int64],
     score_NxS: NDArray[np.float64],
@@ -83,7 +83,7 @@ def hardest(
     return answers
 
 
-def hardest_csv(path: Path, answers: Sequence[Answer]) -> None:
+def write_worst_clips_csv(path: Path, answers: Sequence[Answer]) -> None:
     """Writes the table of all clips, whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -95,7 +95,7 @@ def hardest_csv(path: Path, answers: Sequence[Answer]) -> None:
     partial.replace(path)
 
 
-def hardest_png(path: str | Path, answers: Sequence[Answer]) -> None:
+def save_worst_clips_figure(path: str | Path, answers: Sequence[Answer]) -> None:
     """Draws the first twenty: the clip's name, the truth and what it was taken for, and how probable each was.
 
     Args:
@@ -105,7 +105,7 @@ def hardest_png(path: str | Path, answers: Sequence[Answer]) -> None:
     from matplotlib.ticker import PercentFormatter
 
     drawn = answers[:DRAWN]
-    texts = [[shorten(answer.truth) or "nothing", shorten(answer.taken_for) or "nothing"] for answer in drawn]
+    texts = [[shorten(answer.truth) or "nothing", shorten(answer.predicted_instead) or "nothing"] for answer in drawn]
     names = [shorten(answer.clip, _LONGEST) for answer in drawn]
     character, bars, gap = 0.0082 * _SIZE, 1.9, 0.15  # inches
     left = character * max(map(len, names))

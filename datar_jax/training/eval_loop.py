@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import eval_batches
-from datar_jax.data.sources.base import Store
+from datar_jax.data.sources.base import ClipSource
 from datar_jax.models.spec import Task
 from datar_jax.training.sharding import batch_sharding
 from datar_jax.training.train_step import jit_eval_step
@@ -29,7 +29,7 @@ class Interrupted(Exception):
 def score_clips(
     task: Task,
     mesh: Mesh,
-    store: Store,
+    store: ClipSource,
     dataset: Dataset,
     weights: Any,
     statistics: Any,

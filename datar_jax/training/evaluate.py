@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from datar_jax import metrics
-from datar_jax.checkpoints.model_info import Description
-from datar_jax.checkpoints.pretrained import Saved
+from datar_jax.checkpoints.model_info import ModelInfo
+from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.readers import read_dataset
@@ -29,11 +29,11 @@ from datar_jax.data.splits import check_heads, divide
 from datar_jax.filesystem import write_json
 from datar_jax.labels import Head, Labels, class_names, head_slices
 from datar_jax.models.spec import Task
-from datar_jax.training.error_analysis import hardest, hardest_csv, hardest_png
+from datar_jax.training.error_analysis import save_worst_clips_figure, worst_clips, write_worst_clips_csv
 from datar_jax.training.eval_loop import score_clips
-from datar_jax.training.input_pipeline import open_store
+from datar_jax.training.input_pipeline import open_source
 from datar_jax.training.monitoring.metric_writer import Row
-from datar_jax.training.plots import confusion_png
+from datar_jax.training.plots import save_confusion_figure
 from datar_jax.training.sharding import make_mesh
 
 Side = Literal["train", "validation", "test", "all"]
@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 SHOWN = 60  # classes that a terminal is told of; classes.csv has all
 
 
-def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Console) -> Row:
+def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, console: Console) -> Row:
     """Scores the clips of one side of a data set, and leaves numbers, table and pictures in `out`.
 
     Args:
@@ -76,9 +76,9 @@ def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Conso
     chosen = np.arange(len(dataset)) if side == "all" else getattr(divide(dataset, config.data), side)
     for note in (*dataset.notes, *seen(model, config, dataset, side)):
         console.print(note, markup=False, soft_wrap=True)
-    dataset = with_classes_of(model, dataset)
+    dataset = remap_labels(model, dataset)
     check_heads(config.data, dataset)
-    store = open_store(config, dataset, out, console)
+    store = open_source(config, dataset, out, console)
     indices, _ = usable(store, chosen)
     if not len(indices):
         raise ConfigError(f"{dataset.source}: no {side} clip; choose another --side, or another split")
@@ -94,25 +94,25 @@ def evaluate(saved: Saved, config: Config, side: Side, out: Path, console: Conso
         rows = csv.DictWriter(file, list(classes[0]), lineterminator="\n")
         rows.writeheader()
         rows.writerows(classes)
-    draw_answers(out, dataset, indices, score, target, labels)
+    save_test_figures(out, dataset, indices, score, target, labels)
     console.print(table_of(classes))
     return result
 
 
-def draw_answers(
+def save_test_figures(
     folder: Path, dataset: Dataset, clips_N: NDArray[np.int64], score_NxS: Array, target_NxS: Array, labels: Labels
 ) -> None:
     """The hardest clips and, head by head, what is taken for what: of any number of labels that is unknown."""
-    answers = hardest(dataset, clips_N, score_NxS, target_NxS, labels)
-    hardest_csv(folder / "hardest.csv", answers)
-    hardest_png(folder / "hardest.png", answers)
+    answers = worst_clips(dataset, clips_N, score_NxS, target_NxS, labels)
+    write_worst_clips_csv(folder / "hardest.csv", answers)
+    save_worst_clips_figure(folder / "hardest.png", answers)
     if labels == "single":
         for prefix, part in head_slices(dataset.heads).items():
             matrix = metrics.confusion(score_NxS[:, part], target_NxS[:, part])
-            confusion_png(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
+            save_confusion_figure(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
 
 
-def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
+def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
     """The same clips, their classes numbered as the model numbers them: a class is known by its name (and its head's).
 
     Raises:
@@ -133,7 +133,7 @@ def with_classes_of(model: Description, dataset: Dataset) -> Dataset:
     return replace(dataset, clips=clips, labels=model.labels, heads=new_heads)
 
 
-def seen(model: Description, config: Config, dataset: Dataset, side: Side) -> list[str]:
+def seen(model: ModelInfo, config: Config, dataset: Dataset, side: Side) -> list[str]:
     """A warning where clips are scored that the model was trained on, as far as its description tells."""
     data = model.provenance.get("data", {})
     if data.get("name") != (dataset.card.title if dataset.card else Path(config.data.root).name):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from datar_jax import __version__
-from datar_jax.checkpoints.model_info import RUN, Description, ModelError, read_description
-from datar_jax.checkpoints.pretrained import Saved, read_saved
+from datar_jax.checkpoints.model_info import RUN, ModelError, ModelInfo, read_model_info
+from datar_jax.checkpoints.pretrained import PretrainedModel, load_pretrained
 from datar_jax.checkpoints.transfer import Transfer, transfer
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
@@ -21,7 +21,7 @@ from datar_jax.data.splits import Split
 from datar_jax.training.train_step import TrainState
 
 
-def read_source(config: Config) -> Saved | None:
+def read_init_source(config: Config) -> PretrainedModel | None:
     """The model that a run starts from (`init.from`), if it is to start from one.
 
     Raises:
@@ -30,7 +30,7 @@ def read_source(config: Config) -> Saved | None:
     if not config.init.source:
         return None
     try:
-        source = read_saved(config.init.source)
+        source = load_pretrained(config.init.source)
     except ModelError as error:
         raise ConfigError(f"init.from={config.init.source!r}: {error}") from None
     if source.params is None:
@@ -38,18 +38,18 @@ def read_source(config: Config) -> Saved | None:
     return source
 
 
-def begun(folder: Path) -> Description | None:
+def started_run(folder: Path) -> ModelInfo | None:
     """What a run that has a checkpoint said of itself as it began: it needs what it started from no more."""
     if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
         return None
     try:
-        return read_description(folder / RUN)
+        return read_model_info(folder / RUN)
     except ModelError:
         return None
 
 
-def begin_from(
-    source: Callable[[], Saved | None], description: Description, say: Callable[[str], None], state: TrainState
+def initialize_from(
+    source: Callable[[], PretrainedModel | None], description: ModelInfo, say: Callable[[str], None], state: TrainState
 ) -> TrainState:
     """The state that fine-tuning starts from; says what becomes of every parameter.
 
@@ -90,7 +90,7 @@ def provenance(
     }
 
 
-def told_of(source: Saved | None) -> dict[str, Any] | None:
+def source_provenance(source: PretrainedModel | None) -> dict[str, Any] | None:
     """What a model tells of the one that it started from."""
     return {"from": source.source, **source.description.provenance} if source else None
 

@@ -16,7 +16,7 @@ from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.prepared import read_statistics
 from datar_jax.data.sources.array_record import open_shards
-from datar_jax.data.sources.base import Store, report_bad, statistics, usable
+from datar_jax.data.sources.base import ClipSource, bad_clips_report, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.data.splits import Split, check_classes
 from datar_jax.filesystem import place
@@ -27,10 +27,10 @@ SOME = 2048  # clips of prepared data that statistics are taken of, for a front 
 
 
 @dataclass(frozen=True)
-class Material:
+class InputPipeline:
     """What one split is trained and scored on."""
 
-    store: Store
+    store: ClipSource
     dataset: Dataset
     split: Split
     mean: float  # of the training spectrograms, decibels
@@ -52,7 +52,7 @@ class Material:
         )
 
 
-def open_store(config: Config, dataset: Dataset, workdir: Path, console: Console) -> Store:
+def open_source(config: Config, dataset: Dataset, workdir: Path, console: Console) -> ClipSource:
     """All clips, decoded once, with one report of what cannot be used.
 
     The first process goes ahead: where the others see its disk, they find what it left.
@@ -62,17 +62,17 @@ def open_store(config: Config, dataset: Dataset, workdir: Path, console: Console
         wait_for_all("sounds")
     if dataset.card:
         root = place(config.data.root, "data.root")
-        store: Store = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
+        store: ClipSource = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
     else:
         store = _decoded(config, dataset, cache, console)
     if not jax.process_index():
         wait_for_all("sounds")
-    if report := report_bad(store, config.data.max_bad_fraction):
+    if report := bad_clips_report(store, config.data.max_bad_fraction):
         console.print(report, markup=False, soft_wrap=True)
     return store
 
 
-def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) -> Store:
+def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) -> ClipSource:
     """The cache of a folder or a list of sounds, with a bar while it is computed."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=len(dataset))
@@ -85,7 +85,7 @@ def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) ->
         )
 
 
-def normalisation(config: Config, dataset: Dataset, store: Store, train: np.ndarray) -> tuple[float, float]:
+def normalisation(config: Config, dataset: Dataset, store: ClipSource, train: np.ndarray) -> tuple[float, float]:
     """Mean and deviation of the training spectrograms: of all of them, or of some of a prepared data set's."""
     if dataset.card:
         parts = {clip.split or f"fold {clip.fold}" for clip in (dataset.clips[i] for i in train)}
@@ -96,7 +96,7 @@ def normalisation(config: Config, dataset: Dataset, store: Store, train: np.ndar
     return statistics(store, train)
 
 
-def usable_split(dataset: Dataset, store: Store, each: Split, console: Console) -> Split:
+def usable_split(dataset: Dataset, store: ClipSource, each: Split, console: Console) -> Split:
     """A split without the clips that cannot be used."""
     sides: dict[str, Any] = {}
     for side in ("train", "validation", "test"):

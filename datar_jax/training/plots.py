@@ -31,7 +31,7 @@ _LONG = 60  # points from which a curve counts as long
 _COUNTED = 20  # classes up to which every cell carries its count
 
 
-def confusion_png(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[str]) -> None:
+def save_confusion_figure(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[str]) -> None:
     """Draws how often each true class (row) was taken for each class (column).
 
     Colour is the share of the row, on a scale that shows small shares well; up to 20 classes every cell that is not
@@ -87,7 +87,7 @@ def confusion_png(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[st
     save(figure, path)
 
 
-def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> None:
+def save_training_curves(path: str | Path, rows: Iterable[Row], score: str = "top1") -> None:
     """Draws loss, score and step size over the steps of a run, or of all folds of one.
 
     Args:
@@ -95,7 +95,7 @@ def curves_png(path: str | Path, rows: Iterable[Row], score: str = "top1") -> No
       rows: metric rows (step, loss, learning_rate, grad_norm) and evaluation rows (step, split, score, loss), in any
         order. A row that lacks a number is skipped where it is needed; of two rows at one step the later one counts.
         Rows with different `fold` become separate thin lines.
-      score: the number that the run is judged by, as `metrics.headline` says.
+      score: the number that the run is judged by, as `metrics.primary_metric` says.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 

@@ -24,16 +24,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from datar_jax import metrics
 from datar_jax.audio.recording import Batch
-from datar_jax.checkpoints.manager import Checkpoints
+from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.data.loader import TrainBatches
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
-from datar_jax.training.input_pipeline import Material
-from datar_jax.training.monitoring.metric_writer import Report
+from datar_jax.training.input_pipeline import InputPipeline
+from datar_jax.training.monitoring.metric_writer import MetricWriter
 from datar_jax.training.monitoring.nan_debug import diagnose
-from datar_jax.training.monitoring.profiler import Trace
-from datar_jax.training.monitoring.throughput import Speed
-from datar_jax.training.monitoring.watchdog import Watch
+from datar_jax.training.monitoring.profiler import ProfilerWindow
+from datar_jax.training.monitoring.throughput import Throughput
+from datar_jax.training.monitoring.watchdog import Watchdog
 from datar_jax.training.sharding import batch_sharding
 from datar_jax.training.train_step import TrainState, init_state, jit_train_step
 
@@ -65,9 +65,9 @@ class Trained:
 def fit(
     task: Task,
     mesh: Mesh,
-    material: Material,
-    checkpoints: Checkpoints,
-    report: Report,
+    material: InputPipeline,
+    checkpoints: CheckpointManager,
+    report: MetricWriter,
     profile: Path | None = None,
     begin: Callable[[TrainState], TrainState] | None = None,
 ) -> Trained:
@@ -110,8 +110,8 @@ def fit(
     evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every)
     checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every)
     validate = len(material.split.validation) > 0
-    speed = Speed(task, mesh)
-    trace = Trace(profile, report.say)
+    speed = Throughput(task, mesh)
+    trace = ProfilerWindow(profile, report.say)
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
     saved = step
 
@@ -127,7 +127,7 @@ def fit(
             _log(report, at, numbers, task, speed)
 
     try:
-        with _signals() as asked, Watch(config.train.stall_seconds, report.say) as watch:
+        with _signals() as asked, Watchdog(config.train.stall_seconds, report.say) as watch:
             while True:
                 if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
                     asked.append(signal.SIGTERM)  # of whichever process; all of them come here at the same step
@@ -178,7 +178,7 @@ def fit(
 
 
 def _why_not_finite(
-    task: Task, mesh: Mesh, material: Material, batches: TrainBatches, state: TrainState, at: int
+    task: Task, mesh: Mesh, material: InputPipeline, batches: TrainBatches, state: TrainState, at: int
 ) -> str:
     """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
     batch = _place(batches.read(at - 1), batch_sharding(mesh))
@@ -200,7 +200,7 @@ def _every(task: Task, clips: int, epochs: int) -> int:
     return max(1, round(epochs * clips / task.config.train.batch_size)) if epochs else task.steps
 
 
-def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, speed: Speed) -> None:
+def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: Task, speed: Throughput) -> None:
     """The row of a step, if one is due; the last step always has one."""
     if step % task.config.train.log_every and step < task.steps:
         return
@@ -210,14 +210,14 @@ def _log(report: Report, step: int, numbers: dict[str, jax.Array], task: Task, s
 
 
 def _validate(
-    task: Task, mesh: Mesh, material: Material, state: TrainState, report: Report, asked: Sequence[int]
+    task: Task, mesh: Mesh, material: InputPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
 ) -> float:
     weights, indices = state.ema or state.params, material.split.validation
     score, target = score_clips(task, mesh, material.store, material.dataset, weights, state.statistics, indices, asked)
     labels, heads = task.config.data.labels, material.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
-    return numbers[metrics.headline(labels, heads)]
+    return numbers[metrics.primary_metric(labels, heads)]
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from flax import struct
 from jax import Array
 from jax.sharding import Mesh
 
-from datar_jax.audio.framing import excerpt_size
+from datar_jax.audio.framing import num_samples
+from datar_jax.audio.log_mel import normalize
 from datar_jax.models.heads import probabilities
 from datar_jax.models.spec import Task, spectrograms
-from datar_jax.training.augment import Batch, augment, normalise
+from datar_jax.training.augment import Batch, augment
 from datar_jax.training.optimizer import optimiser, rates, schedule
 from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
 from datar_jax.training.tasks import classification as objective
@@ -44,7 +45,7 @@ def batch_shapes(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     if audio.frontend == "host":
         shapes |= {"mel": ((rows, audio.mels, task.frames), jnp.float32)}
     else:
-        shapes |= {"samples": ((rows, excerpt_size(audio, task.frames)), jnp.int16), "scale": ((rows,), jnp.float32)}
+        shapes |= {"samples": ((rows, num_samples(audio, task.frames)), jnp.int16), "scale": ((rows,), jnp.float32)}
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -155,7 +156,7 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
 def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array:
     """Scores `(B, S)` of a batch (as `batch_shapes`, no target): probabilities, over each head's classes or of each."""
     sound = spectrograms(task, batch)
-    mel = normalise(sound["mel"], *statistics)
+    mel = normalize(sound["mel"], *statistics)
     logits, _ = task.model(train=False).apply({"params": params}, mel, sound["frames"])
     return probabilities(logits, task.config.data.labels, task.heads)
 

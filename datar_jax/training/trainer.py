@@ -17,23 +17,23 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from datar_jax import metrics
-from datar_jax.checkpoints.manager import Checkpoints
-from datar_jax.checkpoints.model_info import RUN, Description, write_description
-from datar_jax.checkpoints.pretrained import Saved
+from datar_jax.checkpoints.manager import CheckpointManager
+from datar_jax.checkpoints.model_info import RUN, ModelInfo, write_model_info
+from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.base import Store, default_window
+from datar_jax.data.sources.base import ClipSource, default_window_frames
 from datar_jax.data.splits import Split, check_heads, split
 from datar_jax.models.flops import count_parameters, macs_per_clip
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import score_clips
-from datar_jax.training.evaluate import draw_answers
-from datar_jax.training.finetune import begin_from, begun, provenance, read_source, told_of
-from datar_jax.training.input_pipeline import Material, normalisation, open_store, usable_split
+from datar_jax.training.evaluate import save_test_figures
+from datar_jax.training.finetune import initialize_from, provenance, read_init_source, source_provenance, started_run
+from datar_jax.training.input_pipeline import InputPipeline, normalisation, open_source, usable_split
 from datar_jax.training.monitoring.console import make_console, show_result
-from datar_jax.training.monitoring.metric_writer import Quiet, Report, Row, read_rows
-from datar_jax.training.plots import curves_png
+from datar_jax.training.monitoring.metric_writer import MetricWriter, NullWriter, Row, read_rows
+from datar_jax.training.plots import save_training_curves
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_loop import fit
 from datar_jax.training.workdir import check_workdir, write_on_first_process
@@ -72,21 +72,21 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     check_workdir(config, workdir)
     crossed = config.data.fold == 0
     folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in folds}
-    source = cache(partial(read_source, config))
-    if not all(map(begun, folders.values())):
+    source = cache(partial(read_init_source, config))
+    if not all(map(started_run, folders.values())):
         source()  # a mistake is told before any sound is read
 
-    store = open_store(config, dataset, workdir, console)
+    store = open_source(config, dataset, workdir, console)
     splits = {fold: usable_split(dataset, store, each, console) for fold, each in splits.items()}
     frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
-    frames = frames or max(default_window(store, each.train, config.audio) for each in splits.values())
+    frames = frames or max(default_window_frames(store, each.train, config.audio) for each in splits.values())
     check_windows(config, frames, f"a window of {frames * config.audio.hop / config.audio.sample_rate:g} s")
 
     done = [
         _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source)
         for fold, folder in folders.items()
     ]
-    headline = metrics.headline(config.data.labels, dataset.heads)
+    headline = metrics.primary_metric(config.data.labels, dataset.heads)
     result = _summarise([each.result for each in done], folds, headline) if crossed else done[0].result
     if crossed:
         rows = [
@@ -130,7 +130,7 @@ def _run_split(
     config: Config,
     mesh: Mesh,
     dataset: Dataset,
-    store: Store,
+    store: ClipSource,
     each: Split,
     frames: int,
     folder: Path,
@@ -138,21 +138,21 @@ def _run_split(
     crossed: bool,
     fold: int,
     profile: bool,
-    source: Callable[[], Saved | None],
+    source: Callable[[], PretrainedModel | None],
 ) -> Scores:
     """Trains and scores one split."""
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
     task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
-    own = begun(folder) if config.init.source else None
+    own = started_run(folder) if config.init.source else None
     other = None if own else source()
     known = own or (other and other.description)  # a network that was trained goes on seeing sound as it did
     mean, std = (known and known.normalisation) or normalisation(config, dataset, store, each.train)
-    pretraining = own.provenance.get("pretraining") if own else told_of(other)
-    material = Material(store, dataset, each, mean, std)
-    report = Quiet() if jax.process_index() else Report(folder, console, f"fold {fold}" if crossed else "")
+    pretraining = own.provenance.get("pretraining") if own else source_provenance(other)
+    material = InputPipeline(store, dataset, each, mean, std)
+    report = NullWriter() if jax.process_index() else MetricWriter(folder, console, f"fold {fold}" if crossed else "")
     heads = {head.name: head.size for head in dataset.heads}
-    description = Description(
+    description = ModelInfo(
         config=config,
         labels=dataset.labels,
         heads=heads,
@@ -162,13 +162,13 @@ def _run_split(
         provenance=provenance(config, dataset, each, fold, steps, pretraining),
     )
     if not jax.process_index():
-        write_description(folder / RUN, description)
-    checkpoints = Checkpoints(folder / "checkpoints", report.say)
+        write_model_info(folder / RUN, description)
+    checkpoints = CheckpointManager(folder / "checkpoints", report.say)
     try:
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
         name = f"fold {fold}: " if crossed else ""
         report.say(f"{name}{sides}; {steps} steps of {train.batch_size} clips")
-        begin = partial(begin_from, source, description, report.say) if config.init.source else None
+        begin = partial(initialize_from, source, description, report.say) if config.init.source else None
         trained = fit(task, mesh, material, checkpoints, report, folder / "profile" if profile else None, begin)
         state = trained.state
         if len(each.validation):
@@ -205,8 +205,8 @@ def _draw(folder: Path, dataset: Dataset, rows: list[Row], done: list[Scores], c
     clips = np.concatenate([each.clips for each in done])
     score = np.concatenate([each.score for each in done])
     target = np.concatenate([each.target for each in done])
-    draw_answers(folder, dataset, clips, score, target, config.data.labels)
-    curves_png(folder / "curves.png", rows, metrics.headline(config.data.labels, dataset.heads))
+    save_test_figures(folder, dataset, clips, score, target, config.data.labels)
+    save_training_curves(folder / "curves.png", rows, metrics.primary_metric(config.data.labels, dataset.heads))
 
 
 def _summarise(results: list[Row], folds: list[int], headline: str) -> Row:

@@ -14,7 +14,7 @@ from datar_jax.config.loader import from_dict
 from datar_jax.filesystem import write_json
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
-MOVABLE = (
+RESUMABLE_FIELDS = (
     *("data.root", "data.cache", "data.workers", "data.threads"),
     *(
         "train.checkpoint_every",
@@ -38,7 +38,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
             raise ConfigError(f"{path}: not readable as JSON; delete it, or give another --workdir") from None
         now = _flat(json.loads(msgspec.json.encode(tree)))
         for field in sorted(set(before) | set(now)):
-            if field not in MOVABLE and before.get(field) != now.get(field):
+            if field not in RESUMABLE_FIELDS and before.get(field) != now.get(field):
                 raise ConfigError(
                     f"{field}={now.get(field)!r}: {workdir} holds a run with {field}={before.get(field)!r}; "
                     "give that value to continue it, or another --workdir"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.audio import log_mel as logmel
-from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size
-from datar_jax.audio.log_mel import log_mel, log_mel_excerpt, mel_basis
+from datar_jax.audio.framing import frame_bounds, frame_samples, num_samples
+from datar_jax.audio.log_mel import log_mel, log_mel_frames, mel_basis
 from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import AudioConfig
 
@@ -47,7 +47,7 @@ def reference(samples_N, audio):
 def on_device(samples_N, audio):
     """The device's front end for one whole clip."""
     frames = audio.frames(samples_N.size / audio.sample_rate)
-    whole_N = excerpt(samples_N, 0, samples_N.size, audio, 0, frames)
+    whole_N = frame_samples(samples_N, 0, samples_N.size, audio, 0, frames)
     return np.asarray(log_mel_jax(jnp.asarray(whole_N, jnp.float32)[None], jnp.array([frames]), audio))[0]
 
 
@@ -106,7 +106,7 @@ def test_device_and_host_front_ends_agree(audio, jit):
     samples_BxN = np.stack([sound(audio, 0.7, seed) for seed in range(3)])
     samples_BxN[1] = 0
     frames = audio.frames(samples_BxN.shape[1] / audio.sample_rate)
-    excerpt_BxN = np.stack([excerpt(x, 0, x.size, audio, 0, frames) for x in samples_BxN])
+    excerpt_BxN = np.stack([frame_samples(x, 0, x.size, audio, 0, frames) for x in samples_BxN])
     function = jax.jit(log_mel_jax, static_argnums=2) if jit else log_mel_jax
     mel_BxFxT = np.asarray(function(jnp.asarray(excerpt_BxN), jnp.full(3, frames), audio))
     assert mel_BxFxT.dtype == np.float32
@@ -115,7 +115,7 @@ def test_device_and_host_front_ends_agree(audio, jit):
 
 def test_one_clip_does_not_change_its_neighbours_and_padding_is_the_floor():
     audio = AudioConfig()
-    size = excerpt_size(audio, 30)
+    size = num_samples(audio, 30)
     quiet, loud = 1e-3 * sound(audio, 1)[:size], 30 * sound(audio, 1, seed=1)[:size]
     together = log_mel_jax(jnp.stack([quiet, loud]), jnp.array([30, 12]), audio)
     alone = log_mel_jax(jnp.asarray(quiet)[None], jnp.array([30]), audio)
@@ -126,7 +126,7 @@ def test_one_clip_does_not_change_its_neighbours_and_padding_is_the_floor():
 
 def test_the_device_front_end_differentiates_and_exports():
     audio = AudioConfig(mels=32)
-    samples = jnp.asarray(sound(audio, 1)[: excerpt_size(audio, 20)])[None]
+    samples = jnp.asarray(sound(audio, 1)[: num_samples(audio, 20)])[None]
     frames = jnp.array([20])
 
     def loudness(x):
@@ -154,12 +154,12 @@ def test_a_crop_has_the_columns_of_the_whole(length, front_end, data):
     whole = log_mel(samples, audio)
     start = data.draw(st.integers(0, whole.shape[1] - 1))
     frames = data.draw(st.integers(1, whole.shape[1] - start))
-    first, last = excerpt_bounds(length, audio, start, frames)
+    first, last = frame_bounds(length, audio, start, frames)
     assert 0 <= first < last <= length
-    assert last - first <= excerpt_size(audio, frames) + audio.fft
-    cut = excerpt(samples[first:last], first, length, audio, start, frames)
-    assert cut.size == excerpt_size(audio, frames)
-    np.testing.assert_allclose(log_mel_excerpt(cut, audio), whole[:, start : start + frames], rtol=0, atol=1e-3)
+    assert last - first <= num_samples(audio, frames) + audio.fft
+    cut = frame_samples(samples[first:last], first, length, audio, start, frames)
+    assert cut.size == num_samples(audio, frames)
+    np.testing.assert_allclose(log_mel_frames(cut, audio), whole[:, start : start + frames], rtol=0, atol=1e-3)
 
 
 @given(length=st.sampled_from([1, 2, 79, 80, 81, 159, 160, 256, 257, 399, 400, 512, 1000]))

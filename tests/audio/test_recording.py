@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from datar_jax.audio import decode as audio_room
 from datar_jax.audio import recording
 from datar_jax.audio.decode import AudioError, decode
-from datar_jax.audio.framing import lead, reach, views
+from datar_jax.audio.framing import eval_window_starts, left_context, window_samples
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.audio.recording import measure, plan_windows
 from datar_jax.config import AudioConfig
@@ -62,7 +62,7 @@ def test_windows_are_those_of_the_whole(tmp_path, blocks, rate, seconds):
     for name in batch:
         np.testing.assert_array_equal(np.stack([row[name] for row in rows]), batch[name])
     for start, row in zip(starts, measured.windows(starts, WINDOW, "waveform")):
-        size, first = reach(AUDIO, WINDOW), max(0, start * AUDIO.hop - lead(AUDIO))
+        size, first = window_samples(AUDIO, WINDOW), max(0, start * AUDIO.hop - left_context(AUDIO))
         part_N = whole_N[first:][:size]
         assert first + row["start"] == start * AUDIO.hop
         assert row["length"] == part_N.size
@@ -126,14 +126,14 @@ def test_hours_are_no_limit_and_take_no_memory(tmp_path):
 )
 def test_every_plan_holds_the_views_and_overlaps_as_asked(frames, window, overlap):
     starts, is_view = plan_windows(frames, window, overlap)
-    np.testing.assert_array_equal(starts[is_view], np.unique(views(frames, window)))
+    np.testing.assert_array_equal(starts[is_view], np.unique(eval_window_starts(frames, window)))
     steps = np.diff(starts)
     assert (steps > 0).all()
     assert (steps <= np.ceil(window * (1 - overlap) + 1e-6)).all()  # a column more where a step is no whole number
     between = np.diff(np.flatnonzero(is_view))
     parts = {0.0: 1, 0.25: 2, 0.5: 2, 0.6: 3, 0.75: 4, 0.9: 10}[overlap]
     assert (between <= parts).all()
-    if (np.diff(views(frames, window)) > parts).all():
+    if (np.diff(eval_window_starts(frames, window)) > parts).all():
         assert (between == parts).all()
 
 

@@ -1,12 +1,14 @@
-"""The parts of benchmarks/input.py on a few short sounds: they run, and what is compared is the same."""
+"""The parts of benchmarks/input_pipeline.py on a few short sounds: they run, and what is compared is the same."""
 
 import os
 
 import numpy as np
 import pytest
 
-from benchmarks import chain, input, sounds
-from datar_jax.data.prepare.encode import Recipe
+from benchmarks import _input_stages as chain
+from benchmarks import _sounds as sounds
+from benchmarks import input_pipeline as input
+from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 
 CLIPS = 12
@@ -18,7 +20,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("input")
     sounds.record(folder / "sounds", CLIPS, 1.0)
     for coding in ("pcm", "flac"):
-        sounds.shard(folder / "sounds", folder / coding, Recipe(chain.HOST, coding))
+        sounds.shard(folder / "sounds", folder / coding, EncodeOptions(chain.HOST, coding))
     return folder / "sounds", folder
 
 

@@ -23,7 +23,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
+from datar_jax.checkpoints.manager import CheckpointError, CheckpointManager
 from datar_jax.config import MeshConfig
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import TrainState
@@ -61,7 +61,7 @@ class Said(list[str]):
 
 
 def write(folder: Path, *steps: int, scores: dict[int, float] | None = None, said: Said | None = None) -> None:
-    checkpoints = Checkpoints(folder, said if said is not None else Said())
+    checkpoints = CheckpointManager(folder, said if said is not None else Said())
     for step in steps:
         checkpoints.save(tiny(step), {"next_batch": step}, {"train_seconds": 0.5}, (scores or {}).get(step))
     checkpoints.finish()
@@ -71,7 +71,7 @@ def write(folder: Path, *steps: int, scores: dict[int, float] | None = None, sai
 def read(folder: Path, best: bool = False) -> tuple[int, Said]:
     """Step of the checkpoint that is read, after comparing all that it holds."""
     said = Said()
-    checkpoints = Checkpoints(folder, said)
+    checkpoints = CheckpointManager(folder, said)
     state, data, meta = checkpoints.restore(tiny(0), best)
     checkpoints.close()
     step = int(state.step)
@@ -118,7 +118,7 @@ def _flip_digit(step: Path) -> None:
 
 def _other_model(step: Path) -> None:
     shutil.rmtree(step)
-    checkpoints = Checkpoints(step.parent.parent / "other")
+    checkpoints = CheckpointManager(step.parent.parent / "other")
     checkpoints.save(tiny(3, width=700), {}, {})
     checkpoints.close()
     (step.parent.parent / "other" / "3").rename(step)
@@ -174,7 +174,7 @@ def test_a_byte_flipped_anywhere_is_seen_or_changes_nothing(tmp_path: Path) -> N
         whole = file.read_bytes()
         for at in range(0, len(whole), max(1, len(whole) // 3)):
             file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
-            checkpoints = Checkpoints(good, Said())
+            checkpoints = CheckpointManager(good, Said())
             try:
                 state, data, meta = checkpoints.restore(tiny(0))
             except CheckpointError:
@@ -193,7 +193,7 @@ def test_the_last_good_one_outlives_two_damaged_newer_ones(tmp_path: Path) -> No
     for step in (3, 4):  # as a copy that a faulty disk made
         shutil.copytree(tmp_path / "2", tmp_path / str(step))
     said = Said()
-    checkpoints = Checkpoints(tmp_path, said)
+    checkpoints = CheckpointManager(tmp_path, said)
     assert int(checkpoints.restore(tiny(0))[0].step) == 2 and len(said) == 2
     checkpoints.save(tiny(3), {"next_batch": 3}, {"train_seconds": 0.5})
     checkpoints.close()
@@ -203,7 +203,7 @@ def test_the_last_good_one_outlives_two_damaged_newer_ones(tmp_path: Path) -> No
 
 def test_a_deletion_that_was_cut_off_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as killed:
-        killed.setattr(Checkpoints, "_sweep", lambda self: None)
+        killed.setattr(CheckpointManager, "_sweep", lambda self: None)
         write(tmp_path, 1, 2, 3)
     assert left(tmp_path) == ["2", "3", "deleted"] and left(tmp_path / "deleted") == ["1"]
     _half_deleted(tmp_path / "deleted" / "1")
@@ -252,7 +252,7 @@ def test_a_damaged_best_one_gives_way_to_the_next_best(tmp_path: Path) -> None:
 
 def test_a_score_that_comes_later_joins_its_step(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, scores={1: 0.5})
-    checkpoints = Checkpoints(tmp_path, Said())
+    checkpoints = CheckpointManager(tmp_path, Said())
     state, *_ = checkpoints.restore(tiny(0))
     assert checkpoints.has_score(1) and not checkpoints.has_score(2) and checkpoints.best_step() == 1
     checkpoints.save(state, {"next_batch": 2}, {"train_seconds": 9.0}, 0.75)
@@ -264,7 +264,7 @@ def test_a_score_that_comes_later_joins_its_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written, wanted", [(P("fsdp"), P()), (P(), P("data")), (P("data"), P(None, "fsdp"))])
 def test_checksums_follow_a_state_to_another_mesh(tmp_path: Path, written: P, wanted: P) -> None:
-    checkpoints = Checkpoints(tmp_path, Said())
+    checkpoints = CheckpointManager(tmp_path, Said())
     for step in (1, 2):
         checkpoints.save(tiny(step, written), {}, {})
     checkpoints.finish()
@@ -303,7 +303,7 @@ def _full(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1, 2, scores={1: 0.9})
     said = Said()
-    checkpoints = Checkpoints(tmp_path, said)
+    checkpoints = CheckpointManager(tmp_path, said)
     checkpoints.restore(tiny(0))
     _full(monkeypatch, 2)
     checkpoints.save(tiny(3), {"next_batch": 3}, {"train_seconds": 0.5}, 0.99)
@@ -324,7 +324,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path: Path, monke
 def test_a_write_that_fails_at_once_is_as_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 1)
     said = Said()
-    checkpoints = Checkpoints(tmp_path, said)
+    checkpoints = CheckpointManager(tmp_path, said)
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -377,7 +377,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
 def test_no_place_for_checkpoints_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(CheckpointError, match="no place for checkpoints"):
-        Checkpoints(tmp_path / "checkpoints")
+        CheckpointManager(tmp_path / "checkpoints")
 
 
 PROCESS = """

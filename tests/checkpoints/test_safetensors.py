@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.checkpoints.quantization import Quantised, compress, quantise, restore
+from datar_jax.checkpoints.quantization import Quantized, dequantize, quantize, quantize_leaf
 from datar_jax.checkpoints.safetensors import load_safetensors, read_metadata, save_safetensors
 
 
@@ -37,7 +37,7 @@ MIXING = {"stage_0_0.mixer.qkv.kernel", "down_1.project.kernel"}
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Quantised))
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Quantized))
     return {".".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
@@ -49,38 +49,38 @@ def test_whole_numbers_err_by_half_a_scale(seed, magnitude):
     rng = np.random.default_rng(seed)
     weight = (rng.normal(size=(7, 5)) * 10.0**magnitude).astype(np.float32)
     weight[:, 1] = 0
-    values, scale = quantise(weight)
+    values, scale = quantize_leaf(weight)
     assert values.dtype == np.int8 and values.min() >= -127
     assert scale.dtype == np.float32 and scale.shape == (5,) and (scale > 0).all()
     # Beyond half a scale, only the rounding of a quotient and of a product of float32, of at most 127 scales.
-    assert (np.abs(restore(Quantised(values, scale)) - weight) <= scale * (0.5 + 127 * 2.0**-23)).all()
+    assert (np.abs(dequantize(Quantized(values, scale)) - weight) <= scale * (0.5 + 127 * 2.0**-23)).all()
     if magnitude > -40:  # the largest of each channel is kept
         assert (np.abs(values).max(0) == np.where(np.arange(5) == 1, 0, 127)).all()
-    assert (quantise(-weight).values == -values).all()
+    assert (quantize_leaf(-weight).values == -values).all()
 
 
 def test_forms_store_what_they_say():
     params = parameters()
-    for name, leaf in flat(compress(params, "float32")).items():
+    for name, leaf in flat(quantize(params, "float32")).items():
         assert leaf.dtype == np.float32 and (leaf == flat(params)[name]).all()
-    for name, leaf in flat(compress(params, "bfloat16")).items():
+    for name, leaf in flat(quantize(params, "bfloat16")).items():
         assert leaf.dtype == jnp.bfloat16
         np.testing.assert_allclose(leaf.astype(np.float32), flat(params)[name], rtol=2.0**-8, atol=0)
-    whole = flat(compress(params, "int8"))
-    assert {name for name, leaf in whole.items() if isinstance(leaf, Quantised)} == MIXING
+    whole = flat(quantize(params, "int8"))
+    assert {name for name, leaf in whole.items() if isinstance(leaf, Quantized)} == MIXING
     for name, leaf in whole.items():
         if name not in MIXING:
             assert leaf.dtype == np.float32 and (leaf == flat(params)[name]).all()
-    assert {leaf.dtype for leaf in jax.tree.leaves(restore(compress(params, "int8")))} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(dequantize(quantize(params, "int8")))} == {np.dtype(np.float32)}
     with pytest.raises(ValueError, match="no form 'int4' of weights; there are float32, bfloat16, int8"):
-        compress(params, "int4")  # type: ignore[arg-type]
+        quantize(params, "int4")  # type: ignore[arg-type]
 
 
 def test_a_weight_that_is_not_finite_is_not_stored():
     params = parameters()
     params["stage_0_0"]["mixer"]["qkv"]["kernel"][3, 4] = np.nan
     with pytest.raises(ValueError, match=r"stage_0_0\.mixer\.qkv\.kernel: holds NaN or infinity"):
-        compress(params, "int8")
+        quantize(params, "int8")
 
 
 # Files.
@@ -94,7 +94,7 @@ def test_a_file_gives_back_what_was_stored(tmp_path, form):
     assert read_metadata(path) == {"labels": '["dog"]'}
     got = load_safetensors(path)
     assert jax.tree.structure(got) == jax.tree.structure(params)
-    for name, leaf in flat(restore(compress(params, form))).items():
+    for name, leaf in flat(dequantize(quantize(params, form))).items():
         assert flat(got)[name].dtype == np.float32
         np.testing.assert_array_equal(flat(got)[name], leaf, err_msg=name)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -21,9 +21,9 @@ import pytest
 from datar_jax.checkpoints import torch_file as pth
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.checkpoints.torch_file import read_arrays
-from datar_jax.checkpoints.torch_pickle import Inert, Tensor, interpret
+from datar_jax.checkpoints.torch_pickle import Opaque, Tensor, interpret
 
-NUMBERS = np.arange(24, dtype=np.float32)
+METRIC_FORMATS = np.arange(24, dtype=np.float32)
 KINDS = {
     "f8": "Double",
     "f4": "Float",
@@ -74,7 +74,7 @@ def table(**items: bytes) -> bytes:
 def write(path: Path, program: bytes, data: dict[str, bytes] | None = None, **extra: bytes) -> Path:
     """A `.pth`: the pickle of a program without its frame, and the numbers of its storages."""
     members = {"data.pkl": b"\x80\x02" + program + b".", "version": b"3\n", **extra}
-    members |= {f"data/{key}": raw for key, raw in (data or {"0": NUMBERS.tobytes()}).items()}
+    members |= {f"data/{key}": raw for key, raw in (data or {"0": METRIC_FORMATS.tobytes()}).items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, raw in members.items():
             archive.writestr(f"archive/{name}", raw)
@@ -110,8 +110,8 @@ def test_strides_and_offsets_are_honoured(tmp_path: Path) -> None:
         again=tensor(),
     )
     read = read_arrays(write(tmp_path / "a.pth", program))
-    np.testing.assert_array_equal(read["turned"], NUMBERS.reshape(6, 4).T)
-    np.testing.assert_array_equal(read["part"], NUMBERS.reshape(2, 12)[:, 1:7:2])
+    np.testing.assert_array_equal(read["turned"], METRIC_FORMATS.reshape(6, 4).T)
+    np.testing.assert_array_equal(read["part"], METRIC_FORMATS.reshape(2, 12)[:, 1:7:2])
     assert read["scalar"] == 23 and read["empty"].shape == (0, 3)
     assert not read["again"].flags.writeable
 
@@ -160,11 +160,11 @@ def test_where_the_weights_may_be(tmp_path: Path, room: str, prefix: str) -> Non
     weights = b"ccollections\nOrderedDict\n)R(" + text(f"{prefix}a.b") + tensor() + b"u}" + text("_metadata") + b"}sb"
     program = table(epoch=number(3), **{room: weights}) if room else weights
     read = read_arrays(write(tmp_path / "a.pth", program))
-    np.testing.assert_array_equal(read["a.b"], NUMBERS)
+    np.testing.assert_array_equal(read["a.b"], METRIC_FORMATS)
     mark = {"": "", "model": "model/", "state_dict": "state_dict."}[room]
-    np.savez(tmp_path / "b.npz", **{f"{mark}{prefix}a.b": NUMBERS}, **({"epoch": np.array(3)} if room else {}))  # type: ignore[arg-type]
+    np.savez(tmp_path / "b.npz", **{f"{mark}{prefix}a.b": METRIC_FORMATS}, **({"epoch": np.array(3)} if room else {}))  # type: ignore[arg-type]
     assert read_arrays(tmp_path / "b.npz").keys() == {"a.b"}
-    np.testing.assert_array_equal(read_arrays(tmp_path / "b.npz")["a.b"], NUMBERS)
+    np.testing.assert_array_equal(read_arrays(tmp_path / "b.npz")["a.b"], METRIC_FORMATS)
 
 
 # What would run, if this were unpickled.
@@ -196,7 +196,7 @@ ATTACKS = {  # each leaves one value on the stack
 def test_nothing_runs(tmp_path: Path, attack: str) -> None:
     ran = tmp_path / "ran"
     path = write(tmp_path / "a.pth", table(other=ATTACKS[attack](ran), model=table(a=tensor())))
-    np.testing.assert_array_equal(read_arrays(path)["a"], NUMBERS)
+    np.testing.assert_array_equal(read_arrays(path)["a"], METRIC_FORMATS)
     path = write(tmp_path / "b.pth", table(a=tensor()) + b"(" + text("b") + ATTACKS[attack](ran) + b"u")
     assert read_arrays(path).keys() >= {"a"}
     assert not ran.exists()
@@ -212,7 +212,7 @@ def test_the_payload_of_that_test_would_run(tmp_path: Path) -> None:
 
 def test_names_that_are_not_known_are_placeholders() -> None:
     for value in (pickle.dumps(x, protocol) for protocol in range(6) for x in (argparse.Namespace(a=1), np.float64(2))):
-        assert isinstance(interpret(value), Inert)
+        assert isinstance(interpret(value), Opaque)
     assert isinstance(interpret(b"\x80\x02" + tensor() + b"."), Tensor)
 
 
@@ -237,7 +237,7 @@ def test_nothing_that_is_nested_takes_long(tmp_path: Path) -> None:
     """A pair of pairs of pairs: to hash, compare or print it would take 2 ** 60 steps; or a name that grows."""
     doubled = b")" + b"2\x86" * 60
     program = b"}(" + doubled + number(1) + text("a") + tensor() + text("b") + doubled + b"u"
-    np.testing.assert_array_equal(read_arrays(write(tmp_path / "a.pth", program))["a"], NUMBERS)
+    np.testing.assert_array_equal(read_arrays(write(tmp_path / "a.pth", program))["a"], METRIC_FORMATS)
     deep = b"]" * 200_000 + b"a" * 199_999
     assert read_arrays(write(tmp_path / "b.pth", table(a=tensor(), b=deep))).keys() == {"a"}
     with pytest.raises(ModelError, match="holds a tuple"):
@@ -307,7 +307,9 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", table(a=tensor()))
     assert "damaged" in refusal("cut.pth", path.read_bytes()[:-30])
     raw = path.read_bytes()
-    assert "damaged (Bad CRC" in refusal("bit.pth", raw.replace(NUMBERS.tobytes(), NUMBERS[::-1].tobytes()))
+    assert "damaged (Bad CRC" in refusal(
+        "bit.pth", raw.replace(METRIC_FORMATS.tobytes(), METRIC_FORMATS[::-1].tobytes())
+    )
     write(tmp_path / "big.pth", table(a=tensor()), byteorder=b"big")
     assert "byte order" in refusal("big.pth")
     write(tmp_path / "none.pth", table(a=number(1)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.checkpoints.model_info import Description
+from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.transfer import transfer
 from datar_jax.models.spec import Task
 from datar_jax.training.finetune import started
@@ -38,14 +38,14 @@ MODEL = c.ModelConfig(
 LABELS = ("bark", "rain", "siren")
 
 
-def described(labels: tuple[str, ...] = LABELS, frames: int = 64, **changes: Any) -> Description:
+def described(labels: tuple[str, ...] = LABELS, frames: int = 64, **changes: Any) -> ModelInfo:
     model = msgspec.structs.replace(MODEL, classes=len(labels), **changes.pop("model", {}))
     audio = c.AudioConfig(**{"mels": 32, **changes.pop("audio", {})})
     config = c.Config(audio=audio, model=model, init=c.InitConfig(source="runs/old", **changes.pop("init", {})))
-    return Description(config=config, labels=labels, frames=frames, mean_db=-30.0, std_db=10.0, **changes)
+    return ModelInfo(config=config, labels=labels, frames=frames, mean_db=-30.0, std_db=10.0, **changes)
 
 
-def state_of(model: Description, seed: int = 0, ema: float = 0.5, **optim: Any) -> TrainState:
+def state_of(model: ModelInfo, seed: int = 0, ema: float = 0.5, **optim: Any) -> TrainState:
     """A state of random numbers; nothing is compiled for it."""
     config = msgspec.structs.replace(model.config, optim=c.OptimConfig(ema=ema, warmup=0.0, **optim))
     task = Task(config, len(model.labels), model.frames, 10, tuple(model.heads.values()))

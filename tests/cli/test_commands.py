@@ -25,10 +25,10 @@ import datar_jax
 import train
 from datar_jax.__main__ import COMMANDS, main
 from datar_jax.audio.recording import plan_windows
-from datar_jax.checkpoints.model_info import ModelError, find_description
-from datar_jax.checkpoints.pretrained import read_saved
+from datar_jax.checkpoints.model_info import ModelError, find_model_info
+from datar_jax.checkpoints.pretrained import load_pretrained
 from datar_jax.data.synthetic import render
-from datar_jax.inference.predict import listen
+from datar_jax.inference.predict import predict_files
 from datar_jax.training import evaluate
 from datar_jax.training import train_loop as loop
 from datar_jax.training import trainer as run
@@ -80,7 +80,7 @@ def training(config: str, sounds: Path, workdir: Path, **fields: str) -> list[st
 
 
 @pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def iter_audio_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of six clips, some shorter than the window, and a list with two folds."""
     root = tmp_path_factory.mktemp("commands") / "sounds"
     root.mkdir()
@@ -165,16 +165,16 @@ def test_an_export_scores_as_its_run_and_evaluate_agrees(
     sounds: Path, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted(str(path) for path in sounds.glob("*.wav"))
-    wanted = np.stack([heard.scores_S for heard in listen(datar_jax.load(work), files)])
-    trained = read_saved(work).params
+    wanted = np.stack([heard.scores_S for heard in predict_files(datar_jax.load(work), files)])
+    trained = load_pretrained(work).params
     for form, weights in FORMS:
         if form == "onnx" and not importlib.util.find_spec("jax2onnx"):
             continue
         out = tmp_path / f"{form}-{weights}"
         assert main(["export", str(work), str(out), f"--format={form}", f"--weights={weights}"]) == 0
-        saved, rtol = read_saved(out), {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 127}[weights]
+        saved, rtol = load_pretrained(out), {"float32": 0.0, "bfloat16": 2**-8, "int8": 1 / 127}[weights]
         if saved.params is None:
-            scores = np.stack([heard.scores_S for heard in listen(datar_jax.load(out), files)])
+            scores = np.stack([heard.scores_S for heard in predict_files(datar_jax.load(out), files)])
             np.testing.assert_allclose(scores, wanted, atol=1e-5, err_msg=out.name)
         else:  # half a step of its largest weight is what int8 errs by
             for leaf, exact in zip(jax.tree.leaves(saved.params), jax.tree.leaves(trained), strict=True):
@@ -229,7 +229,7 @@ def test_predict_and_embed_answer_what_they_can(
     good = [str(sounds / "alarm 0.wav"), str(folder / strange), str(folder / "long.wav")]
     given = [str(work), str(sounds / "alarm 0.wav"), str(folder)]
     model = datar_jax.load(work)
-    wanted = {heard.path: heard for heard in listen(model, good)}
+    wanted = {heard.path: heard for heard in predict_files(model, good)}
 
     events, tracks = tmp_path / "events.csv", tmp_path / "tracks"
     options = ["--top=3", "--threshold=0.2", f"--events={events}", f"--audacity={tracks}"]
@@ -290,7 +290,7 @@ def test_predict_and_embed_answer_what_they_can(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def rows_of(model: datar_jax.inference.classifier.Model, path: str) -> list[dict[str, Any]]:
+def rows_of(model: datar_jax.inference.classifier.AudioClassifier, path: str) -> list[dict[str, Any]]:
     from datar_jax.audio.recording import measure
 
     return list(measure(path, model.audio).windows([0], model.frames, model.reads))
@@ -328,7 +328,7 @@ def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
     assert train.main(commands[-1]) == 0, "it needs its source no more"
     assert json.loads((tuned / "model.json").read_text()) == before
     assert before["provenance"]["pretraining"]["from"] == f"{source} (step 1)"
-    assert (before["mean_db"], before["std_db"]) == read_saved(work).description.normalisation
+    assert (before["mean_db"], before["std_db"]) == load_pretrained(work).description.normalisation
     assert main(["export", str(tuned), str(tmp_path / "card")]) == 0
     card = (tmp_path / "card" / "README.md").read_text()
     assert f"- pretraining: started from {source} (step 1), trained on sounds without fold 1" in card
@@ -342,8 +342,8 @@ def test_a_damaged_model_is_told_by_name(work: Path, tmp_path: Path, capsys: pyt
         return Path(shutil.copytree(work, tmp_path / name))
 
     numbered = copy("2024")  # a work directory that is called like a checkpoint
-    assert read_saved(numbered).source == f"{numbered} (step 1)"
-    assert find_description(numbered / "checkpoints" / "1") == find_description(numbered) == numbered / "model.json"
+    assert load_pretrained(numbered).source == f"{numbered} (step 1)"
+    assert find_model_info(numbered / "checkpoints" / "1") == find_model_info(numbered) == numbered / "model.json"
 
     sound = str(next(work.parent.joinpath("sounds").glob("*.wav")))
     damaged = copy("damaged")
@@ -377,7 +377,7 @@ def test_a_damaged_model_is_told_by_name(work: Path, tmp_path: Path, capsys: pyt
         (Path(sound), "neither a run's work directory nor an export"),
     ):
         with pytest.raises(ModelError, match=re.escape(said)) as error:
-            read_saved(path)
+            load_pretrained(path)
         assert str(path) in str(error.value)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datar_jax.audio.framing import views
+from datar_jax.audio.framing import eval_window_starts
 from datar_jax.config import DataConfig
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
@@ -177,7 +177,7 @@ def test_training_shards_side_by_side_are_the_whole_batch(tmp_path, shards):
 
 @given(frames=st.integers(1, 500), window=st.integers(1, 120))
 def test_views_cover_the_clip_with_as_few_windows_as_can(frames, window):
-    starts = views(frames, window)
+    starts = eval_window_starts(frames, window)
     assert len(starts) == -(-frames // window)
     covered = np.zeros(max(frames, window), bool)
     for start in starts:

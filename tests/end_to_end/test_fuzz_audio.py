@@ -1,4 +1,4 @@
-"""Spoiled files through the real pipeline: a small run of benchmarks/fuzz.py, and its laws against what breaks them."""
+"""Corrupt files through the real pipeline: a small run of fuzz_audio.py, and its laws against what breaks them."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks import fuzz
-from benchmarks.spoil import KINDS, REFUSED, USED, Made, make, seal_ogg
+from benchmarks.robustness import fuzz_audio as fuzz
+from benchmarks.robustness.corrupt_audio import KINDS, REFUSED, USED, Made, make, seal_ogg
 
 
 @pytest.fixture(scope="module")

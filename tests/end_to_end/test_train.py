@@ -19,8 +19,8 @@ import pytest
 import soundfile
 
 import train
-from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
-from datar_jax.checkpoints.model_info import read_description
+from datar_jax.checkpoints.manager import CheckpointError, CheckpointManager
+from datar_jax.checkpoints.model_info import read_model_info
 from datar_jax.compilation_cache import keep_compiled
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.dataset import Dataset
@@ -56,7 +56,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def iter_audio_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of twelve one-second clips; some shorter, one broken file among them, and two lists."""
     root = tmp_path_factory.mktemp("sounds")
     rows, esc = ["path,label,split"], ["filename,fold,target,category"]
@@ -127,7 +127,7 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
         "result.json",
     }
     assert any("tfevents" in path.name for path in (tmp_path / "run" / "tensorboard").iterdir())
-    assert read_description(tmp_path / "run" / "model.json").labels == KINDS
+    assert read_model_info(tmp_path / "run" / "model.json").labels == KINDS
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {
         "top1", "top5", "mean_class_accuracy", "mean_average_precision", "roc_auc", "d_prime", "loss", "clips",
@@ -199,7 +199,7 @@ def test_several_labels_with_a_validation_split_keep_the_best(
     scored = {row["step"]: row["mean_average_precision"] for row in scores}
     assert len(scored) == len(scores) and min(scored) == 2
     assert len(scored) >= 2
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints = CheckpointManager(tmp_path / "run" / "checkpoints")
     assert scored[checkpoints.best_step()] == max(scored.values())
     checkpoints.close()
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"curves.png", "hardest.png"}
@@ -226,7 +226,7 @@ def test_two_heads_are_trained_scored_and_drawn_each(
         "curves.png",
         "hardest.png",
     }
-    description = read_description(tmp_path / "run" / "model.json")
+    description = read_model_info(tmp_path / "run" / "model.json")
     assert description.heads == {"kind": 3, "how": 2}
     assert description.labels == (*KINDS, "alone", "together")
     assert abs(rows_of(tmp_path / "run")[0]["loss"] - np.log(3 * 2)) < 0.4, "no opinion on either question"
@@ -373,7 +373,7 @@ def test_a_compiled_program_that_was_cut_off_is_made_anew(tmp_path: Path, monkey
 
 
 def test_no_checkpoint_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = CheckpointManager(tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match="delete that folder"):
         checkpoints.restore({"x": jax.numpy.zeros(2)})  # type: ignore[arg-type]
     checkpoints.close()

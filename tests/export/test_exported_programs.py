@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.audio.framing import columns, excerpt, lead, reach
+from datar_jax.audio.framing import columns, frame_samples, left_context, window_samples
 from datar_jax.audio.log_mel import log_mel
-from datar_jax.audio.log_mel_jax import excerpt_jax
-from datar_jax.checkpoints.quantization import compress, restore
+from datar_jax.audio.log_mel_jax import frame_samples_jax
+from datar_jax.checkpoints.quantization import dequantize, quantize
 from datar_jax.export.onnx import _pad, for_onnx, to_onnx
 from datar_jax.export.stablehlo import from_stablehlo, to_stablehlo
 from datar_jax.export.waveform_model import columns_jax, waveform_program
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CLASSES, FRAMES, MEAN, STD = 5, 33, -31.0, 17.0
 AUDIO = c.AudioConfig(sample_rate=8_000, mels=32, window_ms=25.0, hop_ms=10.0)
-SAMPLES = reach(AUDIO, FRAMES)
+SAMPLES = window_samples(AUDIO, FRAMES)
 WHOLE = FRAMES * AUDIO.hop + AUDIO.hop // 2 - 1  # samples of a clip that fills the window
 # One deformable block: cheap to compile. What else there is knows no batch size.
 MODEL = c.ModelConfig(dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,))
@@ -80,10 +80,10 @@ def test_an_excerpt_is_that_of_the_host_at_every_kind_of_length(audio):
     lengths = np.array([1, 2, audio.hop // 2 + 1, least - 1, least, least + 1, audio.window, 1077 % end, end - 1, end])
     waves = np.random.default_rng(0).normal(size=(len(lengths), end)).astype(np.float32)
     start = jnp.zeros(len(lengths), jnp.int32)
-    got = np.asarray(excerpt_jax(jnp.asarray(waves), jnp.asarray(lengths, jnp.int32), start, audio, frames))
+    got = np.asarray(frame_samples_jax(jnp.asarray(waves), jnp.asarray(lengths, jnp.int32), start, audio, frames))
     for wave, length, row in zip(waves, lengths, got):
         valid = int(columns(np.array([length]), audio)[0])
-        expected = excerpt(wave[:length], 0, int(length), audio, 0, valid)
+        expected = frame_samples(wave[:length], 0, int(length), audio, 0, valid)
         np.testing.assert_array_equal(row[: expected.size], expected, err_msg=str(length))
 
 
@@ -92,12 +92,12 @@ def test_a_window_inside_a_recording_is_that_of_the_host():
         frames, long = 12, 40 * audio.hop + 17
         whole = np.random.default_rng(0).normal(size=long).astype(np.float32)
         for start in (0, 1, 2, 5, 40 - frames):
-            first = max(0, start * audio.hop - lead(audio))
-            part = whole[first:][: reach(audio, frames)]
-            waves = np.pad(part, (0, reach(audio, frames) - part.size))[None]
+            first = max(0, start * audio.hop - left_context(audio))
+            part = whole[first:][: window_samples(audio, frames)]
+            waves = np.pad(part, (0, window_samples(audio, frames) - part.size))[None]
             here = np.array([start * audio.hop - first], np.int32)
-            got = excerpt_jax(jnp.asarray(waves), jnp.array([part.size], jnp.int32), here, audio, frames)[0]
-            expected = excerpt(whole, 0, long, audio, start, frames)
+            got = frame_samples_jax(jnp.asarray(waves), jnp.array([part.size], jnp.int32), here, audio, frames)[0]
+            expected = frame_samples(whole, 0, long, audio, start, frames)
             np.testing.assert_array_equal(got, expected, err_msg=f"{audio} {start}")
             assert columns_jax(jnp.array([part.size], jnp.int32) - here, audio, frames).tolist() == [frames]
 
@@ -189,10 +189,10 @@ print("agreed")
 def test_a_file_needs_jax_alone_and_takes_batches_of_any_size(tmp_path):
     program, params = waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD), parameters()
     lengths = np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
-    stored, waves = compress(params, "int8"), clips(lengths.tolist())
+    stored, waves = quantize(params, "int8"), clips(lengths.tolist())
     file = to_stablehlo(program, stored, SAMPLES)
     (tmp_path / "program").write_bytes(file)
-    expected = jax.jit(program)(restore(stored), waves, lengths, 0 * lengths)
+    expected = jax.jit(program)(dequantize(stored), waves, lengths, 0 * lengths)
     np.savez(tmp_path / "given.npz", waves=waves, lengths=lengths, expected=expected)
     command = [sys.executable, "-c", ALONE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -209,7 +209,7 @@ def test_weights_lie_in_the_file_in_the_form_that_they_were_given_in():
         return waveform @ params["kernel"] + (length + start)[:, None]
 
     sizes = {
-        form: len(to_stablehlo(program, compress(big, form), 512, ["cpu"])) for form in ("float32", "bfloat16", "int8")
+        form: len(to_stablehlo(program, quantize(big, form), 512, ["cpu"])) for form in ("float32", "bfloat16", "int8")
     }
     rest = sizes["float32"] - 4 * 512 * 64
     assert 0 < rest < 8_000
@@ -229,9 +229,9 @@ def test_what_is_no_program_is_said(file):
 def test_onnxruntime_computes_the_same_from_an_onnx_file():
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    stored, lengths = compress(parameters(), "int8"), np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
+    stored, lengths = quantize(parameters(), "int8"), np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
     expected = jax.jit(waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD))(
-        restore(stored), clips(lengths.tolist()), lengths, 0 * lengths
+        dequantize(stored), clips(lengths.tolist()), lengths, 0 * lengths
     )
     file = to_onnx(waveform_program(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD), stored, SAMPLES)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -15,14 +15,14 @@ from matplotlib.text import Text
 from datar_jax.audio.log_mel import bin_of_hertz, log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.inference import attention_figure as look
-from datar_jax.inference.attention_maps import BlockInside, Inside
+from datar_jax.inference.attention_maps import AttentionMaps, BlockAttention
 from datar_jax.plotting import hertz_axis, sheet
 
 AUDIO = AudioConfig(mels=64, hop_ms=20.0, window_ms=40.0)
 LABELS = [rf"$\no{{math$, a class that is heard far away_{i}" for i in range(7)]
 
 
-def inside(frames: int, blocks: int, groups: int = 2, stage: int = 3) -> Inside:
+def inside(frames: int, blocks: int, groups: int = 2, stage: int = 3) -> AttentionMaps:
     """Blocks that look somewhere, each at points of its own; what is drawn of them needs no model."""
     rng = np.random.default_rng(0)
     scale = 2 ** (stage + 2)
@@ -39,11 +39,11 @@ def inside(frames: int, blocks: int, groups: int = 2, stage: int = 3) -> Inside:
         weight /= weight.sum(1, keepdims=True)
         outside = 1 - heat.sum((1, 2))
         made.append(
-            BlockInside(
+            BlockAttention(
                 stage, block, size, size[1] - 2, size, scale, 0.0, reference, position, counted, weight, heat, outside
             )
         )
-    return Inside(np.zeros(len(LABELS), np.float32), tuple(made), frames)
+    return AttentionMaps(np.zeros(len(LABELS), np.float32), tuple(made), frames)
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda: kept[0]
 
 
-def draw(path: Path, frames: int, blocks: int, groups: int = 2, events: Any = (), **more: Any) -> Inside:
+def draw(path: Path, frames: int, blocks: int, groups: int = 2, events: Any = (), **more: Any) -> AttentionMaps:
     mel = np.random.default_rng(1).normal(-40, 15, (AUDIO.mels, frames + 30))
     seen = inside(frames, blocks, groups)
     score = np.arange(1, len(LABELS) + 1) / 10
-    look.look_png(path, mel, AUDIO, seen, score, LABELS, events, **more)
+    look.save_attention_figure(path, mel, AUDIO, seen, score, LABELS, events, **more)
     return seen
 
 
@@ -180,6 +180,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ((mel[:, :49], AUDIO, seen, np.ones(7), LABELS), r"spectrogram \(64, 49\): give 64 mel bins and 50 or more"),
     ):
         with pytest.raises(ValueError, match=said):
-            look.look_png(tmp_path / "look.png", *arguments)
+            look.save_attention_figure(tmp_path / "look.png", *arguments)
     with pytest.raises(ValueError, match=r"look\.gif: a picture ends in \.png, \.pdf, \.svg"):
-        look.look_png(tmp_path / "look.gif", mel, AUDIO, seen, np.ones(7), LABELS)
+        look.save_attention_figure(tmp_path / "look.gif", mel, AUDIO, seen, np.ones(7), LABELS)

@@ -13,9 +13,9 @@ import pytest
 from datar_jax import config as c
 from datar_jax.inference.attention_maps import attention_weights, first_centre, inspect
 from datar_jax.models.datar import DATAR
-from datar_jax.models.mixers.deformable import DeformableAttention, counted_keys, near_sound
+from datar_jax.models.mixers.deformable import DeformableAttention, clamp_to_valid, valid_keys
 from datar_jax.models.stem import Downsample, Stem
-from datar_jax.ops.masking import MASKED
+from datar_jax.ops.masking import MASK_VALUE
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -67,8 +67,8 @@ def test_recomputed_attention_times_the_values_is_the_output_of_the_module(grid:
     made = kept["intermediates"]
     query, key, value = (made[name]["__call__"][0] for name in ("query", "key", "value"))
     point = made["positions"][0].reshape(2, groups, -1, 2)
-    read = near_sound(point, jnp.asarray(valid)) if grid == "centre" else point
-    mask = jnp.where(counted_keys(jnp.asarray(valid), made["positions"][0].shape[2:4], 2), 0.0, MASKED)
+    read = clamp_to_valid(point, jnp.asarray(valid)) if grid == "centre" else point
+    mask = jnp.where(valid_keys(jnp.asarray(valid), made["positions"][0].shape[2:4], 2), 0.0, MASK_VALUE)
     table = params.get("table")
     assert (table is None) == (position == "none")
     share = 1e-5 * float(jnp.abs(out).max())  # the table's sums are ordered otherwise

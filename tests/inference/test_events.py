@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.config import AudioConfig
-from datar_jax.inference.events import Event, Rules, Timeline
+from datar_jax.inference.events import Event, EventDetector, EventSettings
 
 AUDIO = AudioConfig(sample_rate=44_100, hop_ms=10.0)  # 441 samples
 SECOND = 100  # columns
@@ -16,7 +16,7 @@ SECOND = 100  # columns
 
 def heard(spans, scores, rules, labels=("a", "b"), seconds=1e9, sizes=(1,)):
     """The events, where spans are added in pieces of those sizes, and how many were there before the end."""
-    timeline, events, at = Timeline(labels, AUDIO, seconds, rules), [], 0
+    timeline, events, at = EventDetector(labels, AUDIO, seconds, rules), [], 0
     for size in itertools.cycle(sizes):
         if at >= len(spans):
             break
@@ -59,7 +59,7 @@ def timelines(draw):
             scores.append(draw(st.tuples(*[st.sampled_from([0.0, 0.11, 0.37, 0.63, 0.98])] * 2)))
         start += draw(st.integers(0, 15))
     order = sorted(range(len(spans)), key=lambda m: spans[m][0])
-    rules = Rules(
+    rules = EventSettings(
         threshold=draw(st.sampled_from([0.45, 0.7])),
         keep=draw(st.sampled_from([0.2, 0.45])),
         gap=draw(st.sampled_from([0.0, 0.04, 0.1])),
@@ -89,48 +89,48 @@ def windows_of(event, window, step, length):
 
 def test_windows_that_hear_an_event_anywhere_put_it_where_it_is():
     spans, scores = windows_of((1_000, 1_500), window=400, step=100, length=3_000)
-    (event,), _ = heard(spans, scores, Rules(), labels=("dog",))
+    (event,), _ = heard(spans, scores, EventSettings(), labels=("dog",))
     assert event == Event("dog", 10.0, 15.0, pytest.approx(0.97))
 
 
 def test_one_window_that_misses_a_long_event_does_not_cut_it():
     spans, scores = windows_of((1_000, 2_500), window=400, step=100, length=4_000)
     scores[spans.index((1_700, 2_100))] = [0.2]
-    (event,), _ = heard(spans, scores, Rules(), labels=("dog",))
+    (event,), _ = heard(spans, scores, EventSettings(), labels=("dog",))
     assert event[:3] == ("dog", 10.0, 25.0)
 
 
 def test_an_event_begins_where_it_is_kept_and_has_the_score_of_its_peak():
     spans = [(t, t + 10) for t in range(0, 60, 10)]
     scores = [[0.1], [0.45], [0.9], [0.6], [0.41], [0.39]]
-    (event,), _ = heard(spans, scores, Rules(threshold=0.5, keep=0.4), labels=("a",))
+    (event,), _ = heard(spans, scores, EventSettings(threshold=0.5, keep=0.4), labels=("a",))
     assert event == Event("a", 0.1, 0.5, pytest.approx(0.9))
-    assert heard(spans, scores, Rules(threshold=0.95, keep=0.4), labels=("a",))[0] == []
+    assert heard(spans, scores, EventSettings(threshold=0.95, keep=0.4), labels=("a",))[0] == []
 
 
 def test_a_score_of_just_the_threshold_is_enough():
-    (event,), _ = heard([(0, 10)], [[0.5]], Rules(threshold=0.5, keep=0.5), labels=("a",))
+    (event,), _ = heard([(0, 10)], [[0.5]], EventSettings(threshold=0.5, keep=0.5), labels=("a",))
     assert event == Event("a", 0.0, 0.1, 0.5)
 
 
 def test_a_gap_of_just_the_given_length_is_left_open_and_an_event_of_just_the_shortest_is_one():
     spans, scores = [(0, 30), (30, 60), (60, 90)], [[0.9], [0.1], [0.9]]
-    assert len(heard(spans, scores, Rules(gap=0.3), labels=("a",))[0]) == 2
-    assert len(heard(spans, scores, Rules(gap=0.301), labels=("a",))[0]) == 1
-    assert len(heard(spans, scores, Rules(gap=0, shortest=0.3), labels=("a",))[0]) == 2
-    assert len(heard(spans, scores, Rules(gap=0, shortest=0.301), labels=("a",))[0]) == 0
+    assert len(heard(spans, scores, EventSettings(gap=0.3), labels=("a",))[0]) == 2
+    assert len(heard(spans, scores, EventSettings(gap=0.301), labels=("a",))[0]) == 1
+    assert len(heard(spans, scores, EventSettings(gap=0, shortest=0.3), labels=("a",))[0]) == 2
+    assert len(heard(spans, scores, EventSettings(gap=0, shortest=0.301), labels=("a",))[0]) == 0
 
 
 def test_no_time_is_rounded_twice_and_none_lies_beyond_the_end():
     day = 24 * 3_600 * SECOND
     spans, scores = [(day + i, day + i + 1) for i in range(0, 20, 10)], [[0.9], [0.9]]
-    events, _ = heard([(35, 36), *spans], [[0.9], *scores], Rules(gap=0), labels=("a",), seconds=86_400.105)
+    events, _ = heard([(35, 36), *spans], [[0.9], *scores], EventSettings(gap=0), labels=("a",), seconds=86_400.105)
     assert 35 * (AUDIO.hop / AUDIO.sample_rate) != 0.35
     assert [(e.onset, e.offset) for e in events] == [(0.35, 0.36), (86_400.0, 86_400.01), (86_400.1, 86_400.105)]
 
 
 def test_events_leave_as_soon_as_nothing_can_change_them_and_little_is_held():
-    timeline, rng = Timeline(("a",), AUDIO, 1e9, Rules(gap=0.3)), np.random.default_rng(0)
+    timeline, rng = EventDetector(("a",), AUDIO, 1e9, EventSettings(gap=0.3)), np.random.default_rng(0)
     assert timeline.add([[0, 40]], [[0.9]]) == []
     assert timeline.add([[40, 60]], [[0.1]]) == []
     assert timeline.add([[60, 65]], [[0.1]]) == []  # what begins at column 60 may still belong to it
@@ -151,7 +151,7 @@ def test_events_leave_as_soon_as_nothing_can_change_them_and_little_is_held():
     ],
 )
 def test_spans_that_cannot_be_are_refused(spans, scores, reason):
-    timeline = Timeline(("a", "b"), AUDIO, 1.0)
+    timeline = EventDetector(("a", "b"), AUDIO, 1.0)
     timeline.add([[0, 25]], [[0.5, 0.5]])
     timeline.add([[20, 45]], [[0.5, 0.5]])
     with pytest.raises(ValueError, match=reason):
@@ -163,4 +163,4 @@ def test_spans_that_cannot_be_are_refused(spans, scores, reason):
 )
 def test_rules_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
-        Rules(**wrong)
+        EventSettings(**wrong)

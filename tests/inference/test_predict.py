@@ -15,9 +15,9 @@ from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.data.loader import eval_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import prepare
-from datar_jax.inference.events import Rules
-from datar_jax.inference.predict import Heard, listen
-from datar_jax.inference.windows import Failed, sounds, through
+from datar_jax.inference.events import EventSettings
+from datar_jax.inference.predict import Prediction, predict_files
+from datar_jax.inference.windows import FailedFile, iter_audio_files, map_windows
 from datar_jax.labels import class_names
 from tests.audio.test_decode import sound
 
@@ -64,7 +64,9 @@ def test_scores_of_files_are_those_of_evaluation(tmp_path, reads, overlap):
         for clip, score in itertools.compress(zip(batch["clip"], model.score(batch).astype(float)), batch["mask"]):
             total[clip], views[clip] = total[clip] + score, views[clip] + 1
     assert views.max() == 4
-    answers = {answer.path: answer for answer in listen(model, [tmp_path / "sounds"], overlap=overlap, batch_size=3)}
+    answers = {
+        answer.path: answer for answer in predict_files(model, [tmp_path / "sounds"], overlap=overlap, batch_size=3)
+    }
     assert list(answers) == [clip.path for clip in dataset.clips]
     for i, clip in enumerate(dataset.clips):
         np.testing.assert_array_equal(answers[clip.path].scores_S, (total / views)[i])
@@ -74,14 +76,14 @@ def test_scores_of_files_are_those_of_evaluation(tmp_path, reads, overlap):
 def test_files_share_batches_of_one_size_and_an_answer_does_not_depend_on_it(tmp_path):
     root = folder_of(tmp_path / "sounds")
     model = Energy()
-    answers = list(listen(model, [root], batch_size=4))
-    windows = list(through(model.score, model, [root], 0.75, 4))
+    answers = list(predict_files(model, [root], batch_size=4))
+    windows = list(map_windows(model.score, model, [root], 0.75, 4))
     assert len(windows) == 1 + 1 + 9 + 13  # views 1, 1, 3, 4 and three between two of them
     shapes = {(name, values.shape, values.dtype.name) for batch in model.batches for name, values in batch.items()}
     assert shapes == {("mel", (4, 32, 50), "float32"), ("frames", (4,), "int32")}
     assert len(model.batches) == 2 * 6
     model = Energy()
-    assert list(listen(model, [root], batch_size=64)) == answers
+    assert list(predict_files(model, [root], batch_size=64)) == answers
     assert len(model.batches) == 1
     np.testing.assert_array_equal(model.batches[0]["mel"][24:], model.batches[0]["mel"][:1].repeat(8, axis=0))
 
@@ -89,7 +91,9 @@ def test_files_share_batches_of_one_size_and_an_answer_does_not_depend_on_it(tmp
 def test_a_function_may_give_a_dict_of_arrays(tmp_path):
     model = Energy()
     root = folder_of(tmp_path / "sounds")
-    given = through(lambda batch: {"peak": batch["mel"].max((1, 2)), "frames": batch["frames"]}, model, [root], 0, 4)
+    given = map_windows(
+        lambda batch: {"peak": batch["mel"].max((1, 2)), "frames": batch["frames"]}, model, [root], 0, 4
+    )
     rows = [(Path(w.recording.path).name, w.number, w.windows, w.start, w.is_view, w.output["frames"]) for w in given]
     assert rows[:5] == [
         ("0.wav", 0, 1, 0, True, 15),
@@ -108,7 +112,7 @@ def test_bad_files_are_answers_in_their_place_and_stop_nothing(tmp_path):
     (root / "class_1" / "loop").symlink_to(root)
     (tmp_path / "empty").mkdir()
     given = [root, tmp_path / "gone.wav", tmp_path / "empty", root / "class_0" / "notes.txt"]
-    answers = list(listen(Energy(), given, batch_size=2))
+    answers = list(predict_files(Energy(), given, batch_size=2))
     assert [(Path(answer.path).name, getattr(answer, "reason", "")[:18]) for answer in answers] == [
         ("0.wav", ""),
         ("1 broken.wav", "cannot be decoded "),
@@ -134,8 +138,8 @@ def test_a_file_that_breaks_after_its_first_windows_is_one_failure(tmp_path, mon
         return measured
 
     monkeypatch.setattr("datar_jax.inference.predict.measure", shorten)
-    answers = list(listen(Energy(), [root], batch_size=2))
-    assert [type(answer) for answer in answers] == [Heard, Failed, Heard, Heard]
+    answers = list(predict_files(Energy(), [root], batch_size=2))
+    assert [type(answer) for answer in answers] == [Prediction, FailedFile, Prediction, Prediction]
     assert answers[1].reason == "changed while it was read"
 
 
@@ -144,7 +148,7 @@ def test_scores_that_are_not_finite_are_no_answer(tmp_path):
         def score(self, batch):
             return np.full((len(batch["frames"]), 2), np.nan, np.float32)
 
-    answers = listen(Diverged(), [folder_of(tmp_path / "sounds")])
+    answers = predict_files(Diverged(), [folder_of(tmp_path / "sounds")])
     assert {getattr(answer, "reason", None) for answer in answers} == {"the model's scores are not finite"}
 
 
@@ -158,10 +162,10 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    found = list(sounds([root]))
+    found = list(iter_audio_files([root]))
     assert found == [
         *[str(root / "class_1" / name) for name in ("1.wav", "3.wav")],
-        Failed(str(root / "class_0"), "cannot be read (Permission denied)"),
+        FailedFile(str(root / "class_0"), "cannot be read (Permission denied)"),
     ]
 
 
@@ -174,8 +178,8 @@ def test_files_are_opened_when_their_turn_comes(tmp_path):
             opened.append(path)
             yield path
 
-    answers = listen(Energy(), endless(), batch_size=4)
-    assert [type(next(answers)) for _ in range(6)] == [Heard, Failed] * 3
+    answers = predict_files(Energy(), endless(), batch_size=4)
+    assert [type(next(answers)) for _ in range(6)] == [Prediction, FailedFile] * 3
     assert len(opened) < 30
     answers.close()
 
@@ -185,10 +189,10 @@ def test_many_bad_files_do_not_pile_up(tmp_path):
     for first, most in (("gone.wav", 4), ("class_0/0.wav", 2_500)):  # a window that waits for its batch holds them up
         opened = []
         bad = (opened.append(i) or root / f"{i}.wav" for i in range(5_000))
-        answers = listen(Energy(), itertools.chain([root / first], bad), batch_size=4)
+        answers = predict_files(Energy(), itertools.chain([root / first], bad), batch_size=4)
         next(answers)
         assert len(opened) <= most
-        assert sum(isinstance(answer, Failed) for answer in answers) >= 4_999
+        assert sum(isinstance(answer, FailedFile) for answer in answers) >= 4_999
 
 
 def test_heads_stand_before_their_classes():
@@ -203,7 +207,7 @@ def test_heads_stand_before_their_classes():
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"batch_size": 0}])
 def test_what_cannot_be_is_refused_before_a_file_is_opened(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
-        next(listen(Energy(), [], **wrong))
+        next(predict_files(Energy(), [], **wrong))
 
 
 def clicks(path, minutes, rate):
@@ -238,7 +242,7 @@ def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, mo
         model.batches.clear()
         model.score = own_samples  # keeps no batch
         tracemalloc.start()
-        (answer,) = listen(model, [tmp_path / "a.wav"], Rules(threshold=0.3, keep=0.25, gap=0.1))
+        (answer,) = predict_files(model, [tmp_path / "a.wav"], EventSettings(threshold=0.3, keep=0.25, gap=0.1))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         found = [event for event in answer.events if event.label == "click"]

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from datar_jax.inference.events import Event
-from datar_jax.inference.predict import Heard
-from datar_jax.inference.windows import Failed
+from datar_jax.inference.predict import Prediction
+from datar_jax.inference.windows import FailedFile
 from datar_jax.inference.writers import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
 
 LABELS = ("dog, barking", 'a "bell"\tand\nmore', "Vögel")
@@ -22,9 +22,9 @@ EVENTS = (
 )
 BYTES = os.fsdecode(b"odd \xff name,\n.wav")  # no UTF-8
 ANSWERS = (
-    Heard("a/b.wav", 86_400.0, np.array([0.12345678, 0.5, 1.0]), EVENTS),
-    Failed("gone.wav", "no such file"),
-    Heard(BYTES, 1 / 3, np.array([0.0, 0.25, 0.75]), ()),
+    Prediction("a/b.wav", 86_400.0, np.array([0.12345678, 0.5, 1.0]), EVENTS),
+    FailedFile("gone.wav", "no such file"),
+    Prediction(BYTES, 1 / 3, np.array([0.0, 0.25, 0.75]), ()),
 )
 
 
@@ -112,7 +112,7 @@ def test_a_terminal_shows_every_file_and_every_event():
 def test_a_terminal_shows_the_best_of_each_head():
     file = io.StringIO()
     terminal = Terminal(Console(file=file, width=200), ("open", "shut", "door"), (("verb", 2), ("noun", 1)))
-    terminal.write(Heard("[red]a.wav", 59.9996, np.array([0.3, 0.7, 1.0]), ()))
+    terminal.write(Prediction("[red]a.wav", 59.9996, np.array([0.3, 0.7, 1.0]), ()))
     assert file.getvalue().strip() == "[red]a.wav  1:00.000  verb: shut 70.0%, verb: open 30.0%, noun: door 100.0%"
 
 

@@ -22,14 +22,14 @@ from datar_jax.config import ModelConfig
 from datar_jax.models.datar import DATAR
 from datar_jax.models.layers import LayerNorm, Mlp
 from datar_jax.models.mixers.deformable import DeformableAttention
-from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.models.mixers.window import WindowAttention
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-HERE = Path(__file__).parent.parent
-FOLDER = Path(os.environ.get("DATAR_GOLDEN", HERE.parent.parent / "shared" / "golden"))
-OWN = sorted((HERE / "golden").glob("*.npz"))
+FOUND = Path(__file__).parent.parent
+FOLDER = Path(os.environ.get("DATAR_GOLDEN", FOUND.parent.parent / "shared" / "golden"))
+OWN = sorted((FOUND / "golden").glob("*.npz"))
 FOREIGN = sorted(FOLDER.glob("*.npz"))
 NARROW = "holds float32 only"
 Module = Callable[[Any], nn.Module]
@@ -86,7 +86,7 @@ def build(fixture: Fixture) -> tuple[Module, Callable[[str], str | None]]:
         return module, partial(path_in, MIXER)
     if name == "NeighborhoodAttention2D":
         kernel = (meta["kernel_size"],) * 2
-        return partial(NeighbourhoodAttention, meta["heads"], kernel, True), partial(path_in, MIXER)
+        return partial(NeighborhoodAttention, meta["heads"], kernel, True), partial(path_in, MIXER)
     if name in ("TransformerMLP", "TransformerMLPWithConv"):
         conv = name == "TransformerMLPWithConv"
         refuse({"its MLP": conv and fixture.grid() == "dat2022"})

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from datar_jax.ops import deformable_attention as rowwise
-from datar_jax.ops.deformable_attention import attend_rowwise
-from datar_jax.ops.masking import MASKED
+from datar_jax.ops.deformable_attention import deformable_attention
+from datar_jax.ops.masking import MASK_VALUE
 from datar_jax.ops.position_bias import BiasNetwork, position_bias
 from datar_jax.ops.sampling import query_points
 from tests.models.mixers.test_deformable import weigh
@@ -77,8 +77,12 @@ def program(grid: Any, method: Any, pairs: int) -> tuple[Any, list[int]]:
         with pytest.MonkeyPatch.context() as patch:
             attend = rowwise._attend
             patch.setattr(rowwise, "PAIRS", pairs)
-            patch.setattr(rowwise, "_attend", lambda plan, *args: (blocks.append(plan.blocks), attend(plan, *args))[1])
-            value, back = jax.vjp(lambda *args: attend_rowwise(*args, grid=grid, method=method), *args)
+            patch.setattr(
+                rowwise,
+                "_attend",
+                lambda plan, *args: (blocks.append(plan.blocks), attend(plan, *args))[1],
+            )
+            value, back = jax.vjp(lambda *args: deformable_attention(*args, grid=grid, method=method), *args)
         return value, back(above.astype(value.dtype))
 
     return jax.jit(run), blocks
@@ -186,7 +190,7 @@ def test_blocks_are_as_few_whole_groups_as_fit(monkeypatch: pytest.MonkeyPatch, 
     made: list[int] = []
     monkeypatch.setattr(rowwise, "PAIRS", limit * B * 2 * N * 3)
     monkeypatch.setattr(rowwise, "_attend", lambda plan, *_: made.append(plan.blocks))
-    attend_rowwise(*args)
+    deformable_attention(*args)
     assert made == [blocks]
 
 
@@ -225,7 +229,7 @@ def test_with_one_key_left_its_value_is_the_answer() -> None:
     """The others have no weight at all, and neither they nor what would tell keys apart has a slope."""
     q, k, v, table, position, _ = inputs((3, 4), 4, 2, (3, 4))
     left = np.array([1, 3])
-    mask = np.where(np.arange(N) == left[:, None], 0.0, MASKED).astype(np.float32)
+    mask = np.where(np.arange(N) == left[:, None], 0.0, MASK_VALUE).astype(np.float32)
     value, (d_q, d_k, d_v, d_table, d_position, _) = run((q, k, v, table, position, mask), np.ones_like(q))
     own = v[np.arange(B), left].reshape(B, -1)
     np.testing.assert_allclose(value, np.broadcast_to(own[:, None, None], q.shape), rtol=1e-6)
@@ -239,7 +243,7 @@ def test_with_one_key_left_its_value_is_the_answer() -> None:
 def test_with_every_key_masked_the_slopes_are_those_of_a_mean() -> None:
     """As plain attention has it: of scores that a mask of all has swallowed the softmax is uniform."""
     q, k, v, table, position, _ = inputs((3, 4), 4, 2, (3, 4))
-    mask = np.full((B, N), MASKED, np.float32)
+    mask = np.full((B, N), MASK_VALUE, np.float32)
     value, gradients = run((q, k, v, table, position, mask), np.ones_like(q))
     np.testing.assert_allclose(value, np.broadcast_to(v.mean(1).reshape(B, 1, 1, -1), q.shape), atol=1e-5)
     np.testing.assert_allclose(gradients[2], 12 / N, rtol=1e-5)

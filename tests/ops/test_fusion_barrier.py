@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datar_jax.ops.fusion_barrier import unfused
+from datar_jax.ops.fusion_barrier import fusion_barrier
 
 
 def several(x: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -19,7 +19,7 @@ def several(x: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def behind_a_border(x: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return unfused(several, x, given)
+    return fusion_barrier(several, x, given)
 
 
 def arguments(*batch: int) -> tuple[Any, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datar_jax.ops.position_bias import bias_row, position_bias
+from datar_jax.ops.position_bias import position_bias, table_bias_row
 from tests.ops.test_sampling import GRIDS, bilinear, to_pixels
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -190,4 +190,4 @@ def test_a_bfloat16_table_is_read_in_float32(method: Any) -> None:
 def test_an_unknown_formulation_is_refused_by_the_names_of_the_known() -> None:
     for grid in GRIDS:
         with pytest.raises(ValueError, match=r"'nearest'; there are auto, map_coordinates, gather, window, hat, sep"):
-            bias_row(jnp.zeros((1, 7, 7)), jnp.zeros((1, 2)), jnp.int32(0), (2, 2), grid, "nearest")  # type: ignore[arg-type]
+            table_bias_row(jnp.zeros((1, 7, 7)), jnp.zeros((1, 2)), jnp.int32(0), (2, 2), grid, "nearest")  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ def test_an_unknown_formulation_is_refused_by_the_names_of_the_known() -> None:
 @given(st.lists(coordinates(7), min_size=N, max_size=N))
 def test_hat_weights_are_two_neighbours_that_sum_to_one_inside(wrap: Callable[..., Any], at: list[float]) -> None:
     weights = np.asarray(
-        wrap(sampling.hat_weights, **({"static_argnums": 1} if wrap is jax.jit else {}))(jnp.array(at), 7)
+        wrap(sampling.bilinear_weights, **({"static_argnums": 1} if wrap is jax.jit else {}))(jnp.array(at), 7)
     )
     np.testing.assert_allclose(weights, np.maximum(0, 1 - np.abs(np.arange(7) - np.array(at)[:, None])), atol=1e-6)
     inside = (np.array(at) >= 0) & (np.array(at) <= 6)

@@ -13,7 +13,7 @@ import pytest
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.labels import Head
 from datar_jax.training import error_analysis as page
-from datar_jax.training.error_analysis import hardest, hardest_csv, hardest_png
+from datar_jax.training.error_analysis import save_worst_clips_figure, worst_clips, write_worst_clips_csv
 
 CLASSES = ("dog", "雨", "sea, waves", "$x_")
 
@@ -27,8 +27,10 @@ def dataset(clips: int, heads: tuple[Head, ...] = ()) -> Dataset:
 
 def test_one_label_is_sorted_by_what_the_truth_was_given() -> None:
     score = np.array([[0.7, 0.1, 0.1, 0.1], [0.2, 0.1, 0.6, 0.1], [0.4, 0.3, 0.2, 0.1]])
-    answers = hardest(dataset(9), np.array([5, 8, 1]), score, np.eye(4)[[0, 1, 1]], "single")
-    told = [(a.row, a.truth, a.taken_for, round(a.probability, 9), round(a.taken_probability, 9)) for a in answers]
+    answers = worst_clips(dataset(9), np.array([5, 8, 1]), score, np.eye(4)[[0, 1, 1]], "single")
+    told = [
+        (a.row, a.truth, a.predicted_instead, round(a.probability, 9), round(a.taken_probability, 9)) for a in answers
+    ]
     assert told == [(10, "雨", "sea, waves", 0.1, 0.6), (3, "雨", "dog", 0.3, 0.4), (7, "dog", "dog", 0.7, 0.7)]
     np.testing.assert_allclose([a.loss for a in answers], -np.log([0.1, 0.3, 0.7]))
     assert answers[0].clip.endswith("8.wav") and answers[0].end == pytest.approx(0.8)
@@ -36,30 +38,33 @@ def test_one_label_is_sorted_by_what_the_truth_was_given() -> None:
 
 def test_several_questions_are_answered_together() -> None:
     heads = (Head("what", 2), Head("where", 2))
-    (answer,) = hardest(
+    (answer,) = worst_clips(
         dataset(1, heads), np.array([0]), np.array([[0.9, 0.1, 0.3, 0.7]]), np.array([[1, 0, 1, 0]]), "single"
     )
-    assert (answer.truth, answer.taken_for) == ("dog;sea, waves", "dog;$x_")
+    assert (answer.truth, answer.predicted_instead) == ("dog;sea, waves", "dog;$x_")
     assert (answer.probability, answer.taken_probability) == pytest.approx((0.9 * 0.3, 0.9 * 0.7))
 
 
 def test_any_number_of_labels_is_judged_class_by_class() -> None:
     score = np.array([[0.9, 0.6, 0.1, 0.1], [0.2, 0.1, 0.1, 0.1]])
-    easy, hard = hardest(dataset(2), np.array([0, 1]), score, np.array([[1, 0, 0, 0], [1, 1, 1, 1]]), "multi")[::-1]
-    assert (hard.truth, hard.taken_for) == (";".join(CLASSES), "") and (easy.truth, easy.taken_for) == ("dog", "dog;雨")
+    easy, hard = worst_clips(dataset(2), np.array([0, 1]), score, np.array([[1, 0, 0, 0], [1, 1, 1, 1]]), "multi")[::-1]
+    assert (hard.truth, hard.predicted_instead) == (";".join(CLASSES), "") and (easy.truth, easy.predicted_instead) == (
+        "dog",
+        "dog;雨",
+    )
     assert easy.probability == pytest.approx((0.9 * 0.4 * 0.9 * 0.9) ** 0.25)
     assert easy.taken_probability == pytest.approx((0.9 * 0.6 * 0.9 * 0.9) ** 0.25)
     assert hard.loss == pytest.approx(-np.log([0.2, 0.1, 0.1, 0.1]).mean())
 
 
 def test_the_table_reads_back(tmp_path: Path) -> None:
-    answers = hardest(dataset(3), np.arange(3), np.full((3, 4), 0.25), np.eye(4)[[1, 2, 3]], "single")
-    hardest_csv(tmp_path / "hardest.csv", answers)
+    answers = worst_clips(dataset(3), np.arange(3), np.full((3, 4), 0.25), np.eye(4)[[1, 2, 3]], "single")
+    write_worst_clips_csv(tmp_path / "hardest.csv", answers)
     assert [path.name for path in tmp_path.iterdir()] == ["hardest.csv"]
     with (tmp_path / "hardest.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["clip"], row["truth"], row["taken_for"]) for row in rows] == [
-        (a.clip, a.truth, a.taken_for) for a in answers
+        (a.clip, a.truth, a.predicted_instead) for a in answers
     ]
     assert [float(row["probability"]) for row in rows] == pytest.approx([0.25] * 3)
 
@@ -69,12 +74,12 @@ def test_the_picture_has_the_hardest_twenty_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: int, labels: Any
 ) -> None:
     rng = np.random.default_rng(0)
-    answers = hardest(
+    answers = worst_clips(
         dataset(clips), np.arange(clips), rng.dirichlet(np.ones(4), clips), np.eye(4)[[1] * clips], labels
     )
     drawn, save = [], page.save
     monkeypatch.setattr(page, "save", lambda figure, path: (drawn.append(figure), save(figure, path)))
-    hardest_png(tmp_path / "new" / "h.png", answers)
+    save_worst_clips_figure(tmp_path / "new" / "h.png", answers)
     picture = matplotlib.image.imread(tmp_path / "new" / "h.png")[..., :3]
     assert all((edge == 1).all() for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1])), "nothing is cut"
     (axes,) = drawn[0].axes

@@ -48,7 +48,7 @@ def run(steps, fold=None, seed=0, validation=True):
 def test_confusion_of_any_size(tmp_path, drawn, classes):
     matrix = np.random.default_rng(0).integers(0, 40, (classes, classes))
     names = [rf"$\no{{math$ and a name that goes on and on and on_{i}" for i in range(classes)]
-    plot.confusion_png(tmp_path / "new" / "c.png", matrix, names)
+    plot.save_confusion_figure(tmp_path / "new" / "c.png", matrix, names)
     assert frame_is_white(tmp_path / "new" / "c.png")
     axes = drawn().axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
@@ -58,7 +58,7 @@ def test_confusion_of_any_size(tmp_path, drawn, classes):
 
 
 def test_confusion_states_the_accuracy_with_truth_in_rows(tmp_path, drawn):
-    plot.confusion_png(tmp_path / "c.png", np.array([[3, 1], [0, 0]]), ["a", "b"])
+    plot.save_confusion_figure(tmp_path / "c.png", np.array([[3, 1], [0, 0]]), ["a", "b"])
     axes = drawn().axes[0]
     assert axes.get_title() == "accuracy 75.0% of 4 clips"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
@@ -69,7 +69,7 @@ def test_confusion_states_the_accuracy_with_truth_in_rows(tmp_path, drawn):
 
 def test_confusion_refuses_names_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"\(2, 2\) for 3 names"):
-        plot.confusion_png(tmp_path / "c.png", np.eye(2, dtype=int), ["a", "b", "c"])
+        plot.save_confusion_figure(tmp_path / "c.png", np.eye(2, dtype=int), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_confusion_refuses_names_that_do_not_fit(tmp_path):
     ids=["none", "loss", "one", "few", "many", "test", "broken"],
 )
 def test_curves_of_any_run(tmp_path, drawn, rows, panels):
-    plot.curves_png(tmp_path / "k.png", rows)
+    plot.save_training_curves(tmp_path / "k.png", rows)
     assert frame_is_white(tmp_path / "k.png")
     assert len([axes for axes in drawn().axes if axes.get_ylabel() != "learning rate (dashed)"]) == panels
 
 
 def test_curves_of_folds_are_one_line_each_in_one_colour(tmp_path, drawn):
-    plot.curves_png(tmp_path / "k.png", [row for fold in range(1, 6) for row in run(100, fold, seed=fold)])
+    plot.save_training_curves(tmp_path / "k.png", [row for fold in range(1, 6) for row in run(100, fold, seed=fold)])
     loss, accuracy = drawn().axes[:2]
     train = [line for line in loss.lines if line.get_color() == plot._COLOURS["train"]]
     assert len(train) == 5 and len(loss.lines) == 15
@@ -104,7 +104,7 @@ def test_curves_of_folds_are_one_line_each_in_one_colour(tmp_path, drawn):
 
 def test_curves_show_the_number_that_a_run_is_judged_by(tmp_path, drawn):
     rows = [{"step": s, "split": "test", "top1": 0.1, "mean_average_precision": s / 10} for s in (1, 2)]
-    plot.curves_png(tmp_path / "k.png", rows, "mean_average_precision")
+    plot.save_training_curves(tmp_path / "k.png", rows, "mean_average_precision")
     score = drawn().axes[1]
     assert score.get_ylabel() == "mean average precision"
     np.testing.assert_array_equal(score.lines[0].get_ydata(), [0.1, 0.2])
@@ -113,14 +113,14 @@ def test_curves_show_the_number_that_a_run_is_judged_by(tmp_path, drawn):
 
 def test_curves_draw_the_numbers_in_order_and_the_later_row_counts(tmp_path, drawn):
     rows = [{"step": 3, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 3, "loss": 0.5}, {"step": 2, "loss": 2.0}]
-    plot.curves_png(tmp_path / "k.png", rows)
+    plot.save_training_curves(tmp_path / "k.png", rows)
     (line,) = drawn().axes[0].lines
     np.testing.assert_array_equal(line.get_xydata(), [[1, 3.0], [2, 2.0], [3, 0.5]])
 
 
 def test_the_running_mean_of_a_long_curve_stays_within_it(tmp_path, drawn):
     rows = [{"step": s, "loss": 1.0 + (s % 2)} for s in range(200)]
-    plot.curves_png(tmp_path / "k.png", rows)
+    plot.save_training_curves(tmp_path / "k.png", rows)
     raw, mean = drawn().axes[0].lines
     assert len(raw.get_ydata()) == len(mean.get_ydata()) == 200
     assert np.abs(mean.get_ydata() - 1.5).max() < 0.1

@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from datar_jax import config as c
+from datar_jax.audio.log_mel import normalize
 from datar_jax.config import ConfigError, OptimConfig
 from datar_jax.models.spec import Task
 from datar_jax.training import sharding
-from datar_jax.training.augment import normalise
 from datar_jax.training.optimizer import decay_mask, optimiser, schedule
 from datar_jax.training.sharding import make_mesh, replicated, state_shardings
 from datar_jax.training.train_step import TrainState, abstract_state, init_state, jit_eval_step, jit_train_step
@@ -368,7 +368,7 @@ def test_eight_clips_are_learned_by_heart() -> None:
     np.testing.assert_array_equal(scores.argmax(1), clips["target"].argmax(1))
     np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
     apply = jax.jit(task.model(train=False).apply)
-    logits, _ = apply({"params": state.params}, normalise(clips["mel"], MEAN, STD), clips["frames"])
+    logits, _ = apply({"params": state.params}, normalize(clips["mel"], MEAN, STD), clips["frames"])
     np.testing.assert_allclose(scores, jax.nn.softmax(logits), atol=1e-5)
 
 

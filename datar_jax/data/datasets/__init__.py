@@ -12,9 +12,9 @@ from datar_jax.data.datasets import (
     speech_commands,
     vggsound,
 )
-from datar_jax.data.datasets.base import Corpus
+from datar_jax.data.datasets.base import DatasetSpec
 
-CORPORA: dict[str, Corpus] = {
+CORPORA: dict[str, DatasetSpec] = {
     "audioset": audioset.CORPUS,
     "epic_kitchens": epic_kitchens.CORPUS,
     "epic_sounds": epic_sounds.CORPUS,

@@ -8,10 +8,10 @@ from typing import Literal
 
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.base import Head, Listing, Naming, Segment
+from datar_jax.data.datasets.base import Annotations, FilePatterns, Head, Segment
 
 # Clips of YouTube videos, as the scripts that download them name them; `-` may be an id's first character.
-YOUTUBE = Naming(
+YOUTUBE = FilePatterns(
     cut=(
         "{recording}_{start:06d}_{end:06d}",
         "{recording}_{start:06d}",
@@ -52,7 +52,7 @@ def need(folder: Path, *patterns: str) -> Path:
     return found
 
 
-class LeftOut:
+class SkippedRows:
     """Rows that become no segment, counted by list and reason."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class LeftOut:
         )
 
 
-def damaged(table: Table, column: str, left: LeftOut) -> bool:
+def damaged(table: Table, column: str, left: SkippedRows) -> bool:
     """Whether a spreadsheet has replaced an id by `#NAME?`, which it shows for formulas: an id may begin with `-`.
 
     Raises:
@@ -85,9 +85,9 @@ def listing(
     heads: Sequence[Head],
     labels: Literal["single", "multi"],
     lists: Sequence[Path],
-    left: LeftOut,
+    left: SkippedRows,
     notes: Sequence[str] = (),
-) -> Listing:
+) -> Annotations:
     """The listing of a data set: one segment per id, none that is empty; what is left out is in the notes.
 
     Raises:
@@ -110,4 +110,4 @@ def listing(
                     f"{first.source}; keep one of them"
                 )
         left.add(segment.source, segment.row, "they repeat an earlier row")
-    return Listing(tuple(kept.values()), tuple(heads), labels, tuple(lists), (*notes, *left.notes()))
+    return Annotations(tuple(kept.values()), tuple(heads), labels, tuple(lists), (*notes, *left.notes()))

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import YOUTUBE, LeftOut, damaged, find, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
 
-NAMING = Naming(cut=YOUTUBE.cut, whole=("Y{recording}", *YOUTUBE.whole))
+NAMING = FilePatterns(cut=YOUTUBE.cut, whole=("Y{recording}", *YOUTUBE.whole))
 COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads the segments of evaluation (our test) and of training: balanced, unbalanced, or both, as they are there.
 
     As published, three lines of comment come first and a blank follows each comma; copies have a plain header or none.
@@ -22,7 +22,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
-    left = LeftOut()
+    left = SkippedRows()
     names = need(folder, "class_labels_indices.csv")
     table = Table(names, ("index", "mid", "display_name"), None)
     classes: dict[str, str] = {}  # by mid, in order
@@ -39,7 +39,7 @@ def read(folder: Path) -> Listing:
     return listing(segments, [Head("class", tuple(classes.values()))], "multi", [*paths, names], left, notes)
 
 
-def _segments(path: Path, side: str, mids: tuple[str, ...], left: LeftOut) -> Iterator[Segment]:
+def _segments(path: Path, side: str, mids: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
     """The rows of a list. Two million rows say the same times and, often, the same labels: those are shared."""
     table = Table(path, (), None, COLUMNS)
     numbers = {mid: i for i, mid in enumerate(mids)}
@@ -67,7 +67,7 @@ def _segments(path: Path, side: str, mids: tuple[str, ...], left: LeftOut) -> It
         yield Segment(video, labels[text], side, None, NAMING, video, times[start], times[end], source, table.row)
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="AudioSet",
     read=read,
     lists="class_labels_indices.csv, eval_segments.csv, balanced_ and/or unbalanced_train_segments.csv of "

@@ -9,7 +9,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Naming:
+class FilePatterns:
     """How people name the files of a data set: patterns without ending, best first.
 
     A pattern may hold `{id}` and `{recording}` of a segment, `{start}` and `{end}` in whole seconds (`{start:06d}`:
@@ -32,7 +32,7 @@ class Segment:
     labels: tuple[int, ...]  # indices into the classes of all heads, one after another; ascending
     side: str | None  # train, validation or test; None where folds divide
     fold: int | None
-    naming: Naming
+    naming: FilePatterns
     recording: str = ""  # that it is a part of
     start: float = 0.0  # in the recording, seconds
     end: float = 0.0  # 0: to its end
@@ -73,7 +73,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Annotations:
     """All that the official lists say."""
 
     segments: tuple[Segment, ...]  # in the order of the lists
@@ -84,11 +84,11 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class DatasetSpec:
     """A data set that can be prepared by name."""
 
     title: str  # as its authors write it
-    read: Callable[[Path], Listing]  # the folder of its lists; raises ConfigError with file, row and column
+    read: Callable[[Path], Annotations]  # the folder of its lists; raises ConfigError with file, row and column
     lists: str  # which files that folder must hold, and where they come from, one line
     terms: str  # under which licence the lists and the sounds are published, one line
     sample_rate: int = 16_000  # Hz that it is prepared at unless told otherwise

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import LeftOut, find, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.annotations import SkippedRows, find, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
 
-NAMING = Naming(cut=("{id}",), whole=("{recording}",))
+NAMING = FilePatterns(cut=("{id}",), whole=("{recording}",))
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads the training and the validation list and the classes of verbs (97) and of nouns (300).
 
     The published test list has no labels (they are kept for a challenge): validation is our test.
@@ -20,7 +20,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
-    left = LeftOut()
+    left = SkippedRows()
     paths = {need(folder, "EPIC_100_train.csv"): "train", need(folder, "EPIC_100_validation.csv"): "test"}
     classes = [need(folder, f"EPIC_100_{word}_classes.csv") for word in ("verb", "noun")]
     verbs, nouns = (_classes(path) for path in classes)
@@ -66,7 +66,7 @@ def _segments(path: Path, side: str, verbs: int, nouns: int) -> Iterator[Segment
         )
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="EPIC-KITCHENS-100",
     read=read,
     lists="EPIC_100_train.csv, _validation.csv, _verb_classes.csv and _noun_classes.csv of "

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import LeftOut, find, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.annotations import SkippedRows, find, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
 
 RATE = 24_000  # Hz of the sample numbers in the lists
 # No files by id: those of EPIC-KITCHENS-100 look alike (P01_11_0) and are other stretches of the same recordings.
-NAMING = Naming(whole=("{recording}",))
+NAMING = FilePatterns(whole=("{recording}",))
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads the training and the validation list; they name the classes themselves.
 
     The published test list has no labels (they are kept for a challenge): validation is our test.
@@ -22,7 +22,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
-    left = LeftOut()
+    left = SkippedRows()
     paths = {need(folder, "EPIC_Sounds_train.csv"): "train", need(folder, "EPIC_Sounds_validation.csv"): "test"}
     names: dict[int, str] = {}
     segments = [s for path, side in paths.items() for s in _segments(path, side, names)]
@@ -58,7 +58,7 @@ def _segments(path: Path, side: str, names: dict[int, str]) -> Iterator[Segment]
         )
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="EPIC-SOUNDS",
     read=read,
     lists="EPIC_Sounds_train.csv and EPIC_Sounds_validation.csv of github.com/epic-kitchens/epic-sounds-annotations",

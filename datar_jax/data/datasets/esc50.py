@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import LeftOut, listing, need
-from datar_jax.data.datasets.base import Corpus, Download, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.annotations import SkippedRows, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
 
-NAMING = Naming(cut=("{id}", "{recording}"))  # the second without the target, as in the first release
+NAMING = FilePatterns(cut=("{id}", "{recording}"))  # the second without the target, as in the first release
 
 # What a commit packs is the same for everybody, but not how: GitHub makes archives anew, so that no hash of one is
 # published, and those that people measured of this one differ. Its content is known by the git blob id of
@@ -16,7 +16,7 @@ NAMING = Naming(cut=("{id}", "{recording}"))  # the second without the target, a
 COMMIT = "33c8ce9eb2cf0b1c2f8bcf322eb349b6be34dbb6"
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads `esc50.csv`: the folder may be `meta`, the one above it, or one that the archive was unpacked into.
 
     Raises:
@@ -37,10 +37,10 @@ def read(folder: Path) -> Listing:
         Segment(name, labels[target], None, fold, NAMING, name.rpartition("-")[0] or name, source=path.name, row=line)
         for name, target, fold, line in rows
     )
-    return listing(segments, [Head("class", tuple(names[t] for t in targets))], "single", [path], LeftOut())
+    return listing(segments, [Head("class", tuple(names[t] for t in targets))], "single", [path], SkippedRows())
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="ESC-50",
     read=read,
     lists="meta/esc50.csv of github.com/karolpiczak/ESC-50",

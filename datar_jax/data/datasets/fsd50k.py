@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import LeftOut, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.annotations import SkippedRows, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
 
-NAMING = Naming(cut=("{id}",))
-SIDES = {"train": "train", "val": "validation"}
+NAMING = FilePatterns(cut=("{id}",))
+SPLITS = {"train": "train", "val": "validation"}
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads `dev.csv` (training and validation), `eval.csv` (our test) and `vocabulary.csv`.
 
     The folder may be `FSD50K.ground_truth` or the one above it.
@@ -21,7 +21,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
-    left = LeftOut()
+    left = SkippedRows()
     names, dev, test = (
         need(folder, f"{name}.csv", f"FSD50K.ground_truth/{name}.csv") for name in ("vocabulary", "dev", "eval")
     )
@@ -35,7 +35,7 @@ def read(folder: Path) -> Listing:
     return listing(segments, [Head("class", tuple(numbers))], "multi", [dev, test, names], left)
 
 
-def _segments(path: Path, test: bool, numbers: dict[str, int], left: LeftOut) -> Iterator[Segment]:
+def _segments(path: Path, test: bool, numbers: dict[str, int], left: SkippedRows) -> Iterator[Segment]:
     """The rows of a list. Labels include what is above them in the ontology."""
     table = Table(path, ("fname", "labels") if test else ("fname", "labels", "split"), None)
     labels: dict[str, tuple[int, ...]] = {}
@@ -49,13 +49,13 @@ def _segments(path: Path, test: bool, numbers: dict[str, int], left: LeftOut) ->
         if not labels[text]:
             left.add(path.name, table.row, "they have no label")
             continue
-        if not test and row["split"] not in SIDES:
+        if not test and row["split"] not in SPLITS:
             table.fail("split", "give train or val")
-        side = "test" if test else SIDES[row["split"]]
+        side = "test" if test else SPLITS[row["split"]]
         yield Segment(table.text("fname"), labels[text], side, None, NAMING, source=path.name, row=table.row)
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="FSD50K",
     read=read,
     lists="dev.csv, eval.csv and vocabulary.csv of FSD50K.ground_truth.zip: zenodo.org/records/4060432",

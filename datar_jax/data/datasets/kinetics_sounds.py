@@ -12,8 +12,8 @@ from pathlib import Path
 
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table, lines
-from datar_jax.data.datasets.annotations import YOUTUBE, LeftOut, damaged, find, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Segment
+from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Head, Segment
 
 CLASSES = (
     "blowing nose",
@@ -51,7 +51,7 @@ CLASSES = (
 _CLIP = re.compile(r"(.{11})_(\d{1,6})(?:_(\d{1,6}))?", re.ASCII)
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads `my_train.txt` and `my_test.txt` (clip, seconds, class number), or else the lists of Kinetics-400.
 
     The former are those of OGM-GE (Peng et al., CVPR 2022); their numbers are places in the alphabetical order of the
@@ -62,7 +62,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
-    left = LeftOut()
+    left = SkippedRows()
     classes, lists = _classes(folder)
     train = need(folder, "my_train.txt", "train.csv")
     if train.suffix == ".txt":
@@ -98,7 +98,7 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], list[Path]]:
     return tuple(names), [path]
 
 
-def _clips(path: Path, side: str, classes: int, left: LeftOut) -> Iterator[Segment]:
+def _clips(path: Path, side: str, classes: int, left: SkippedRows) -> Iterator[Segment]:
     """Rows of `{id}_{start}_{end}` or `{id}_{start}`, length in seconds, class number."""
     table = Table(path, (), None, ("clip", "seconds", "class"))
     for row in table.rows():
@@ -115,7 +115,7 @@ def _clips(path: Path, side: str, classes: int, left: LeftOut) -> Iterator[Segme
         yield _segment(found[1], start, end, label, side, table)
 
 
-def _actions(path: Path, side: str, classes: tuple[str, ...], left: LeftOut) -> Iterator[Segment]:
+def _actions(path: Path, side: str, classes: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
     """Rows of Kinetics-400 whose label is one of the classes."""
     numbers = {name: i for i, name in enumerate(classes)}
     table = Table(path, ("label", "youtube_id", "time_start", "time_end"), None)
@@ -132,7 +132,7 @@ def _segment(video: str, start: int, end: int, label: int, side: str, table: Tab
     return Segment(name, (label,), side, None, YOUTUBE, video, float(start), float(end), table.path.name, table.row)
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="Kinetics-Sounds",
     read=read,
     lists="my_train.txt and my_test.txt of github.com/GeWu-Lab/OGM-GE_CVPR2022, "

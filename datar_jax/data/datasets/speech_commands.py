@@ -7,14 +7,14 @@ from pathlib import Path
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import lines
-from datar_jax.data.datasets.annotations import LeftOut, listing, need
-from datar_jax.data.datasets.base import Corpus, Download, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.annotations import SkippedRows, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
 
 CLASSES = 35
-NAMING = Naming(cut=("{id}",))  # with its folder: a speaker's file has the same name for every word
+NAMING = FilePatterns(cut=("{id}",))  # with its folder: a speaker's file has the same name for every word
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads the unpacked archive: a class is a folder, and a file that neither list names is for training.
 
     Folders that begin with `_` or `.` are no words: `_background_noise_` has minutes of noise without a split.
@@ -22,7 +22,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file and row.
     """
-    left = LeftOut()
+    left = SkippedRows()
     paths = {
         need(folder, name, f"*/{name}", f"*/*/{name}"): side
         for name, side in (("validation_list.txt", "validation"), ("testing_list.txt", "test"))
@@ -55,7 +55,7 @@ def read(folder: Path) -> Listing:
     return listing(segments, [Head("class", tuple(labels))], "single", list(paths), left, notes)
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="Speech Commands v2",
     read=read,
     lists="the unpacked archive, with validation_list.txt, testing_list.txt and a folder of files per word",

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import YOUTUBE, LeftOut, damaged, find, listing, need
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Segment
+from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Head, Segment
 
 CLASSES = 309
 SECONDS = 10.0
 _FILE = re.compile(r"(.{11})_(\d{6})(?:\.\w+)?", re.ASCII)
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path) -> Annotations:
     """Reads `vggsound.csv` (id, second, class, side), or else `train.csv` and `test.csv` (file, class).
 
     No numbers of the classes are published: ours are those of the sorted names, which `stat.csv` lists if it is there.
@@ -23,7 +23,7 @@ def read(folder: Path) -> Listing:
     Raises:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
-    left = LeftOut()
+    left = SkippedRows()
     first = need(folder, "vggsound.csv", "train.csv")
     paths = [first, need(folder, "test.csv")] if first.stem == "train" else [first]
     stat = find(folder, "stat.csv")
@@ -51,7 +51,7 @@ def read(folder: Path) -> Listing:
     return listing(segments, [Head("class", tuple(classes))], "single", lists, left, notes)
 
 
-def _rows(path: Path, known: set[str], left: LeftOut) -> Iterator[tuple[str, str, str, int, str, int]]:
+def _rows(path: Path, known: set[str], left: SkippedRows) -> Iterator[tuple[str, str, str, int, str, int]]:
     """Side, class, video and second of every row, with the name of the list and the line."""
     side = "" if path.stem == "vggsound" else path.stem  # a list of one side has file names in place of ids
     table = Table(path, (), None, ("id", "class") if side else ("id", "second", "class", "side"))
@@ -72,7 +72,7 @@ def _rows(path: Path, known: set[str], left: LeftOut) -> Iterator[tuple[str, str
             yield row["side"], name, row["id"], table.whole("second", 0), path.name, table.row
 
 
-CORPUS = Corpus(
+CORPUS = DatasetSpec(
     title="VGGSound",
     read=read,
     lists="vggsound.csv, or train.csv and test.csv; stat.csv if at hand: data/ of github.com/hche11/VGGSound",

@@ -22,12 +22,12 @@ import msgspec
 
 from datar_jax.config import ConfigError
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets.base import Corpus
-from datar_jax.data.prepare.encode import Cooked, Recipe, cook, cook_all
+from datar_jax.data.datasets.base import DatasetSpec
+from datar_jax.data.prepare.encode import EncodedClip, EncodeOptions, cook, cook_all
 from datar_jax.data.prepare.manifest import write_manifest
 from datar_jax.data.prepare.match_files import find
 from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan, plan_shards, shard_key
-from datar_jax.data.prepared import Card, Shard, Sums
+from datar_jax.data.prepared import DatasetInfo, Moments, Shard
 from datar_jax.filesystem import Place
 
 PARTS = "parts"  # folder of what is known of each finished shard
@@ -38,14 +38,14 @@ Progress = Callable[[int, int], None]
 
 def prepare(
     name: str,
-    corpus: Corpus,
+    corpus: DatasetSpec,
     lists: Path,
     audio: Place,
     out: Place,
-    recipe: Recipe,
+    recipe: EncodeOptions,
     progress: Progress,
     tell: Callable[[str], None],
-) -> Card:
+) -> DatasetInfo:
     """Writes the shards of a data set, its manifest, statistics and card.
 
     Args:
@@ -120,7 +120,7 @@ def _refuse_others(name: str, out: Place) -> None:
         raise ConfigError(f"--out={out.url!r}: holds {card.title}; give another folder, or delete that one")
 
 
-def _finished(out: Place, plans: list[Plan], recipe: Recipe) -> dict[str, Part]:
+def _finished(out: Place, plans: list[Plan], recipe: EncodeOptions) -> dict[str, Part]:
     """The shards that lie there, whole, and are made of what this preparation would make them of."""
     done = {}
     for plan in plans:
@@ -135,7 +135,7 @@ def _write_shards(
     todo: list[Plan],
     audio: Place,
     out: Place,
-    recipe: Recipe,
+    recipe: EncodeOptions,
     done: dict[str, Part],
     progress: Progress,
     plans: list[Plan],
@@ -147,7 +147,7 @@ def _write_shards(
     clips = [(segment, file) for plan in todo for segment, file in zip(plan.segments, plan.files)]
     with contextlib.closing(cook_all(clips, functools.partial(cook, audio, recipe), recipe.workers)) as cooked:
 
-        def told() -> Iterator[Cooked | str]:
+        def told() -> Iterator[EncodedClip | str]:
             for number, each in enumerate(cooked, count + 1):
                 progress(number, total)
                 yield each
@@ -159,11 +159,11 @@ def _write_shards(
             done[plan.name] = part
 
 
-def _write_shard(plan: Plan, cooked: Iterable[Cooked | str], out: Place, recipe: Recipe) -> Part:
+def _write_shard(plan: Plan, cooked: Iterable[EncodedClip | str], out: Place, recipe: EncodeOptions) -> Part:
     """One shard, whole or not at all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    outcomes, sums = [], collections.defaultdict[str, Sums](Sums)
+    outcomes, sums = [], collections.defaultdict[str, Moments](Moments)
     records = 0
     with tempfile.TemporaryDirectory(dir=out.local, prefix=WRITING) as folder:
         path = Path(folder, plan.name)

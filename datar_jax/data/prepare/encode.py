@@ -21,13 +21,13 @@ import numpy as np
 import soundfile
 
 from datar_jax.audio.decode import SUFFIXES, AudioError, decode
-from datar_jax.audio.framing import quantise
+from datar_jax.audio.framing import to_int16
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets.base import Segment
 from datar_jax.data.prepare.match_files import File
-from datar_jax.data.prepared import Coding, Sums
+from datar_jax.data.prepared import Coding, Moments
 from datar_jax.data.sources.base import DataError
 from datar_jax.filesystem import Place
 
@@ -36,7 +36,7 @@ CHUNK = 8  # clips that go to a worker at a time
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncodeOptions:
     """How sounds are kept."""
 
     audio: AudioConfig  # its rate is that of the samples; the rest is what the statistics are of
@@ -46,20 +46,20 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Cooked:
+class EncodedClip:
     """What is kept of a clip."""
 
     records: list[bytes]
     samples: int
-    sums: Sums
+    sums: Moments
 
 
-def cook(audio: Place, recipe: Recipe, clips: list[tuple[Segment, File]]) -> list[Cooked | str]:
+def cook(audio: Place, recipe: EncodeOptions, clips: list[tuple[Segment, File]]) -> list[EncodedClip | str]:
     """Records of some clips, or why there are none."""
     return [_cook_one(audio, recipe, segment, file) for segment, file in clips]
 
 
-def _cook_one(audio: Place, recipe: Recipe, segment: Segment, file: File) -> Cooked | str:
+def _cook_one(audio: Place, recipe: EncodeOptions, segment: Segment, file: File) -> EncodedClip | str:
     ending = PurePosixPath(file.name).suffix.lower()
     if ending not in SUFFIXES:
         return f"no decoder for {ending or 'a file without an ending'}; extract its sound, as .wav or .flac"
@@ -71,11 +71,11 @@ def _cook_one(audio: Place, recipe: Recipe, segment: Segment, file: File) -> Coo
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    kept_N, scale = quantise(samples_N)
+    kept_N, scale = to_int16(samples_N)
     mel_FxT = log_mel(kept_N * np.float32(scale), recipe.audio).astype(np.float64)
-    sums = Sums(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
+    sums = Moments(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
     records = shards.encode(segment.id, segment.labels, kept_N, scale, recipe.audio.sample_rate, recipe.coding)
-    return Cooked(records, len(kept_N), sums)
+    return EncodedClip(records, len(kept_N), sums)
 
 
 def _bounds(path: Path, segment: Segment) -> tuple[float, float]:
@@ -94,16 +94,16 @@ def _bounds(path: Path, segment: Segment) -> tuple[float, float]:
 
 def cook_all(
     clips: list[tuple[Segment, File]],
-    work: Callable[[list[tuple[Segment, File]]], list[Cooked | str]],
+    work: Callable[[list[tuple[Segment, File]]], list[EncodedClip | str]],
     workers: int,
-) -> Generator[Cooked | str, None, None]:
+) -> Generator[EncodedClip | str, None, None]:
     """Cooks clips in `workers` processes that run only a little ahead of the reader."""
     if not clips:
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, -(-len(clips) // CHUNK)), multiprocessing.get_context("spawn"), _end_with_parent
     )
-    pending: collections.deque[concurrent.futures.Future[list[Cooked | str]]] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[list[EncodedClip | str]]] = collections.deque()
     chunks = (clips[i : i + CHUNK] for i in range(0, len(clips), CHUNK))
     try:
         while True:

@@ -13,25 +13,25 @@ import msgspec
 
 from datar_jax.config import ConfigError
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets.base import Corpus, Listing
-from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.datasets.base import Annotations, DatasetSpec
+from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan
-from datar_jax.data.prepared import Card, Questions, Statistics, Sums
+from datar_jax.data.prepared import DatasetInfo, HeadLabels, Moments, Statistics
 from datar_jax.filesystem import Place
 
 
 def write_manifest(
     name: str,
-    corpus: Corpus,
-    listing: Listing,
+    corpus: DatasetSpec,
+    listing: Annotations,
     found: list[File | None],
     plans: list[Plan],
     done: dict[str, Part],
     out: Place,
-    recipe: Recipe,
+    recipe: EncodeOptions,
     tell: Callable[[str], None],
-) -> Card:
+) -> DatasetInfo:
     """Manifest, statistics and, last, the card."""
     where = {
         segment.id: (plan.name, outcome)
@@ -41,20 +41,20 @@ def write_manifest(
     rows, counts, clips = [], collections.Counter[str](), hashlib.sha256()
     for segment, file in zip(listing.segments, found):
         shard, outcome = where.get(segment.id, ("", Outcome(reason="no file of its name")))
-        status = shards.MISSING if file is None else shards.UNREADABLE if outcome.reason else shards.HERE
+        status = shards.MISSING if file is None else shards.UNREADABLE if outcome.reason else shards.FOUND
         counts[status] += 1
         labels = " ".join(map(str, segment.labels))
         about = (segment.id, labels, segment.side or "", segment.fold or "")
-        if status == shards.HERE:
+        if status == shards.FOUND:
             clips.update(repr(about).encode())
-        at = (shard, outcome.record, outcome.samples) if status == shards.HERE else ("", "", "")
+        at = (shard, outcome.record, outcome.samples) if status == shards.FOUND else ("", "", "")
         rows.append((*about, status, outcome.reason, file.name if file else "", *at, segment.source, segment.row))
     if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
         first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
-        if not counts[shards.HERE]:
+        if not counts[shards.FOUND]:
             raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
         tell(f"{len(unreadable):,} clips cannot be used; {first}")
-    sides = {row[2] for row in rows if row[4] == shards.HERE}
+    sides = {row[2] for row in rows if row[4] == shards.FOUND}
     if lacking := [side for side in ("train", "test") if not {side, ""} & sides]:
         tell(f"no {' and no '.join(lacking)} clip is here: a run needs one")
     text = io.StringIO()
@@ -62,22 +62,22 @@ def write_manifest(
     writer.writerow(shards.MANIFEST_COLUMNS)
     writer.writerows(rows)
     (out / shards.MANIFEST).write(text.getvalue().encode("utf-8", "surrogateescape"))
-    sums: dict[str, Sums] = collections.defaultdict(Sums)
+    sums: dict[str, Moments] = collections.defaultdict(Moments)
     for plan in plans:
         for part, each in done[plan.name].sums.items():
             sums[part] += each
     (out / shards.STATISTICS).write(_json(Statistics(recipe.audio, dict(sums))))
-    card = Card(
+    card = DatasetInfo(
         format=shards.FORMAT,
         corpus=name,
         title=corpus.title,
         terms=corpus.terms,
         labels=listing.labels,
-        heads=tuple(Questions(head.name, head.classes) for head in listing.heads),
+        heads=tuple(HeadLabels(head.name, head.classes) for head in listing.heads),
         sample_rate=recipe.audio.sample_rate,
         coding=recipe.coding,
         listed=len(rows),
-        here=counts[shards.HERE],
+        here=counts[shards.FOUND],
         missing=counts[shards.MISSING],
         unreadable=counts[shards.UNREADABLE],
         clips_sha256=clips.hexdigest(),

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
-from datar_jax.data.datasets.base import Listing
+from datar_jax.data.datasets.base import Annotations
 from datar_jax.filesystem import Place
 
 
@@ -24,7 +24,7 @@ class File:
     cut: bool  # whether its name says that it is the segment and not the recording
 
 
-def find(listing: Listing, audio: Place, tell: Callable[[str], None]) -> list[File | None]:
+def find(listing: Annotations, audio: Place, tell: Callable[[str], None]) -> list[File | None]:
     """The file of each segment, or None."""
     if not audio.is_folder():
         raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")

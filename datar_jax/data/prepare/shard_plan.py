@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import msgspec
 
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets.base import Listing, Segment
-from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.datasets.base import Annotations, Segment
+from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.prepare.match_files import File
-from datar_jax.data.prepared import Shard, Sums
+from datar_jax.data.prepared import Moments, Shard
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class Part(msgspec.Struct, frozen=True):
     key: str
     shard: Shard
     outcomes: tuple[Outcome, ...]
-    sums: dict[str, Sums]
+    sums: dict[str, Moments]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Plan:
     files: tuple[File, ...]
 
 
-def plan_shards(listing: Listing, found: list[File | None], shard_clips: int) -> list[Plan]:
+def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int) -> list[Plan]:
     """Shards of equally many listed clips, each of one side, in the order of the lists.
 
     Clips that are missing count, so that one that turns up later changes its own shard only.
@@ -60,7 +60,7 @@ def plan_shards(listing: Listing, found: list[File | None], shard_clips: int) ->
     return plans
 
 
-def shard_key(plan: Plan, recipe: Recipe) -> str:
+def shard_key(plan: Plan, recipe: EncodeOptions) -> str:
     """Names what a shard is made of."""
     made_of = (shards.FORMAT, shards.PIECE, recipe.audio, recipe.coding)
     digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)

@@ -15,8 +15,8 @@ import numpy as np
 
 from datar_jax.audio.framing import columns
 from datar_jax.config import AudioConfig, ConfigError
-from datar_jax.data.prepared import AGAIN, CARD, Card, _mark, decode_record, pieces
-from datar_jax.data.sources.base import DataError, Samples
+from datar_jax.data.prepared import AGAIN, CARD, DatasetInfo, _mark, decode_record, pieces
+from datar_jax.data.sources.base import DataError, WaveformSource
 from datar_jax.filesystem import Place
 
 OPEN = 256  # shards whose files are kept open at a time
@@ -25,7 +25,7 @@ OPEN = 256  # shards whose files are kept open at a time
 READING = "readahead_buffer_size:0,max_parallelism:0"
 
 
-class Located(Protocol):
+class ClipLocation(Protocol):
     """A clip in a shard, as `datasets.Clip`."""
 
     @property
@@ -38,7 +38,9 @@ class Located(Protocol):
     def samples(self) -> int: ...
 
 
-def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: AudioConfig, cache: Path) -> Shards:
+def open_shards(
+    folder: Place, card: DatasetInfo, clips: Sequence[ClipLocation], audio: AudioConfig, cache: Path
+) -> ArrayRecordSource:
     """The shards of a prepared folder as a store; those of a bucket are copied into `cache` first.
 
     Raises:
@@ -61,7 +63,7 @@ def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: Audi
             raise DataError(f"{path}: missing, or not of {shard.size:,} bytes; prepare the data again")
     names = tuple(shard.name for shard in card.shards)
     number = {name: i for i, name in enumerate(names)}
-    return Shards(
+    return ArrayRecordSource(
         str(home),
         audio,
         names,
@@ -73,7 +75,7 @@ def open_shards(folder: Place, card: Card, clips: Sequence[Located], audio: Audi
 
 
 @dataclasses.dataclass(frozen=True)
-class Shards(Samples):
+class ArrayRecordSource(WaveformSource):
     """Clips in shards on this machine."""
 
     path: str  # of the folder
@@ -92,7 +94,15 @@ class Shards(Samples):
         object.__setattr__(self, "_files", _Files([f"{self.path}/{name}" for name in self.names]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.path, self.audio, self.names, self.lengths, self.shard_C, self.record_C, self.mark_C)
+        return ArrayRecordSource, (
+            self.path,
+            self.audio,
+            self.names,
+            self.lengths,
+            self.shard_C,
+            self.record_C,
+            self.mark_C,
+        )
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
         """As `Samples.read`.

@@ -10,8 +10,8 @@ import abc
 
 import numpy as np
 
-from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size
-from datar_jax.audio.log_mel import log_mel_excerpt
+from datar_jax.audio.framing import frame_bounds, frame_samples, num_samples
+from datar_jax.audio.log_mel import log_mel_frames
 from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig
 
@@ -22,7 +22,7 @@ class DataError(ValueError):
     """Sounds that cannot be trained on; its text says what to do."""
 
 
-class Store(abc.ABC):
+class ClipSource(abc.ABC):
     """Every clip of a data set, by clip index. A store pickles as where it lies, not as the numbers."""
 
     path: str  # of the file or folder
@@ -55,7 +55,7 @@ class Store(abc.ABC):
         return {"mel": mel_BxFxT, "frames": frames_B}
 
 
-class Samples(Store):
+class WaveformSource(ClipSource):
     """A store of 16-bit samples; spectrograms are computed while it is read, or on the device."""
 
     lengths: np.ndarray  # int64 (clips,), samples of each clip; 0 for an unusable one
@@ -68,7 +68,7 @@ class Samples(Store):
         """As `Store.get`, float32."""
         frames = int(self.frames[index]) - start
         samples_N, scale = self._excerpt(index, start, frames if length is None else min(frames, length))
-        return log_mel_excerpt(samples_N * np.float32(scale), self.audio).T
+        return log_mel_frames(samples_N * np.float32(scale), self.audio).T
 
     def batch(self, clips_B: np.ndarray, starts_B: np.ndarray, window_frames: int) -> Batch:
         """As `Store.batch`; with a front end on the device, samples in place of spectrograms.
@@ -79,7 +79,7 @@ class Samples(Store):
         """
         if self.audio.frontend == "host":
             return super().batch(clips_B, starts_B, window_frames)
-        samples_BxN = np.empty((len(clips_B), excerpt_size(self.audio, window_frames)), np.int16)
+        samples_BxN = np.empty((len(clips_B), num_samples(self.audio, window_frames)), np.int16)
         scale_B = np.empty(len(clips_B), np.float32)
         frames_B = np.minimum(self.frames[clips_B] - starts_B, window_frames).astype(np.int32)
         for b, (clip, start) in enumerate(zip(clips_B, starts_B)):
@@ -91,18 +91,18 @@ class Samples(Store):
     def _excerpt(self, index: int, start: int, frames: int) -> tuple[np.ndarray, float]:
         """The samples under some columns, int16, and what they are multiplied by."""
         length = int(self.lengths[index])
-        first, last = excerpt_bounds(length, self.audio, start, frames)
+        first, last = frame_bounds(length, self.audio, start, frames)
         part_N, scale = self.read(index, first, last)
-        return excerpt(part_N, first, length, self.audio, start, frames), scale
+        return frame_samples(part_N, first, length, self.audio, start, frames), scale
 
 
-def usable(store: Store, indices: np.ndarray) -> tuple[np.ndarray, int]:
+def usable(store: ClipSource, indices: np.ndarray) -> tuple[np.ndarray, int]:
     """Takes unusable clips out of an index array: (the rest, how many were taken out)."""
     kept = indices[store.frames[indices] > 0]
     return kept, len(indices) - len(kept)
 
 
-def report_bad(store: Store, max_bad_fraction: float) -> str:
+def bad_clips_report(store: ClipSource, max_bad_fraction: float) -> str:
     """One text that lists every unusable sound by name and reason; empty when there is none.
 
     Raises:
@@ -120,7 +120,7 @@ def report_bad(store: Store, max_bad_fraction: float) -> str:
     return "\n".join([f"{head} and are left out:", *lines])
 
 
-def statistics(store: Store, indices: np.ndarray) -> tuple[float, float]:
+def statistics(store: ClipSource, indices: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation in decibels over all columns of `indices`, accumulated in float64.
 
     Raises:
@@ -139,7 +139,7 @@ def statistics(store: Store, indices: np.ndarray) -> tuple[float, float]:
     return mean, variance**0.5
 
 
-def default_window(store: Store, indices: np.ndarray, audio: AudioConfig) -> int:
+def default_window_frames(store: ClipSource, indices: np.ndarray, audio: AudioConfig) -> int:
     """The frames of the window that the data ask for: it holds 95 % of the clips whole, but not over 10 s.
 
     The length is that of a real clip, not rounded to a multiple, so that equally long clips fill it exactly.

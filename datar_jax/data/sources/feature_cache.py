@@ -30,11 +30,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datar_jax.audio.decode import AudioError, decode
-from datar_jax.audio.framing import columns, quantise
+from datar_jax.audio.framing import columns, to_int16
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
-from datar_jax.data.sources.base import DataError, Samples, Store
+from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
 
 FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
@@ -42,7 +42,7 @@ PROBES = 4096  # clips whose checksum is verified when a cache is opened
 
 
 @dataclasses.dataclass(frozen=True)
-class Features(Store):
+class SpectrogramCache(ClipSource):
     """Spectrograms of all clips in one file."""
 
     path: str
@@ -55,7 +55,7 @@ class Features(Store):
         object.__setattr__(self, "_flat", _Flat(self.path, self.frames, np.dtype(np.float32), (self.audio.mels,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Features, (self.path, self.audio, self.frames, self.bad)
+        return SpectrogramCache, (self.path, self.audio, self.frames, self.bad)
 
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
         """As `Store.get`, float32, a view of the file."""
@@ -63,7 +63,7 @@ class Features(Store):
 
 
 @dataclasses.dataclass(frozen=True)
-class Waves(Samples):
+class WaveformCache(WaveformSource):
     """Samples of all clips in one file."""
 
     path: str
@@ -79,7 +79,7 @@ class Waves(Samples):
         object.__setattr__(self, "_flat", _Flat(self.path, self.lengths, np.dtype("<i2"), ()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Waves, (self.path, self.audio, self.lengths, self.scales, self.bad)
+        return WaveformCache, (self.path, self.audio, self.lengths, self.scales, self.bad)
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
         """As `Samples.read`, a view of the file."""
@@ -107,7 +107,7 @@ def prepare(
     cache_dir: Path,
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Features | Waves:
+) -> SpectrogramCache | WaveformCache:
     """Opens the cache of a data set; computes it when there is none or when it is damaged.
 
     Args:
@@ -123,7 +123,7 @@ def prepare(
     key = _key(dataset, audio)
     index_path, store_path = Path(cache_dir, f"{key}.json"), Path(cache_dir, f"{key}.{KINDS[audio.frontend]}")
     found = _open(index_path, store_path, dataset, audio)
-    if isinstance(found, Store):
+    if isinstance(found, ClipSource):
         return found
     if found and tell:
         tell(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
@@ -235,11 +235,13 @@ def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float] | str:
     except AudioError as error:
         return str(error)
     if audio.frontend == "device":
-        return quantise(samples_N)
+        return to_int16(samples_N)
     return np.ascontiguousarray(log_mel(samples_N, audio).T), 1.0
 
 
-def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig) -> Features | Waves | str:
+def _open(
+    index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig
+) -> SpectrogramCache | WaveformCache | str:
     """The cache that lies there, or what is wrong with it; an empty text where there is none."""
     try:
         index = json.loads(index_path.read_bytes())
@@ -264,7 +266,7 @@ def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConf
             return f"{store_path.name} has {size} bytes, not {expected}"
         store = _store(index, store_path, dataset, audio)
         for i in np.unique(np.linspace(0, len(counts) - 1, min(len(counts), PROBES)).astype(int)):
-            rows = store.read(i, 0, int(counts[i]))[0] if isinstance(store, Waves) else store.get(i)
+            rows = store.read(i, 0, int(counts[i]))[0] if isinstance(store, WaveformCache) else store.get(i)
             if zlib.crc32(rows.data) != checksums[i]:
                 return f"{store_path.name} holds other numbers for {dataset.where(int(i))} than were written"
     except OSError as error:
@@ -272,9 +274,9 @@ def _open(index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConf
     return store
 
 
-def _store(index: dict[str, Any], path: Path, dataset: Dataset, audio: AudioConfig) -> Features | Waves:
+def _store(index: dict[str, Any], path: Path, dataset: Dataset, audio: AudioConfig) -> SpectrogramCache | WaveformCache:
     bad = tuple((dataset.where(int(i)), str(reason)) for i, reason in index["bad"].items())
     counts = np.array(index["counts"], np.int64)
     if audio.frontend == "device":
-        return Waves(str(path), audio, counts, np.array(index["scales"], np.float32), bad)
-    return Features(str(path), audio, counts, bad)
+        return WaveformCache(str(path), audio, counts, np.array(index["scales"], np.float32), bad)
+    return SpectrogramCache(str(path), audio, counts, bad)

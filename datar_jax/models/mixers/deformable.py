@@ -20,10 +20,10 @@ from jax import Array
 
 from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, linear_init, table_init, uniform_init
 from datar_jax.ops.activations import gelu
-from datar_jax.ops.deformable_attention import attend_rowwise
+from datar_jax.ops.deformable_attention import deformable_attention
 from datar_jax.ops.depthwise_conv import depthwise
-from datar_jax.ops.fusion_barrier import unfused
-from datar_jax.ops.masking import MASKED, mask_columns
+from datar_jax.ops.fusion_barrier import fusion_barrier
+from datar_jax.ops.masking import MASK_VALUE, mask_columns
 from datar_jax.ops.position_bias import BiasNetwork
 from datar_jax.ops.sampling import Grid, Method, sample_features, sampling_positions
 
@@ -82,7 +82,7 @@ class DeformableAttention(nn.Module):
 
         grouped_BxFxTxGxC = x_BxFxTxC.reshape(b, f, t, self.groups, -1)
         sample = partial(sample_features, method=self.sampler)
-        sampled_BxNxGxC = unfused(sample, grouped_BxFxTxGxC, position_BxGxNx2)
+        sampled_BxNxGxC = fusion_barrier(sample, grouped_BxFxTxGxC, position_BxGxNx2)
         sampled_BxNxC = sampled_BxNxGxC.reshape(b, -1, c)
         k_BxNxC = dense(c, self.dtype, "key")(sampled_BxNxC)
         v_BxNxC = dense(c, self.dtype, "value")(sampled_BxNxC)
@@ -95,18 +95,18 @@ class DeformableAttention(nn.Module):
         elif self.position == "log_cpb":
             table = LogSpacedBias(self.heads // self.groups, name="position")()
         if valid_BxT is not None:
-            counted = jnp.broadcast_to(counted_keys(valid_BxT, (rows, times), self.stride), (b, rows * times))
-            mask_BxN = jnp.where(counted, 0.0, MASKED)
+            counted = jnp.broadcast_to(valid_keys(valid_BxT, (rows, times), self.stride), (b, rows * times))
+            mask_BxN = jnp.where(counted, 0.0, MASK_VALUE)
             if self.position == "table" and self.grid == "centre":
-                position_BxGxNx2 = near_sound(position_BxGxNx2, valid_BxT)
+                position_BxGxNx2 = clamp_to_valid(position_BxGxNx2, valid_BxT)
         k, v = (part.reshape(b, -1, self.heads, c // self.heads) for part in (k_BxNxC, v_BxNxC))
-        out = attend_rowwise(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
+        out = deformable_attention(q_BxFxTxC, k, v, table, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
         if self.position == "dwc":
             out = out + DepthwiseConv(dtype=self.dtype, name="position")(mask_columns(q_BxFxTxC, valid_BxT))
         return dense(c, self.dtype, "out")(out)
 
 
-def counted_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
+def valid_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
     """Which keys count, `(B, N)` bool: those whose cell begins inside the sound, as many as there are without padding.
 
     Args:
@@ -119,7 +119,7 @@ def counted_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
     return jnp.broadcast_to(valid_BxT[:, None, first], (b, *keys)).reshape(b, -1)
 
 
-def near_sound(position_BxGxNx2: Array, valid_BxT: Array) -> Array:
+def clamp_to_valid(position_BxGxNx2: Array, valid_BxT: Array) -> Array:
     """Positions as the table of our grid is read for them: no more than a pixel behind the sound, whatever follows it.
 
     `bias_row` has that bound at the map's end; without padding both are the same.

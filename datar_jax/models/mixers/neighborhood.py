@@ -15,10 +15,10 @@ from jax import Array
 
 from datar_jax.models.layers import dense, table_init
 from datar_jax.ops.masking import mask_columns
-from datar_jax.ops.neighborhood_attention import neighbourhoods
+from datar_jax.ops.neighborhood_attention import neighborhood_attention
 
 
-class NeighbourhoodAttention(nn.Module):
+class NeighborhoodAttention(nn.Module):
     """Attention of each pixel to the window around it, with a relative position table.
 
     At a border the window stops, and the pixel is no longer its middle. A map smaller than the window is one window; in
@@ -49,5 +49,5 @@ class NeighbourhoodAttention(nn.Module):
             x = jnp.pad(x, ((0, 0), (0, rows - f), (0, max(t, self.window[1]) - t), (0, 0)))
         qkv = dense(3 * c, self.dtype, "qkv")(x)
         q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
-        out = neighbourhoods(q, k, v, table_HxRxS, self.window, rows, columns_B)[:, :f, :t]
+        out = neighborhood_attention(q, k, v, table_HxRxS, self.window, rows, columns_B)[:, :f, :t]
         return dense(c, self.dtype, "out")(out.reshape(b, f, t, c))

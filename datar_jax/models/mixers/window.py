@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from datar_jax.models.layers import dense, table_init
-from datar_jax.ops.masking import MASKED
-from datar_jax.ops.window_attention import attend, merge, partition, roll, shift_mask, window_index
+from datar_jax.ops.masking import MASK_VALUE
+from datar_jax.ops.window_attention import dot_product_attention, merge, partition, roll, shift_mask, window_index
 
 
 class WindowAttention(nn.Module):
@@ -53,7 +53,7 @@ class WindowAttention(nn.Module):
                 jnp.broadcast_to(valid_BxT[:, None, :], (valid_BxT.shape[0], *size)) & (np.arange(size[0]) < f)[:, None]
             )
             key = partition(roll(inside, shift, -1), window)
-            bias = bias + jnp.where(key, 0.0, MASKED)[:, :, None, None, :]
-        out = attend(q, k, v, bias)
+            bias = bias + jnp.where(key, 0.0, MASK_VALUE)[:, :, None, None, :]
+        out = dot_product_attention(q, k, v, bias)
         out = roll(merge(out.reshape(*out.shape[:3], c), window, size), shift, 1)[:, :f, :t]  # type: ignore[arg-type]
         return dense(c, self.dtype, "out")(out)

@@ -9,7 +9,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from datar_jax.metrics import NUMBERS
+from datar_jax.metrics import METRIC_FORMATS
 from datar_jax.training.monitoring.metric_writer import Row
 
 
@@ -18,9 +18,9 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = []
     for field, value in result.items():
-        name = next((name for name in NUMBERS if f"_{field}".endswith(f"_{name}")), "")
+        name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), "")
         if name:
-            words, form = NUMBERS[name]
+            words, form = METRIC_FORMATS[name]
             deviation = result.get(f"{field}_std")
             spread = "" if deviation is None else f" (deviation over folds {deviation:{form}})"
             rows.append((f"{field.removesuffix(name).replace('_', ' ')}{words}", f"{value:{form}}{spread}"))

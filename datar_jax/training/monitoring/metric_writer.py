@@ -24,7 +24,7 @@ class _Numbers(ProgressColumn):
         return Text(_sentence(task.fields.get("row") or {}), no_wrap=True)
 
 
-class Report:
+class MetricWriter:
     """Writes the metrics of one work directory and shows them.
 
     Rows carry `step` and any numbers; evaluation rows also `split`. On a terminal a bar shows the last row; elsewhere
@@ -37,7 +37,7 @@ class Report:
         self._file: BinaryIO | None = None
         self._size = 0  # of the file, in bytes of whole rows
         self._waiting = b""  # rows that are not in the file yet
-        self._events: _Events | None = None
+        self._events: _TensorBoardWriter | None = None
         self._console, self._name = console, name
         self._bar: Progress | None = None
         self._last_line = 0.0
@@ -54,7 +54,7 @@ class Report:
         self._keep(step, scored)
         self._file = self._path.open("ab", buffering=0)
         self._size = self._path.stat().st_size
-        self._events = _Events(self._folder / "tensorboard", step)
+        self._events = _TensorBoardWriter(self._folder / "tensorboard", step)
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn(self._name or "training"),
@@ -157,7 +157,7 @@ class Report:
         return f"{self._name}: " if self._name else ""
 
 
-class Quiet(Report):
+class NullWriter(MetricWriter):
     """The report of any process but the first: nothing is said or written twice."""
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class Quiet(Report):
         return []
 
 
-class _Events:
+class _TensorBoardWriter:
     """TensorBoard events, written in this thread: tensorboardX's own would wait for ever after a full disk."""
 
     def __init__(self, folder: Path, step: int) -> None:

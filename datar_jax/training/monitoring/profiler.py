@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 
-class Trace:
+class ProfilerWindow:
     """A profile of a few steps, for TensorBoard or XProf; no folder: none.
 
     The first steps of a call hold compilation and filling, so they are left out.

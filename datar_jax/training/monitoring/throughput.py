@@ -13,7 +13,7 @@ from datar_jax.training.monitoring.accelerators import peak_flops
 
 
 @dataclass
-class Speed:
+class Throughput:
     """Throughput from the end of the first step (which holds compilation) on, and waiting since the last row."""
 
     task: Task

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 
-class Watch:
+class Watchdog:
     """Speaks when one stage of a loop lasts longer than so many seconds; then again at twice that, and so on.
 
     A first step holds compilation: a stage may be given a longer time.
@@ -21,7 +21,7 @@ class Watch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         self._thread.start()
         return self
 

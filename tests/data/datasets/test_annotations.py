@@ -15,7 +15,7 @@ from datar_jax.config import loader as settings
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets import CORPORA
 from datar_jax.data.datasets.annotations import YOUTUBE
-from datar_jax.data.datasets.base import Listing, Naming, Segment
+from datar_jax.data.datasets.base import Annotations, FilePatterns, Segment
 from datar_jax.data.datasets.kinetics_sounds import CLASSES
 
 # A few rows of each list, in the form in which it is published.
@@ -111,11 +111,11 @@ def put(folder: Path, files: dict[str, str], **changed: str) -> Path:
     return folder
 
 
-def read(name: str, folder: Path, **changed: str) -> Listing:
+def read(name: str, folder: Path, **changed: str) -> Annotations:
     return CORPORA[name].read(put(folder, LISTS[name], **changed))
 
 
-def said(listing: Listing) -> dict[str, tuple[object, ...]]:
+def said(listing: Annotations) -> dict[str, tuple[object, ...]]:
     """What the lists say of each segment, by whatever list and line."""
     return {
         s.id: (tuple(name for h in listing.heads for name in h.classes)[s.labels[0]], s.labels, *where(s))
@@ -223,7 +223,7 @@ def test_names_that_people_give_to_clips() -> None:
     assert segment.whole == ("-a_b-c_1_2x",)
     start = dataclasses.replace(segment, start=0.0, end=10.0)
     assert len(set(start.cut)) == len(start.cut)
-    assert Segment("a{0}", (0,), None, 1, Naming(("{id}", "{id}", "b/{id}"))).cut == ("a{0}", "b/a{0}")
+    assert Segment("a{0}", (0,), None, 1, FilePatterns(("{id}", "{id}", "b/{id}"))).cut == ("a{0}", "b/a{0}")
 
 
 def test_each_data_set_says_how_its_files_are_named(tmp_path: Path) -> None:

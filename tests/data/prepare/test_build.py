@@ -27,10 +27,10 @@ from datar_jax.audio.decode import decode
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets import CORPORA
-from datar_jax.data.datasets.base import Corpus, Download, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
 from datar_jax.data.prepare import build as room
 from datar_jax.data.prepare.build import prepare
-from datar_jax.data.prepare.encode import Recipe, cook_all
+from datar_jax.data.prepare.encode import EncodeOptions, cook_all
 from datar_jax.data.prepared import pieces
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
@@ -43,21 +43,21 @@ from tests.data.datasets.test_annotations import LISTS
 from tests.data.sources.test_sources import SMALL
 
 AUDIO = AudioConfig(sample_rate=8_000, mels=32)
-RECIPE = Recipe(AUDIO, shard_clips=3, workers=1)
+RECIPE = EncodeOptions(AUDIO, shard_clips=3, workers=1)
 
 
 def listing(folder, *segments):
     (folder / "list.csv").write_text("the list")
     heads = (Head("class", ("bark", "chirp", "moo")),)
-    return Listing(segments, heads, "single", (folder / "list.csv",), ("a note",))
+    return Annotations(segments, heads, "single", (folder / "list.csv",), ("a note",))
 
 
 def segment(name, label, side, cut=(), whole=(), start=0.0, end=0.0, row=0):
-    return Segment(name, (label,), side, None, Naming(cut, whole), "", start, end, "list.csv" if row else "", row)
+    return Segment(name, (label,), side, None, FilePatterns(cut, whole), "", start, end, "list.csv" if row else "", row)
 
 
 def corpus(read):
-    return Corpus("A Corpus", read, "list.csv", "CC BY 4.0", 8_000)
+    return DatasetSpec("A Corpus", read, "list.csv", "CC BY 4.0", 8_000)
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources import feature_cache as cache
-from datar_jax.data.sources.base import DataError, default_window, report_bad, statistics, usable
-from datar_jax.data.sources.feature_cache import Features, prepare
+from datar_jax.data.sources.base import DataError, bad_clips_report, default_window_frames, statistics, usable
+from datar_jax.data.sources.feature_cache import SpectrogramCache, prepare
 from tests.audio.test_decode import broken
 from tests.data.test_readers import AUDIO, folder_of, table_of, write
 
 
 @pytest.fixture
-def sounds(tmp_path):
+def iter_audio_files(tmp_path):
     return read_dataset(DataConfig(root=str(folder_of(tmp_path / "sounds"))))
 
 
@@ -203,16 +203,16 @@ def test_every_unusable_sound_is_listed_and_too_many_stop_the_run(tmp_path):
     features = prepare(dataset, AUDIO, tmp_path / "cache")
     assert len(features.bad) == len(reasons) == 20
     assert (features.frames == 0).sum() == 20
-    text = report_bad(features, 0.6)
+    text = bad_clips_report(features, 0.6)
     assert "20 of 38" in text
     for name, reason in reasons.items():
         (line,) = [line for line in text.splitlines() if f"bad/{name} " in line]
         assert reason in line
         assert f"row {names.index(f'bad/{name}') + 2} of" in line
     with pytest.raises(DataError, match=r"20 of 38 .*max_bad_fraction=0\.52") as caught:
-        report_bad(features, 0.52)
+        bad_clips_report(features, 0.52)
     assert "bad/silent.wav" in str(caught.value)
-    assert report_bad(prepare(dataset, AUDIO, tmp_path / "cache"), 0.53) == text  # from the cache as well
+    assert bad_clips_report(prepare(dataset, AUDIO, tmp_path / "cache"), 0.53) == text  # from the cache as well
     kept, dropped = usable(features, np.arange(38))
     assert dropped == 20
     assert [dataset.clips[i].name for i in kept] == [f"{c}/{c}{i}.wav" for c in ("bad", "good") for i in range(9)]
@@ -221,7 +221,7 @@ def test_every_unusable_sound_is_listed_and_too_many_stop_the_run(tmp_path):
 
 
 def test_a_clean_data_set_has_nothing_to_report(sounds, tmp_path):
-    assert report_bad(prepare(sounds, AUDIO, tmp_path / "cache"), 0.0) == ""
+    assert bad_clips_report(prepare(sounds, AUDIO, tmp_path / "cache"), 0.0) == ""
 
 
 def test_nothing_usable_always_stops(tmp_path):
@@ -232,11 +232,11 @@ def test_nothing_usable_always_stops(tmp_path):
     features = prepare(dataset, AUDIO, tmp_path / "cache")
     assert features.bad == (("a/x.wav", "empty file"), ("b/y.wav", "empty file"))
     with pytest.raises(DataError, match="2 of 2"):
-        report_bad(features, 1.0)
+        bad_clips_report(features, 1.0)
     with pytest.raises(DataError, match=r"data\.root"):
         statistics(features, np.arange(2))
     with pytest.raises(DataError, match="window_seconds"):
-        default_window(features, np.arange(2), AUDIO)
+        default_window_frames(features, np.arange(2), AUDIO)
 
 
 def test_statistics_are_those_of_the_named_clips_alone(sounds, tmp_path):
@@ -257,12 +257,12 @@ def marked(folder, frames):
     labels = [(i % 3,) if i % 4 else (0, 2) for i in range(len(frames))]
     clips = tuple(Clip(f"{i}", f"{i}", labels[i]) for i in range(len(frames)))
     bad = tuple((f"{i}", "empty file") for i, count in enumerate(frames) if not count)
-    return Features(str(store), AUDIO, np.array(frames, np.int64), bad), Dataset(clips, ("x", "y", "z"))
+    return SpectrogramCache(str(store), AUDIO, np.array(frames, np.int64), bad), Dataset(clips, ("x", "y", "z"))
 
 
 def test_the_window_holds_most_clips_but_not_more_than_ten_seconds(tmp_path):
     features, _ = marked(tmp_path, [100] * 94 + [150] * 3 + [0] + [450] * 3)
-    assert default_window(features, np.arange(101), AUDIO) == 150
-    assert default_window(features, np.arange(50), AUDIO) == 100
+    assert default_window_frames(features, np.arange(101), AUDIO) == 150
+    assert default_window_frames(features, np.arange(50), AUDIO) == 100
     features, _ = marked(tmp_path, [900] * 4)
-    assert default_window(features, np.arange(4), AUDIO) == 500
+    assert default_window_frames(features, np.arange(4), AUDIO) == 500

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax import config as c
-from datar_jax.audio.framing import columns, excerpt_size, quantise
+from datar_jax.audio.framing import columns, num_samples, to_int16
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.feature_cache import Features, Waves, prepare
+from datar_jax.data.sources.feature_cache import SpectrogramCache, WaveformCache, prepare
 from datar_jax.models.spec import Task, spectrograms
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step
@@ -42,7 +42,7 @@ def stores(tmp_path_factory):
 
 def test_both_kinds_of_cache_lie_side_by_side_and_tell_the_same(stores):
     dataset, features, waves = stores
-    assert isinstance(features, Features) and isinstance(waves, Waves)
+    assert isinstance(features, SpectrogramCache) and isinstance(waves, WaveformCache)
     np.testing.assert_array_equal(features.frames, waves.frames)
     np.testing.assert_allclose(features.seconds, waves.seconds)
     for i in range(len(dataset)):
@@ -63,7 +63,7 @@ def test_the_device_computes_the_batches_of_the_host(stores, draw):
     for _ in range(2):
         host, device = next(hosts), next(devices)
         assert set(device) == set(host) - {"mel"} | {"samples", "scale"}
-        assert device["samples"].shape == (4, excerpt_size(DEVICE, window)) and device["samples"].dtype == np.int16
+        assert device["samples"].shape == (4, num_samples(DEVICE, window)) and device["samples"].dtype == np.int16
         for name in set(host) & set(device):
             np.testing.assert_array_equal(host[name], device[name])
         np.testing.assert_allclose(spectrograms(task, device)["mel"], host["mel"], rtol=0, atol=0.05)
@@ -73,7 +73,7 @@ def test_a_short_clip_is_padded_with_nothing_that_lay_in_memory(stores, monkeypa
     _, features, waves = stores
     monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, 7, dtype))
     short = int(np.argmin(waves.frames))
-    clips, starts, size = np.array([short]), np.array([0]), excerpt_size(DEVICE, int(waves.frames[short]))
+    clips, starts, size = np.array([short]), np.array([0]), num_samples(DEVICE, int(waves.frames[short]))
     assert (waves.batch(clips, starts, 20)["samples"][0, size:] == 0).all()
     padded = features.batch(clips, starts, 20)["mel"][0, :, waves.frames[short] :]
     assert padded.size and (padded == HOST.floor_db).all()
@@ -110,7 +110,7 @@ def test_stores_travel_to_reading_processes_as_paths(stores):
 def test_sixteen_bits_come_back_exactly(bits, shift, seed):
     whole = np.random.default_rng(seed).integers(-(2**bits), 2**bits, 50)
     samples = (whole * 2.0 ** (shift - 15)).astype(np.float32)
-    kept, scale = quantise(samples)
+    kept, scale = to_int16(samples)
     assert kept.dtype == np.dtype("<i2")
     np.testing.assert_array_equal(kept * np.float32(scale), samples)
 
@@ -118,10 +118,10 @@ def test_sixteen_bits_come_back_exactly(bits, shift, seed):
 @pytest.mark.parametrize("peak", [1e-6, 0.3, 1.0, 1.7, 30_000.0])
 def test_what_sixteen_bits_lose_is_half_a_step_of_the_peak(peak):
     samples = (peak * np.sin(np.arange(1000))).astype(np.float32)
-    kept, scale = quantise(samples)
+    kept, scale = to_int16(samples)
     assert 2**13 < np.abs(kept.astype(int)).max() <= 2**15
     assert np.abs(kept * scale - samples).max() <= scale * (1.0 if peak == 1.0 else 0.5 + 1e-3)
-    assert quantise(np.zeros(3, np.float32))[0].tolist() == [0, 0, 0]
+    assert to_int16(np.zeros(3, np.float32))[0].tolist() == [0, 0, 0]
 
 
 def test_columns_are_those_of_the_spectrogram():

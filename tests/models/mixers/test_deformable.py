@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datar_jax.models.mixers.deformable import DeformableAttention
-from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
+from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.models.mixers.window import WindowAttention
 from datar_jax.ops import window_attention
 from datar_jax.ops.sampling import reference_points
@@ -315,8 +315,8 @@ def test_positions_are_float32_in_a_bfloat16_module() -> None:
         deformable(size=(4, 12), position="none"),
         deformable(size=(4, 12), position="log_cpb"),
         deformable(size=(4, 12), position="dwc"),
-        NeighbourhoodAttention(HEADS, (3, 5)),
-        NeighbourhoodAttention(HEADS, (5, 9), filled=True),
+        NeighborhoodAttention(HEADS, (3, 5)),
+        NeighborhoodAttention(HEADS, (5, 9), filled=True),
     ],
     ids=["window", "shifted", "deformable", "stride", "no table", "network", "depthwise", "neighbourhood", "filled"],
 )

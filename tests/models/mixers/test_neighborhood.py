@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.models.mixers.neighborhood import NeighbourhoodAttention
-from datar_jax.ops.neighborhood_attention import TILE, neighbourhoods
+from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
+from datar_jax.ops.neighborhood_attention import TILE, neighborhood_attention
 from tests.models.mixers.test_deformable import HEADS, C, build, dense, lattice, weigh
 from tests.models.test_datar import LONE
 
@@ -63,7 +63,7 @@ CASES = [  # map, window: within a tile, over several, not divided by tiles, wid
 @pytest.mark.parametrize("size, window", CASES)
 def test_neighbourhood_attention_is_attention_to_ones_window(size: Size, window: Size) -> None:
     """Of a whole clip, and of a shorter one in the same map; where a window is moved, or zeros fill up the map."""
-    ours, published = (NeighbourhoodAttention(HEADS, window, fill) for fill in (False, True))
+    ours, published = (NeighborhoodAttention(HEADS, window, fill) for fill in (False, True))
     params, x = build(ours, (2, *size, C))
     sound = max(1, size[1] - 3)
     valid = np.arange(size[1]) < np.array([[size[1]], [sound]])
@@ -101,7 +101,7 @@ def test_every_gradient_is_that_of_plain_attention() -> None:
         return jnp.einsum("bhmn,bnhd->bmhd", weight, v).reshape(2, *size, HEADS, 2)
 
     def tiled(q: Any, k: Any, v: Any, table: Any) -> Any:
-        return neighbourhoods(q, k, v, table, window, 6, jnp.asarray(columns))
+        return neighborhood_attention(q, k, v, table, window, 6, jnp.asarray(columns))
 
     def gradients(form: Any) -> Any:
         return jax.jit(jax.grad(lambda *args: jnp.sum(form(*args) * above), (0, 1, 2, 3)))(q, k, v, table)
@@ -110,8 +110,8 @@ def test_every_gradient_is_that_of_plain_attention() -> None:
 
 
 def test_bfloat16_in_bfloat16_out() -> None:
-    params, x = build(NeighbourhoodAttention(HEADS, (3, 5)), (1, 4, 9, C))
-    y = NeighbourhoodAttention(HEADS, (3, 5), dtype=jnp.bfloat16).apply({"params": params}, x)
+    params, x = build(NeighborhoodAttention(HEADS, (3, 5)), (1, 4, 9, C))
+    y = NeighborhoodAttention(HEADS, (3, 5), dtype=jnp.bfloat16).apply({"params": params}, x)
     assert y.dtype == jnp.bfloat16
     expected = by_loops(params, x[0], (3, 5))
     np.testing.assert_allclose(np.asarray(y[0], np.float64), expected, atol=0.05 * np.abs(expected).max())

@@ -17,18 +17,18 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from datar_jax import metrics
 from datar_jax.training.monitoring.console import show_result
-from datar_jax.training.monitoring.metric_writer import Report, read_rows
+from datar_jax.training.monitoring.metric_writer import MetricWriter, read_rows
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(Report, "say", lambda self, line: lines.append(line))
+    monkeypatch.setattr(MetricWriter, "say", lambda self, line: lines.append(line))
     return lines
 
 
-def report(folder: Path, step: int = 0, scored: bool = False) -> Report:
-    made = Report(folder, Console(quiet=True))
+def report(folder: Path, step: int = 0, scored: bool = False) -> MetricWriter:
+    made = MetricWriter(folder, Console(quiet=True))
     made.begin(step, 100, scored)
     return made
 
@@ -148,7 +148,7 @@ def test_the_last_table_tells_every_number_there_is(
     rest = {"parameters": 1, "macs_per_clip": 1, "steps": 1, "train_seconds": 1.0, "clips_per_second": 1.0}
     (tmp_path / "curves.png").touch()
     console = Console(record=True, width=200)
-    show_result(console, {**numbers, **rest, f"{metrics.headline(labels, heads)}_std": 0.025}, tmp_path)
+    show_result(console, {**numbers, **rest, f"{metrics.primary_metric(labels, heads)}_std": 0.025}, tmp_path)
     text = console.export_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert len([line for line in lines if line.startswith("In ")]) == 1

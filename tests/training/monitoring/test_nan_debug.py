@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from datar_jax.checkpoints.manager import Checkpoints
+from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.config import DataConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.splits import Split
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import TrainingError
-from datar_jax.training.input_pipeline import Material
-from datar_jax.training.monitoring.metric_writer import Report
+from datar_jax.training.input_pipeline import InputPipeline
+from datar_jax.training.monitoring.metric_writer import MetricWriter
 from datar_jax.training.monitoring.nan_debug import diagnose
 from datar_jax.training.tasks import classification as objective
 from datar_jax.training.train_loop import fit
@@ -88,7 +88,7 @@ def test_parameters_are_named_whose_gradient_alone_is_not_finite(monkeypatch: py
     assert " more; lower" in text
 
 
-class Clips(Material):
+class Clips(InputPipeline):
     """Every batch is the same, with one clip that is not finite from the third batch on."""
 
     def train_batches(self, task: Task) -> TrainBatches:
@@ -109,8 +109,8 @@ def test_a_run_stops_at_the_limit_and_tells_step_and_clips(tmp_path: Path) -> No
     dataset = Dataset(tuple(Clip(name, name, (0,)) for name in NAMES), ("a", "b", "c", "d"))
     none = np.zeros(0, np.int64)
     material = Clips(None, dataset, Split(np.arange(B), none, none, ()), -40.0, 15.0)  # type: ignore[arg-type]
-    report = Report(tmp_path, Console(quiet=True))
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    report = MetricWriter(tmp_path, Console(quiet=True))
+    checkpoints = CheckpointManager(tmp_path / "checkpoints")
     with pytest.raises(TrainingError) as error:
         fit(task, mesh_of(1), material, checkpoints, report)
     report.end()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from datar_jax.training.monitoring.profiler import Trace
-from datar_jax.training.monitoring.watchdog import Watch
+from datar_jax.training.monitoring.profiler import ProfilerWindow
+from datar_jax.training.monitoring.watchdog import Watchdog
 
 
 def test_a_stage_that_lasts_is_named_and_named_again_at_twice_the_time() -> None:
@@ -17,7 +17,7 @@ def test_a_stage_that_lasts_is_named_and_named_again_at_twice_the_time() -> None
         if len(said) == 2:
             twice.set()
 
-    with Watch(0.05, say) as watch:
+    with Watchdog(0.05, say) as watch:
         watch.stage("a batch of 2 reading processes")
         assert twice.wait(30)
     assert all(line.endswith("s: waiting for a batch of 2 reading processes") for line in said)
@@ -26,7 +26,7 @@ def test_a_stage_that_lasts_is_named_and_named_again_at_twice_the_time() -> None
 def test_a_loop_that_moves_is_silent() -> None:
     said: list[str] = []
     over = threading.Event()
-    with Watch(5.0, said.append) as watch:
+    with Watchdog(5.0, said.append) as watch:
         for i in range(20):
             watch.stage(f"step {i}")
             over.wait(0.01)
@@ -39,8 +39,8 @@ def test_a_first_step_may_take_longer() -> None:
     said: list[str] = []
     spoken = threading.Event()
     with (
-        Watch(0.05, lambda line: (said.append("quick"), spoken.set())) as quick,
-        Watch(0.05, lambda line: said.append("patient")) as patient,
+        Watchdog(0.05, lambda line: (said.append("quick"), spoken.set())) as quick,
+        Watchdog(0.05, lambda line: said.append("patient")) as patient,
     ):
         patient.stage("the first step", times=1e6)
         quick.stage("a batch")
@@ -50,7 +50,7 @@ def test_a_first_step_may_take_longer() -> None:
 
 def test_a_run_too_short_for_a_profile_says_so(tmp_path: Path) -> None:
     said: list[str] = []
-    Trace(tmp_path, said.append).close()
+    ProfilerWindow(tmp_path, said.append).close()
     assert said == ["no profile: fewer than 6 steps were left to do"]
-    Trace(None, said.append).close()
+    ProfilerWindow(None, said.append).close()
     assert len(said) == 1 and not list(tmp_path.iterdir())

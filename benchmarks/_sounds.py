@@ -12,9 +12,9 @@ import soundfile
 
 from datar_jax.config import DataConfig
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets.base import Corpus, Head, Listing, Naming, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
 from datar_jax.data.prepare.build import prepare
-from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic import KINDS, render
 from datar_jax.filesystem import place
@@ -33,16 +33,16 @@ def record(folder: Path, count: int, seconds: float) -> None:
             soundfile.write(path, sound_N, RATE, "VORBIS", format="OGG")
 
 
-def shard(sounds: Path, out: Path, recipe: Recipe) -> None:
+def shard(sounds: Path, out: Path, recipe: EncodeOptions) -> None:
     """Prepares a folder of sounds, class = sub-folder, all of them for training."""
 
-    def read(_: Path) -> Listing:
-        dataset, naming = read_dataset(DataConfig(root=str(sounds))), Naming(("{id}",))
+    def read(_: Path) -> Annotations:
+        dataset, naming = read_dataset(DataConfig(root=str(sounds))), FilePatterns(("{id}",))
         clips = ((clip.name.rpartition(".")[0], clip.labels) for clip in dataset.clips)
         segments = tuple(Segment(name, labels, "train", None, naming) for name, labels in clips)
-        return Listing(segments, (Head("class", dataset.labels),), "single", ())
+        return Annotations(segments, (Head("class", dataset.labels),), "single", ())
 
-    corpus = Corpus("sounds of a benchmark", read, "", "")
+    corpus = DatasetSpec("sounds of a benchmark", read, "", "")
     folders = place(str(sounds), "--root"), place(str(out), "--workdir")
     prepare("benchmark", corpus, sounds, *folders, recipe, lambda done, total: None, lambda line: None)
 
@@ -52,7 +52,7 @@ def list_more(prepared: Path, out: Path, train: int, test: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     card = shards.read_card(place(str(prepared), "--workdir"))
     with (prepared / shards.MANIFEST).open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == shards.HERE]
+        rows = [row for row in csv.DictReader(file) if row["status"] == shards.FOUND]
     with (out / shards.MANIFEST).open("w", newline="") as file:
         writer = csv.DictWriter(file, shards.MANIFEST_COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -1,6 +1,6 @@
 """What each variant costs on one CPU core: weights, memory, the first answer and those that follow.
 
-    python benchmarks/small.py [--only=datar_nano,datar_tiny] [--answers=30] [--starts=3]
+    python benchmarks/cpu_inference.py [--only=datar_nano,datar_tiny] [--answers=30] [--starts=3]
 
 Models are untrained: the front end of configs/folder.py (16 kHz, 20 ms hop, 64 mel bins; 128 where the model's windows
 are larger than 64 allow, which is all but datar_nano), ten classes, a window of 10 s, random weights, exported as
@@ -74,7 +74,7 @@ runpy.run_module("datar_jax", run_name="__main__")
 """
 
 
-class Model(NamedTuple):
+class AudioClassifier(NamedTuple):
     """What needs no clock."""
 
     parameters: int
@@ -121,13 +121,13 @@ def main() -> None:
     print(table(COSTS, costs), table(STARTS, starts), sep="\n\n")
 
 
-def make(name: str, folder: Path) -> Model:
+def make(name: str, folder: Path) -> AudioClassifier:
     """Exports an untrained model in every form, to `folder/FORM`."""
     import jax
     import msgspec
 
     from configs.folder import get_config
-    from datar_jax.checkpoints.model_info import EXPORT, Description, write_description
+    from datar_jax.checkpoints.model_info import EXPORT, ModelInfo, write_model_info
     from datar_jax.checkpoints.pretrained import SAFETENSORS, structure
     from datar_jax.checkpoints.safetensors import save_safetensors
     from datar_jax.config import MODELS
@@ -151,16 +151,16 @@ def make(name: str, folder: Path) -> Model:
     params = jax.tree_util.tree_map_with_path(draw, shapes)
     first = folder / FORMS[0]
     first.mkdir(parents=True)
-    description = Description(config=config, labels=labels, frames=frames, mean_db=-40.0, std_db=15.0)
-    write_description(first / EXPORT, msgspec.structs.replace(description, structure=structure(description, params)))
+    description = ModelInfo(config=config, labels=labels, frames=frames, mean_db=-40.0, std_db=15.0)
+    write_model_info(first / EXPORT, msgspec.structs.replace(description, structure=structure(description, params)))
     save_safetensors(first / SAFETENSORS, params, "float32")
     written = [first / SAFETENSORS]
     written += [export(first, folder / form, "safetensors", form) for form in FORMS[1:]]  # type: ignore[arg-type]
     macs = macs_per_clip(config.model, CLASSES, config.audio.mels, frames)
-    return Model(count_parameters(params), macs, [path.stat().st_size for path in written])
+    return AudioClassifier(count_parameters(params), macs, [path.stat().st_size for path in written])
 
 
-def measure(name: str, model: Model, folder: Path, given: argparse.Namespace) -> tuple[list[str], list[str]]:
+def measure(name: str, model: AudioClassifier, folder: Path, given: argparse.Namespace) -> tuple[list[str], list[str]]:
     """A row of each table."""
     export, sound, cache = folder / name / FORMS[0], folder / "sound.wav", folder / f"{name}.cache"
     cold = start(export, sound, cache, 0)

@@ -1,6 +1,6 @@
 """Deformable attention: ours against PyTorch, our formulations against each other, and what compilers make of it.
 
-    python benchmarks/deformable.py [--batch=8] [--rounds=7] [--parts=torch,formulations,tpu] [--settings=...]
+    python benchmarks/deformable_attention.py [--batch=8] [--rounds=7] [--parts=torch,formulations,tpu] [--settings=...]
 
 Prints tables in Markdown. `torch` needs the packages of requirements-bench.txt, `tpu` needs libtpu and compiles without
 a TPU; a part whose package is missing says so. On a machine with a GPU both sides run there, in bfloat16, PyTorch with
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.settings import SETTINGS, Setting, header, parameters, row
+from benchmarks._settings import SETTINGS, Setting, header, parameters, row
 
 PARTS = ("torch", "formulations", "tpu")
 METHODS = ("auto", "map_coordinates", "gather", "window", "hat", "separable")
@@ -145,7 +145,7 @@ def torch_forms(setting: Setting, ours: Ours, gpu: bool) -> dict[str, dict[str, 
     """PyTorch's forms, each with the same weights, input and gradient from above."""
     import torch
 
-    from benchmarks.torch_deformable import TorchDeformableAttention
+    from benchmarks.torch_baseline import TorchDeformableAttention
 
     device = "cuda" if gpu else "cpu"
     forms = {}

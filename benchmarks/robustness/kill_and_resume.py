@@ -1,7 +1,7 @@
 """Kills a training run again and again, and compares what it comes to with a run that was left alone.
 
-`python benchmarks/chaos.py [--kills=30] [--seed=0] [--keep=DIR]`: a few minutes on two cores. Prints where the kills
-fell and what was compared; ends with 1 if anything differs.
+`python benchmarks/robustness/kill_and_resume.py [--kills=30] [--seed=0] [--keep=DIR]`: a few minutes on two cores.
+Prints where the kills fell and what was compared; ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 

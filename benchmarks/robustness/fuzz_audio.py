@@ -1,6 +1,6 @@
 """Spoils sound files in every way that came to mind and sends them through the real pipeline.
 
-    python benchmarks/fuzz.py [--files=2000] [--seed=0]
+    python benchmarks/robustness/fuzz_audio.py [--files=2000] [--seed=0]
 
 Lists, feature cache and batches run in a child process under a limit of address space and of time. Every law in `LAWS`
 is checked afterwards; a broken one is printed, and the exit status is 1. What is made depends on the seed alone. Linux.
@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.spoil import KINDS, REFUSED, USED, Made, make
+from benchmarks.robustness.corrupt_audio import KINDS, REFUSED, USED, Made, make
 from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.data import synthetic as synthesis
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.base import default_window, report_bad, statistics, usable
+from datar_jax.data.sources.base import bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
 
 # MB above what one good file and one batch need. A thread per core decodes blocks of 4 MB and holds one clip (here at
@@ -87,10 +87,10 @@ def read(root: Path, cache: Path, audio: AudioConfig, progress: Callable[[int, i
     yield "clips", [clip.name for clip in dataset.clips]
     yield "frames", features.frames.tolist()
     yield "bad", features.bad
-    yield "report", report_bad(features, 1.0)
+    yield "report", bad_clips_report(features, 1.0)
     indices, _ = usable(features, np.arange(len(dataset)))
     yield "statistics", statistics(features, indices)
-    window = default_window(features, indices, audio)
+    window = default_window_frames(features, indices, audio)
     batches = train_batches(features, dataset, indices, window, BATCH, 0, DataConfig())
     trained = [np.isfinite(next(batches)["mel"]).all() for _ in range(-(-len(indices) // BATCH))]
     batches.close()
@@ -170,7 +170,7 @@ def broken_laws(made: list[Made], found: dict[str, Any]) -> list[str]:
 
 
 def table(made: list[Made], found: dict[str, Any]) -> str:
-    from benchmarks.settings import header, row  # here: it imports jax, which the child does not need
+    from benchmarks._settings import header, row  # here: it imports jax, which the child does not need
 
     files, kept = Counter(m.kind for m in made), Counter(m.kind for m in made if m.name in used(found))
     cells = [(kind, files[kind], kept[kind], files[kind] - kept[kind]) for kind in KINDS]

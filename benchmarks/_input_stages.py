@@ -1,4 +1,4 @@
-"""What `benchmarks/input.py` times on one core: the plain chain, ours from every origin, and the parts of both."""
+"""Stages that `input_pipeline.py` times on one core: the plain chain, ours from every source, and the parts of both."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import soundfile
 from array_record.python.array_record_module import ArrayRecordReader
 
 from datar_jax.audio.decode import decode
-from datar_jax.audio.framing import excerpt, excerpt_bounds, excerpt_size
-from datar_jax.audio.log_mel import log_mel_excerpt
+from datar_jax.audio.framing import frame_bounds, frame_samples, num_samples
+from datar_jax.audio.log_mel import log_mel_frames
 from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig, DataConfig, MeshConfig
@@ -28,7 +28,7 @@ from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources import array_record
-from datar_jax.data.sources.base import Store, usable
+from datar_jax.data.sources.base import ClipSource, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.filesystem import place
 from datar_jax.models.flops import macs
@@ -76,7 +76,7 @@ def measure(root: Path, folder: Path, rounds: int, clips: int = 32) -> Costs:
         for front, audio in FRONT_ENDS.items():
             dataset, store = opened(root, folder, origin, audio)
             turns = batching(drawn(dataset, store), -(-4 * clips // BATCH))
-            if isinstance(store, array_record.Shards):
+            if isinstance(store, array_record.ArrayRecordSource):
                 compare(dataset, store, files)
                 turns |= parts(dataset, store, clips)
             contestants |= {(f"{origin} {front}", part): turn for part, turn in turns.items()}
@@ -144,7 +144,7 @@ def plain(files: list[str], clips: int) -> dict[str, Turn]:
     }
 
 
-def compare(dataset: Dataset, store: array_record.Shards, files: list[str]) -> None:
+def compare(dataset: Dataset, store: array_record.ArrayRecordSource, files: list[str]) -> None:
     """Refuses to time two chains that do not compute the same."""
     for i, clip in enumerate(dataset.clips[:4]):
         path = next(path for path in files if path.rpartition(".")[0].endswith(f"/{clip.name}"))
@@ -157,7 +157,7 @@ def compare(dataset: Dataset, store: array_record.Shards, files: list[str]) -> N
 # Ours
 
 
-def opened(root: Path, folder: Path, origin: str, audio: AudioConfig) -> tuple[Dataset, Store]:
+def opened(root: Path, folder: Path, origin: str, audio: AudioConfig) -> tuple[Dataset, ClipSource]:
     """The clips of one origin; a cache is made where there is none."""
     if origin == "cache":
         dataset = read_dataset(DataConfig(root=str(root)))
@@ -168,7 +168,7 @@ def opened(root: Path, folder: Path, origin: str, audio: AudioConfig) -> tuple[D
     return dataset, array_record.open_shards(there, dataset.card, dataset.clips, audio, folder)
 
 
-def drawn(dataset: Dataset, store: Store, threads: int = 1, workers: int = 0) -> TrainBatches:
+def drawn(dataset: Dataset, store: ClipSource, threads: int = 1, workers: int = 0) -> TrainBatches:
     """Batches as training draws them: in random order, windows at random places."""
     indices, _ = usable(store, np.arange(len(dataset)))
     config = DataConfig(threads=threads, workers=workers)
@@ -186,7 +186,7 @@ def batching(batches: TrainBatches, count: int) -> dict[str, Turn]:
     return {"batch": lambda number: BATCH * draw(number), "transfer": lambda number: BATCH * move(number)}
 
 
-def parts(dataset: Dataset, store: array_record.Shards, clips: int) -> dict[str, Turn]:
+def parts(dataset: Dataset, store: array_record.ArrayRecordSource, clips: int) -> dict[str, Turn]:
     """What a batch from shards is made of, each by itself; of a clip the first window."""
     readers = {name: ArrayRecordReader(f"{store.path}/{name}", array_record.READING) for name in store.names}
     contents = [readers[clip.path].read([clip.record])[0] for clip in dataset.clips]
@@ -196,22 +196,22 @@ def parts(dataset: Dataset, store: array_record.Shards, clips: int) -> dict[str,
     }
     if store.audio.frontend == "host":
         excerpts = [first_window(store, i) for i in range(min(clips, len(dataset)))]
-        turns["mel"] = over(excerpts, clips, lambda excerpt_N: log_mel_excerpt(excerpt_N, store.audio))
+        turns["mel"] = over(excerpts, clips, lambda excerpt_N: log_mel_frames(excerpt_N, store.audio))
     return turns
 
 
-def first_window(store: array_record.Shards, index: int) -> np.ndarray:
+def first_window(store: array_record.ArrayRecordSource, index: int) -> np.ndarray:
     frames, length = min(int(store.frames[index]), store.audio.frames(SECONDS)), int(store.lengths[index])
-    first, last = excerpt_bounds(length, store.audio, 0, frames)
+    first, last = frame_bounds(length, store.audio, 0, frames)
     samples_N, scale = store.read(index, first, last)
-    return excerpt(samples_N, first, length, store.audio, 0, frames) * np.float32(scale)
+    return frame_samples(samples_N, first, length, store.audio, 0, frames) * np.float32(scale)
 
 
 def front_end() -> tuple[Turn, int]:
     """The device's front end by itself, on this core, and its multiply-accumulates a clip."""
     audio = FRONT_ENDS["device"]
     frames = audio.frames(SECONDS)
-    sound_BxN = 0.1 * jax.random.normal(jax.random.key(0), (BATCH, excerpt_size(audio, frames)))
+    sound_BxN = 0.1 * jax.random.normal(jax.random.key(0), (BATCH, num_samples(audio, frames)))
     frames_B = jnp.full(BATCH, frames)
     run = jax.jit(lambda sound_BxN: log_mel_jax(sound_BxN, frames_B, audio))
 

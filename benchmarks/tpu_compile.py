@@ -1,7 +1,7 @@
 """What XLA makes of our programs for a TPU v5e chip, without a TPU: libtpu compiles, nothing runs.
 
-    python benchmarks/for_tpu.py attention ["tiny, stage 3;..."]    # every formulation, batch 64, bfloat16
-    python benchmarks/for_tpu.py step [datar_base] [--seconds=10] [--batches=16,32]    # the whole train step
+    python benchmarks/tpu_compile.py attention ["tiny, stage 3;..."]    # every formulation, batch 64, bfloat16
+    python benchmarks/tpu_compile.py step [datar_base] [--seconds=10] [--batches=16,32]    # the whole train step
 
 Bytes are what XLA's memory analysis says. Its time estimate is bytes over bandwidth, counts the body of a loop once and
 goes negative with some operations: it is shown only for programs without loops, and means little even there.
@@ -33,9 +33,9 @@ import jax
 import jax.numpy as jnp
 import msgspec
 
-from benchmarks.settings import SETTINGS, Setting, header, row
+from benchmarks._settings import SETTINGS, Setting, header, row
 from datar_jax.config import MODELS, Config, DataConfig, MeshConfig
-from datar_jax.ops.deformable_attention import attend_rowwise
+from datar_jax.ops.deformable_attention import deformable_attention
 from datar_jax.ops.position_bias import position_bias
 from datar_jax.training.estimate.estimate import devices, make_plan
 from datar_jax.training.sharding import make_mesh, replicated
@@ -132,7 +132,7 @@ def module(setting: Setting) -> tuple[Any, tuple[Any, ...]]:
 
 
 def by_rows(method: Any, *args: jax.Array) -> jax.Array:
-    return attend_rowwise(*args, method=method)
+    return deformable_attention(*args, method=method)
 
 
 def whole(setting: Setting, method: Any, q: Any, k: Any, v: Any, table: jax.Array, position: jax.Array) -> jax.Array:

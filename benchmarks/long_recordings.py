@@ -1,7 +1,7 @@
 """Hours of sound with events at known times: how far from them a model puts them, how much memory and time that takes.
 
-    python benchmarks/hour.py [--model=RUN] [--minutes=10,60] [--rate=44100] [--overlap=0.75] [--threshold=0.5]
-        [--keep=0.4] [--workdir=DIR]
+    python benchmarks/long_recordings.py [--model=RUN] [--minutes=10,60] [--rate=44100] [--overlap=0.75]
+        [--threshold=0.5] [--keep=0.4] [--workdir=DIR]
 
 Events of 1 to 6 s are made as `datar_jax.data.synthetic` makes them, some seconds apart, over faint noise, the last one
 up to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound
@@ -30,8 +30,8 @@ import soundfile
 from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig
 from datar_jax.data.synthetic import KINDS
-from datar_jax.inference.events import Event, Rules
-from datar_jax.inference.predict import Heard, Scorer, listen
+from datar_jax.inference.events import Event, EventSettings
+from datar_jax.inference.predict import Prediction, Scorer, predict_files
 
 FLOOR = 0.003  # deviation of the noise
 COLUMNS = ("minutes", "events", "found", "too many", "onset ms, mean", "median", "worst", "drift ms/h", "MB", "x time")
@@ -84,14 +84,14 @@ def write(path: Path, minutes: int, rate: int, labels: tuple[str, ...]) -> list[
     return [Truth(kind if kind in labels else labels[0], at / rate, (at + length) / rate) for kind, at, length in truth]
 
 
-def hear(model_path: str, path: Path, rules: Rules, overlap: float) -> tuple[Heard, float, float]:
+def hear(model_path: str, path: Path, rules: EventSettings, overlap: float) -> tuple[Prediction, float, float]:
     """What the model hears, megabytes that this took at its peak beyond what it took to begin, and seconds."""
     model = load(model_path)
-    next(listen(model, [path.with_name("short.wav")], rules, overlap))  # compiles
+    next(predict_files(model, [path.with_name("short.wav")], rules, overlap))  # compiles
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    (answer,) = listen(model, [path], rules, overlap)
+    (answer,) = predict_files(model, [path], rules, overlap)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert isinstance(answer, Heard), answer
+    assert isinstance(answer, Prediction), answer
     return answer, (after - before) / 1024, seconds
 
 
@@ -114,7 +114,7 @@ def errors(truth: list[Truth], events: tuple[Event, ...]) -> np.ndarray:
     return np.array(found).reshape(-1, 2)
 
 
-def cells(minutes: int, truth: list[Truth], answer: Heard, megabytes: float, seconds: float) -> list[Any]:
+def cells(minutes: int, truth: list[Truth], answer: Prediction, megabytes: float, seconds: float) -> list[Any]:
     """One row of the table."""
     kinds = {each.label for each in truth}
     events = tuple(event for event in answer.events if event.label in kinds)
@@ -137,11 +137,11 @@ def main() -> None:
     parser.add_argument("--minutes", default="10,60")
     parser.add_argument("--rate", type=int, default=44_100, help="Hz of the recordings")
     parser.add_argument("--overlap", type=float, default=0.75)
-    parser.add_argument("--threshold", type=float, default=Rules.threshold)
-    parser.add_argument("--keep", type=float, default=Rules.keep)
+    parser.add_argument("--threshold", type=float, default=EventSettings.threshold)
+    parser.add_argument("--keep", type=float, default=EventSettings.keep)
     parser.add_argument("--workdir", type=Path, help="where recordings are kept; nowhere otherwise")
     given = parser.parse_args()
-    rules = Rules(given.threshold, given.keep)
+    rules = EventSettings(given.threshold, given.keep)
     labels = tuple(load(given.model).labels)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,7 @@
 """What fine-tuning is worth: nine classes of ESC-10 learned before, then all ten from four clips a class.
 
-    python benchmarks/few_clips.py --root=ESC10 --workdir=runs/few_clips [--new=sneezing] [--clips=4] [--only=1,2,3,4,5]
+    python benchmarks/few_shot_finetuning.py --root=ESC10 --workdir=runs/few_clips [--new=sneezing] [--clips=4]
+        [--only=1,2,3,4,5]
 
 For each official fold as test: a model is trained on nine classes of the other four folds; then four clips a class of
 those folds, all ten classes, are drawn once (seed = fold), and the same forty clips train a fine-tuned model, a linear

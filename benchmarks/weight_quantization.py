@@ -1,6 +1,6 @@
 """What smaller weights cost in accuracy: trained models as float32, bfloat16 and int8 on their test clips.
 
-    python benchmarks/weights.py --runs=runs/esc10 --config=configs/esc10.py --config.data.root=ESC10
+    python benchmarks/weight_quantization.py --runs=runs/esc10 --config=configs/esc10.py --config.data.root=ESC10
         [--config.data.field=value ...] [--cache=DIR]
 
 `--runs` is a work directory: each fold_K in it is scored on the clips of fold K; one without folds on the test clips of
@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console
 
-from benchmarks.settings import header, row
+from benchmarks._settings import header, row
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.checkpoints.pretrained import Saved, read_saved
-from datar_jax.checkpoints.quantization import Form
+from datar_jax.checkpoints.pretrained import PretrainedModel, load_pretrained
+from datar_jax.checkpoints.quantization import WeightDtype
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.data.readers import read_dataset
@@ -35,12 +35,15 @@ from datar_jax.data.splits import split
 from datar_jax.export.exporter import export
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import score_clips
-from datar_jax.training.evaluate import with_classes_of
-from datar_jax.training.input_pipeline import open_store
+from datar_jax.training.evaluate import remap_labels
+from datar_jax.training.input_pipeline import open_source
 from datar_jax.training.sharding import make_mesh
 
-FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")
-USAGE = "python benchmarks/weights.py --runs=DIR --config=configs/NAME.py [--config.data.field=value ...] [--cache=DIR]"
+FORMS: tuple[WeightDtype, ...] = ("float32", "bfloat16", "int8")
+USAGE = (
+    "python benchmarks/weight_quantization.py --runs=DIR --config=configs/NAME.py "
+    "[--config.data.field=value ...] [--cache=DIR]"
+)
 
 
 def main() -> None:
@@ -49,8 +52,8 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a Python file with get_config(); its data count")
     parser.add_argument("--cache", type=Path, help="where decoded sounds are kept; nowhere otherwise")
     given, rest = parser.parse_known_args()
-    scores: dict[Form, list[np.ndarray]] = {form: [] for form in FORMS}
-    sizes: dict[Form, list[int]] = {form: [] for form in FORMS}
+    scores: dict[WeightDtype, list[np.ndarray]] = {form: [] for form in FORMS}
+    sizes: dict[WeightDtype, list[int]] = {form: [] for form in FORMS}
     truths = []
     with tempfile.TemporaryDirectory() as temporary:
         try:
@@ -68,7 +71,7 @@ def main() -> None:
                     config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, fold=fold))
                 for form, file in files.items():
                     score_NxS, truth_N = score(
-                        read_saved(file.parent), config, given.cache or Path(temporary) / "cache"
+                        load_pretrained(file.parent), config, given.cache or Path(temporary) / "cache"
                     )
                     scores[form].append(score_NxS)
                     sizes[form].append(file.stat().st_size)
@@ -96,7 +99,7 @@ def main() -> None:
         print(row(form, f"{np.mean(sizes[form]) / 1e6:.2f}", *cells(scores[form], scores["float32"], truths)))
 
 
-def score(saved: Saved, config: Config, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+def score(saved: PretrainedModel, config: Config, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, S) and true classes (N,) of the test clips, as `datar_jax evaluate` does."""
     model = saved.description
     assert model.normalisation is not None
@@ -106,8 +109,8 @@ def score(saved: Saved, config: Config, cache: Path) -> tuple[np.ndarray, np.nda
     config = msgspec.structs.replace(config, audio=model.audio, model=model.config.model, data=data)
     dataset = read_dataset(config.data)
     chosen = split(dataset, config.data, config.data.fold).test
-    dataset = with_classes_of(model, dataset)
-    store = open_store(config, dataset, cache, Console(stderr=True))
+    dataset = remap_labels(model, dataset)
+    store = open_source(config, dataset, cache, Console(stderr=True))
     indices, _ = usable(store, chosen)
     task = Task(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
     statistics = np.array(model.normalisation, np.float32)

@@ -1,6 +1,6 @@
 """How fast sound becomes batches: what a core makes of it, what more of them do, how long a start takes.
 
-    python benchmarks/input.py [--root=SOUNDS] [--workdir=DIR] [--clips=200] [--parts=chain,scaling,start,wait]
+    python benchmarks/input_pipeline.py [--root=SOUNDS] [--workdir=DIR] [--clips=200] [--parts=chain,scaling,start,wait]
         [--rounds=9] [--rows=100000,2000000] [--rates=datar_tiny=5000,...]
 
 `SOUNDS` has one sub-folder per class; without it, recordings of five seconds at 44.1 kHz are synthesised and kept as
@@ -37,13 +37,14 @@ sys.path.insert(0, str(ROOT))
 import jax
 import numpy as np
 
-from benchmarks import chain, sounds
-from benchmarks.chain import BATCH, FRONT_ENDS, HOST, ORIGINS, SECONDS, Costs
-from benchmarks.fuzz import megabytes
-from benchmarks.settings import header, row
+from benchmarks import _input_stages as chain
+from benchmarks import _sounds as sounds
+from benchmarks._input_stages import BATCH, FRONT_ENDS, HOST, ORIGINS, SECONDS, Costs
+from benchmarks._settings import header, row
+from benchmarks.robustness.fuzz_audio import megabytes
 from datar_jax.config import MODELS, DataConfig
 from datar_jax.data.loader import train_batches
-from datar_jax.data.prepare.encode import Recipe
+from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.splits import split
@@ -84,7 +85,7 @@ def main() -> None:
         if not given.root:
             sounds.record(root, given.clips, SECONDS)
         for coding in ("pcm", "flac"):
-            sounds.shard(root, folder / coding, Recipe(HOST, coding, workers=os.cpu_count() or 1))
+            sounds.shard(root, folder / coding, EncodeOptions(HOST, coding, workers=os.cpu_count() or 1))
         for part in given.parts.split(","):
             if part == "chain":
                 costs = in_child(chain.measure, root, folder, given.rounds, environment=chain.ONE_CORE)

@@ -1,6 +1,6 @@
 """How far both front ends are from librosa in double precision, on the sounds of a folder.
 
-    python benchmarks/front_end.py --root=SOUNDS
+    python benchmarks/log_mel_accuracy.py --root=SOUNDS
 
 Prints a table in Markdown: the largest difference in decibels above the floor, clips where it is over 0.01 dB, and the
 largest relative difference of power in bins within 60 dB of their frame's loudest.
@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-from benchmarks.settings import header, row
+from benchmarks._settings import header, row
 from datar_jax.audio.decode import SUFFIXES, AudioError, decode
-from datar_jax.audio.framing import excerpt
+from datar_jax.audio.framing import frame_samples
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import AudioConfig
@@ -78,7 +78,7 @@ def difference(front_end: Callable[[np.ndarray], np.ndarray], samples_N: np.ndar
 def on_device(samples_N: np.ndarray) -> np.ndarray:
     """The device's front end for one clip."""
     frames = AUDIO.frames(samples_N.size / AUDIO.sample_rate)
-    whole_N = excerpt(samples_N, 0, samples_N.size, AUDIO, 0, frames)
+    whole_N = frame_samples(samples_N, 0, samples_N.size, AUDIO, 0, frames)
     return np.asarray(_device(jnp.asarray(whole_N)[None], jnp.array([frames]), AUDIO))[0]
 
 
