@@ -123,11 +123,11 @@ def features(sound_N: np.ndarray) -> np.ndarray:
     power_FxT = librosa.feature.melspectrogram(
         y=sound_N,
         sr=HOST.sample_rate,
-        n_fft=HOST.fft,
-        win_length=HOST.window,
-        hop_length=HOST.hop,
+        n_fft=HOST.n_fft,
+        win_length=HOST.win_length,
+        hop_length=HOST.hop_length,
         pad_mode="reflect",
-        n_mels=HOST.mels,
+        n_mels=HOST.n_mels,
         fmin=HOST.fmin,
     )
     return librosa.power_to_db(power_FxT, amin=10 ** (HOST.floor_db / 10), top_db=None)

@@ -135,12 +135,12 @@ def make(name: str, folder: Path) -> AudioClassifier:
     from datar_jax.models.datar import DATAR
     from datar_jax.models.flops import count_parameters, macs_per_clip
 
-    config, model = get_config(), msgspec.structs.replace(MODELS[name](), classes=CLASSES)
-    mels = max(config.audio.mels, 32 * model.windows[-1][0])  # a map has a 32nd of the rows in the last stage
-    config = msgspec.structs.replace(config, audio=msgspec.structs.replace(config.audio, mels=mels), model=model)
+    config, model = get_config(), msgspec.structs.replace(MODELS[name](), num_classes=CLASSES)
+    mels = max(config.audio.n_mels, 32 * model.windows[-1][0])  # a map has a 32nd of the rows in the last stage
+    config = msgspec.structs.replace(config, audio=msgspec.structs.replace(config.audio, n_mels=mels), model=model)
     frames, labels = config.audio.frames(SECONDS), tuple(f"class {i}" for i in range(CLASSES))
-    network = DATAR(config.model, CLASSES, config.audio.mels, frames)
-    mel = jax.ShapeDtypeStruct((1, config.audio.mels, frames), np.float32)
+    network = DATAR(config.model, CLASSES, config.audio.n_mels, frames)
+    mel = jax.ShapeDtypeStruct((1, config.audio.n_mels, frames), np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), mel)["params"]
     rng = np.random.default_rng(0)
 
@@ -156,7 +156,7 @@ def make(name: str, folder: Path) -> AudioClassifier:
     save_safetensors(first / SAFETENSORS, params, "float32")
     written = [first / SAFETENSORS]
     written += [export(first, folder / form, "safetensors", form) for form in FORMS[1:]]  # type: ignore[arg-type]
-    macs = macs_per_clip(config.model, CLASSES, config.audio.mels, frames)
+    macs = macs_per_clip(config.model, CLASSES, config.audio.n_mels, frames)
     return AudioClassifier(count_parameters(params), macs, [path.stat().st_size for path in written])
 
 

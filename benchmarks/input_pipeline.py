@@ -122,7 +122,7 @@ def tell(text: str) -> None:
 def show_chain(costs: Costs) -> None:
     spent, plain_ms = costs.spent, costs.spent["plain", "batch"]
     print("## One core\n")
-    tell(f"CPU milliseconds a clip; windows of {SECONDS:g} s, {HOST.mels} mels, batches of {BATCH}.")
+    tell(f"CPU milliseconds a clip; windows of {SECONDS:g} s, {HOST.n_mels} mels, batches of {BATCH}.")
     titles = ["", "features", *STAGES, "the rest", "transfer", "ms a clip", "clips/s and core", "times the plain chain"]
     print(header(titles))
     cells = [f"{spent['plain', stage]:.2f}" if ("plain", stage) in spent else "" for stage in STAGES]
@@ -164,7 +164,7 @@ def show_cores(costs: Costs, rates: dict[str, float]) -> None:
     titles = ["model", "G MACs a clip", "clips/s and chip", "clips/s, eight chips", "samples read, GB/s"]
     print(header([*titles, "cores, host features", "cores, device features"]))
     for name in ("datar_tiny", "datar_small", "datar_base"):
-        macs = macs_per_clip(MODELS[name](), 527, HOST.mels, HOST.frames(SECONDS))
+        macs = macs_per_clip(MODELS[name](), 527, HOST.n_mels, HOST.frames(SECONDS))
         peak = CHIPS["v5e"].flops / (6 * macs)
         rate = rates.get(name, PLANNED.get(name, peak))
         source = "given" if name in rates else "docs/plan.md" if name in PLANNED else "peak"
@@ -302,13 +302,13 @@ def wait(root: Path, batch: int) -> list[dict[str, Any]]:
         "data.kind": "prepared",
         "data.window_seconds": SECONDS,
         "model": "datar_tiny",
-        "audio.mels": HOST.mels,
+        "audio.n_mels": HOST.n_mels,
         "audio.hop_ms": HOST.hop_ms,
         "audio.window_ms": HOST.window_ms,
         "train.epochs": 1,
         "train.batch_size": batch,
         "train.eval_batch_size": batch,
-        "train.log_every": 1,
+        "train.log_every_steps": 1,
     }
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "train.py", "--config=configs/folder.py", f"--workdir={workdir}"]

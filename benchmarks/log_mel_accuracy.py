@@ -45,7 +45,7 @@ def main() -> None:
             print(f"{path}: {error}; left out", file=sys.stderr)
     if not clips:
         sys.exit(f"--root={root}: no sound that can be used; give another folder")
-    print(f"{len(clips)} clips of {root}; {AUDIO.mels} mels, floor {AUDIO.floor_db:g} dB.\n")
+    print(f"{len(clips)} clips of {root}; {AUDIO.n_mels} mels, floor {AUDIO.floor_db:g} dB.\n")
     print(header(["front end", "largest difference, dB", "clips over 0.01 dB", "largest relative difference"]))
     for name, front_end in (("host", partial(log_mel, audio=AUDIO)), ("device", on_device)):
         found = np.array([difference(front_end, samples) for samples in clips])
@@ -59,10 +59,10 @@ def difference(front_end: Callable[[np.ndarray], np.ndarray], samples_N: np.ndar
     power_FxT = librosa.feature.melspectrogram(
         y=samples_N.astype(np.float64),
         sr=AUDIO.sample_rate,
-        n_fft=AUDIO.fft,
-        win_length=AUDIO.window,
-        hop_length=AUDIO.hop,
-        n_mels=AUDIO.mels,
+        n_fft=AUDIO.n_fft,
+        win_length=AUDIO.win_length,
+        hop_length=AUDIO.hop_length,
+        n_mels=AUDIO.n_mels,
         fmin=AUDIO.fmin,
         fmax=AUDIO.highest,
         pad_mode="reflect",

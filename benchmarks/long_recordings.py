@@ -46,7 +46,7 @@ class Truth(NamedTuple):
 class Level:
     """Hears a sound wherever a window has something louder than the noise."""
 
-    labels, heads, audio, frames, reads = ("sound",), (), AudioConfig(mels=32, hop_ms=20.0), 100, "mel"
+    labels, heads, audio, frames, reads = ("sound",), (), AudioConfig(n_mels=32, hop_ms=20.0), 100, "mel"
 
     def score(self, batch: Batch) -> np.ndarray:
         loud_B = batch["mel"].max((1, 2)) > -30  # dB; the noise stays below -39, the events reach 0 and more

@@ -68,7 +68,7 @@ def measure(name: str, seconds: float, given: argparse.Namespace) -> list[str]:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = init_state(task, mesh)
     batch = {
-        "mel": 10 * jax.random.normal(jax.random.key(0), (given.batch, config.audio.mels, task.frames)) - 40,
+        "mel": 10 * jax.random.normal(jax.random.key(0), (given.batch, config.audio.n_mels, task.frames)) - 40,
         "frames": jnp.full(given.batch, task.frames, jnp.int32),
         "target": jax.nn.one_hot(jnp.arange(given.batch) % CLASSES, CLASSES),
     }
@@ -88,7 +88,7 @@ def measure(name: str, seconds: float, given: argparse.Namespace) -> list[str]:
     infer()
     rates = [given.batch / median(timed(run) for _ in range(given.steps)) for run in (train, infer)]
     shares = parts(step.lower(state, batch).compile().as_text(), profile(train), config)
-    macs = macs_per_clip(model, CLASSES, config.audio.mels, task.frames)
+    macs = macs_per_clip(model, CLASSES, config.audio.n_mels, task.frames)
     cells = [f"{count_parameters(state.params) / 1e6:.1f} M", f"{macs / 1e9:.2f}"]
     cells += [f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{compiled:.0f}"]
     return cells + [f"{100 * shares[part] / sum(shares.values()):.0f}" for part in PARTS]

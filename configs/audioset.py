@@ -11,7 +11,7 @@ here all clips of a batch are mixed, and alpha is 0.5, as MBT's code has it on t
 of the last epochs, here it is an exponential mean.
 
 Ours: the model, AdamW and its rate, the decay of the mean, batch 128. Where training is the balanced list alone, the
-recipe is another: --config.data.balance=false --config.train.epochs=60.
+recipe is another: --config.data.balanced_sampling=false --config.train.epochs=60.
 """
 
 from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
@@ -20,9 +20,9 @@ from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, Opt
 def get_config() -> Config:
     return Config(
         audio=AudioConfig(frontend="device"),
-        data=DataConfig(kind="prepared", labels="multi", balance=True, window_seconds=10.0),
+        data=DataConfig(kind="prepared", labels="multi", balanced_sampling=True, window_seconds=10.0),
         model=datar_tiny(),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=192, mixup=0.5),
         optim=OptimConfig(learning_rate=5e-4, warmup=0.05, ema=0.9999),
-        train=TrainConfig(epochs=30, batch_size=128, checkpoint_every=1, log_every=100),
+        train=TrainConfig(epochs=30, batch_size=128, checkpoint_every_epochs=1, log_every_steps=100),
     )

@@ -23,5 +23,5 @@ def get_config() -> Config:
         model=msgspec.structs.replace(datar_tiny(), dropout=0.5),
         augment=AugmentConfig(freq_masks=2, freq_width=27, time_masks=2, time_width=25),
         optim=OptimConfig(learning_rate=5e-4),
-        train=TrainConfig(epochs=30, batch_size=32, checkpoint_every=1, log_every=100),
+        train=TrainConfig(epochs=30, batch_size=32, checkpoint_every_epochs=1, log_every_steps=100),
     )

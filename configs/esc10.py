@@ -9,7 +9,7 @@ def get_config() -> Config:
     # Half as wide as datar_nano; chosen together with the epochs in single runs on fold 1 (README, Numbers).
     model = msgspec.structs.replace(datar_nano(), dims=(16, 32, 64, 128), mlp_ratio=3)
     return Config(
-        audio=AudioConfig(mels=64, hop_ms=20.0, window_ms=40.0),
+        audio=AudioConfig(n_mels=64, hop_ms=20.0, window_ms=40.0),
         data=DataConfig(kind="esc", subset="esc10"),
         model=model,
         augment=AugmentConfig(

@@ -5,7 +5,7 @@ from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, Opt
 
 def get_config() -> Config:
     return Config(
-        audio=AudioConfig(mels=64, hop_ms=20.0, window_ms=40.0),
+        audio=AudioConfig(n_mels=64, hop_ms=20.0, window_ms=40.0),
         data=DataConfig(kind="folder"),
         model=datar_nano(),
         augment=AugmentConfig(

@@ -19,9 +19,9 @@ from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, Opt
 def get_config() -> Config:
     return Config(
         audio=AudioConfig(frontend="device"),
-        data=DataConfig(kind="prepared", labels="multi", balance=True, window_seconds=30.0),
+        data=DataConfig(kind="prepared", labels="multi", balanced_sampling=True, window_seconds=30.0),
         model=datar_tiny(),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=192, mixup=0.5),
         optim=OptimConfig(learning_rate=5e-4, ema=0.9998),
-        train=TrainConfig(epochs=40, batch_size=24, checkpoint_every=1, log_every=100),
+        train=TrainConfig(epochs=40, batch_size=24, checkpoint_every_epochs=1, log_every_steps=100),
     )

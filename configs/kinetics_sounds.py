@@ -14,4 +14,6 @@ from datar_jax.config import Config
 
 def get_config() -> Config:
     base = vggsound_config()
-    return msgspec.structs.replace(base, train=msgspec.structs.replace(base.train, epochs=100, checkpoint_every=5))
+    return msgspec.structs.replace(
+        base, train=msgspec.structs.replace(base.train, epochs=100, checkpoint_every_epochs=5)
+    )

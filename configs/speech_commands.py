@@ -24,5 +24,5 @@ def get_config() -> Config:
         model=msgspec.structs.replace(datar_tiny(), windows=((8, 8), (8, 8), (8, 7), (4, 4))),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=48, mixup=0.5),
         optim=OptimConfig(learning_rate=2.5e-4),
-        train=TrainConfig(epochs=30, batch_size=128, log_every=100),
+        train=TrainConfig(epochs=30, batch_size=128, log_every_steps=100),
     )

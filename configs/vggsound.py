@@ -22,5 +22,5 @@ def get_config() -> Config:
         model=msgspec.structs.replace(datar_tiny(), drop_path=0.3),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=192, mixup=0.3),
         optim=OptimConfig(learning_rate=5e-4, warmup=0.05, label_smoothing=0.1),
-        train=TrainConfig(epochs=50, batch_size=64, checkpoint_every=1, log_every=100),
+        train=TrainConfig(epochs=50, batch_size=64, checkpoint_every_epochs=1, log_every_steps=100),
     )

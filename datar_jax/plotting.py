@@ -68,11 +68,11 @@ def hertz_axis(axes: Axes, audio: AudioConfig, inches: float, size: float) -> No
       inches: height of the axes, about.
       size: of the labels, in points.
     """
-    room = 1.25 * size / 72 / inches * audio.mels  # bins
+    room = 1.25 * size / 72 / inches * audio.n_mels  # bins
     chosen: dict[float, int] = {}
     for hertz in _ROUND:
         row = float(bin_of_hertz(hertz, audio))
-        if -0.5 <= row <= audio.mels - 0.5 and all(abs(row - other) >= room for other in chosen):
+        if -0.5 <= row <= audio.n_mels - 0.5 and all(abs(row - other) >= room for other in chosen):
             chosen[row] = hertz
     names = [f"{hertz // 1000}k" if hertz >= 1000 else str(hertz) for hertz in chosen.values()]
     axes.set_yticks(list(chosen), names)

@@ -11,7 +11,7 @@ from datar_jax.config import AudioConfig
 
 def num_samples(audio: AudioConfig, frames: int) -> int:
     """Samples that so many columns are computed from, what is reflected at a clip's ends counted in."""
-    return (frames - 1) * audio.hop + audio.window
+    return (frames - 1) * audio.hop_length + audio.win_length
 
 
 def frame_bounds(length: int, audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
@@ -59,19 +59,19 @@ def window_samples(audio: AudioConfig, frames: int) -> int:
 
     Also those of any clip that has no more columns.
     """
-    whole = frames * audio.hop + (audio.hop - frames % 2) // 2  # a half is rounded to the even number
+    whole = frames * audio.hop_length + (audio.hop_length - frames % 2) // 2  # a half is rounded to the even number
     return left_context(audio) + max(whole, window_bounds(audio, 0, frames)[1])
 
 
 def window_bounds(audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
     """First and last (exclusive) of the samples under some columns; negative ones lie before the clip."""
-    first = start * audio.hop - audio.fft // 2 + (audio.fft - audio.window) // 2
+    first = start * audio.hop_length - audio.n_fft // 2 + (audio.n_fft - audio.win_length) // 2
     return first, first + num_samples(audio, frames)
 
 
 def min_samples(length: int, audio: AudioConfig) -> int:
     """Samples of a clip once zeros are appended to one that is too short to be reflected by half a transform."""
-    return max(length, audio.fft // 2 + 1)
+    return max(length, audio.n_fft // 2 + 1)
 
 
 INT16_SCALE = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL
@@ -80,7 +80,7 @@ INT16_SCALE = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps
 def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
     """Spectrogram columns of clips of so many samples, int64, as `AudioConfig.frames`; none of no sample."""
     rate = audio.sample_rate
-    return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop), 1), 0).astype(np.int64)
+    return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop_length), 1), 0).astype(np.int64)
 
 
 def eval_window_starts(frames: int, window_frames: int) -> np.ndarray:

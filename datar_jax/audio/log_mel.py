@@ -28,7 +28,7 @@ COLUMNS = 128  # frames that are transformed at a time: what lies between stays 
 def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
     """Log-mel spectrogram of one waveform, computed on the host.
 
-    Frame t is centred on sample `t * audio.hop`.
+    Frame t is centred on sample `t * audio.hop_length`.
 
     Args:
       samples_N: float, finite, at least one sample at `audio.sample_rate`; of any length.
@@ -49,10 +49,10 @@ def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
 
 def log_mel_frames(excerpt_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
     """Log-mel columns of what `excerpt` cut out: float32 (F, T) in decibels."""
-    framed_TxW = np.lib.stride_tricks.sliding_window_view(excerpt_N, audio.window)[:: audio.hop]
-    mel_FxT = np.empty((audio.mels, len(framed_TxW)), np.float32)
+    framed_TxW = np.lib.stride_tricks.sliding_window_view(excerpt_N, audio.win_length)[:: audio.hop_length]
+    mel_FxT = np.empty((audio.n_mels, len(framed_TxW)), np.float32)
     for first in range(0, len(framed_TxW), COLUMNS):
-        spectrum = scipy.fft.rfft(framed_TxW[first : first + COLUMNS] * hann(audio), n=audio.fft, axis=-1)
+        spectrum = scipy.fft.rfft(framed_TxW[first : first + COLUMNS] * hann(audio), n=audio.n_fft, axis=-1)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
         mel_FxT[:, first : first + COLUMNS] = _filters(audio) @ power.T
     np.maximum(mel_FxT, np.float32(10 ** (audio.floor_db / 10)), out=mel_FxT)
@@ -67,7 +67,7 @@ def mel_basis(audio: AudioConfig) -> np.ndarray:
     import librosa.filters  # a second to import; only those who compute features pay it
 
     basis_FxK = librosa.filters.mel(
-        sr=audio.sample_rate, n_fft=audio.fft, n_mels=audio.mels, fmin=audio.fmin, fmax=audio.highest
+        sr=audio.sample_rate, n_fft=audio.n_fft, n_mels=audio.n_mels, fmin=audio.fmin, fmax=audio.highest
     )
     basis_FxK.flags.writeable = False
     return basis_FxK
@@ -78,7 +78,7 @@ def bin_of_hertz(hertz: float | np.ndarray, audio: AudioConfig) -> np.ndarray:
     import librosa
 
     low, high, at = (librosa.hz_to_mel(each) for each in (audio.fmin, audio.highest, hertz))
-    return np.asarray((at - low) / (high - low) * (audio.mels + 1) - 1)
+    return np.asarray((at - low) / (high - low) * (audio.n_mels + 1) - 1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -91,8 +91,8 @@ def _filters(audio: AudioConfig) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def hann(audio: AudioConfig) -> np.ndarray:
-    """Periodic Hann window, float32 (audio.window,), read-only."""
-    window_W = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.window) / audio.window)).astype(np.float32)
+    """Periodic Hann window, float32 (audio.win_length,), read-only."""
+    window_W = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.win_length) / audio.win_length)).astype(np.float32)
     window_W.flags.writeable = False
     return window_W
 

@@ -20,7 +20,7 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
     result errs less than a fast transform in single precision.
 
     Args:
-      excerpt_BxN: float32, N = (T - 1) * audio.hop + audio.window.
+      excerpt_BxN: float32, N = (T - 1) * audio.hop_length + audio.win_length.
       frames_B: valid columns of each clip; the others are set to the floor.
       audio: the front end; static under jit.
 
@@ -33,7 +33,7 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
     import jax  # here, not above: the processes that decode and read need none of it
     import jax.numpy as jnp
 
-    length, window, hop = excerpt_BxN.shape[-1], audio.window, audio.hop
+    length, window, hop = excerpt_BxN.shape[-1], audio.win_length, audio.hop_length
     if excerpt_BxN.ndim != 2 or length < window or (length - window) % hop:
         raise ValueError(f"excerpt_BxN has shape {excerpt_BxN.shape}; give (B, {window} + a multiple of {hop})")
     frames, parts = (length - window) // hop + 1, -(-window // hop)
@@ -87,10 +87,10 @@ def dft_matrices(audio: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       (W // 2, K) for samples 1, 2, ... as far as the middle, and ((W - 1) // 2, K) for those before it.
     """
-    sample_J = np.arange(1, audio.window // 2 + 1)[:, None]
-    angle_JxK = 2 * np.pi * (sample_J - audio.window / 2) * np.arange(audio.fft // 2 + 1) / audio.fft
-    window_J = 0.5 - 0.5 * np.cos(2 * np.pi * sample_J / audio.window)
-    cosines, sines = window_J * np.cos(angle_JxK), (window_J * np.sin(angle_JxK))[: (audio.window - 1) // 2]
+    sample_J = np.arange(1, audio.win_length // 2 + 1)[:, None]
+    angle_JxK = 2 * np.pi * (sample_J - audio.win_length / 2) * np.arange(audio.n_fft // 2 + 1) / audio.n_fft
+    window_J = 0.5 - 0.5 * np.cos(2 * np.pi * sample_J / audio.win_length)
+    cosines, sines = window_J * np.cos(angle_JxK), (window_J * np.sin(angle_JxK))[: (audio.win_length - 1) // 2]
     cosines.flags.writeable = sines.flags.writeable = False
     return cosines, sines
 

@@ -87,12 +87,12 @@ class Recording:
 
     def _span(self, start: int, frames: int) -> tuple[int, int]:
         """The samples that a program is given for columns."""
-        first = max(0, start * self.audio.hop - left_context(self.audio))
+        first = max(0, start * self.audio.hop_length - left_context(self.audio))
         return first, min(self.length, first + window_samples(self.audio, frames))
 
     def _mel(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
         valid = min(frames, self.frames - start)
-        mel_FxT = np.full((self.audio.mels, frames), self.audio.floor_db, np.float32)
+        mel_FxT = np.full((self.audio.n_mels, frames), self.audio.floor_db, np.float32)
         excerpt_N = frame_samples(part_N, first, self.length, self.audio, start, valid)
         mel_FxT[:, :valid] = log_mel_frames(excerpt_N, self.audio)
         return {"mel": mel_FxT, "frames": np.int32(valid)}
@@ -108,7 +108,7 @@ class Recording:
     def _waveform(self, part_N: np.ndarray, first: int, start: int, frames: int) -> Row:
         waveform_N = np.zeros(window_samples(self.audio, frames), np.float32)
         waveform_N[: part_N.size] = part_N
-        here = np.int32(start * self.audio.hop - first)
+        here = np.int32(start * self.audio.hop_length - first)
         return {"waveform": waveform_N, "length": np.int32(part_N.size), "start": here}
 
 
@@ -127,7 +127,7 @@ class _Rolling:
         if self._whole:
             return self._held_N[first:last]
         # A window that is reflected at the end of the recording may begin a little before the one that came earlier.
-        keep = max(self._first, first - self._audio.fft)
+        keep = max(self._first, first - self._audio.n_fft)
         parts = [self._held_N[keep - self._first :]]
         end = self._first + self._held_N.size
         while end < last:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from datar_jax.config import AudioConfig, Config, ConfigError
+from datar_jax.config.migration import upgrade
 from datar_jax.filesystem import write_json
 
 RUN, EXPORT = "model.json", "config.json"
@@ -41,8 +42,8 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ConfigError(f"frames={self.frames}, std_db={self.std_db}: both must be more than 0")
         if not self.labels or (sizes and (min(sizes) < 1 or sum(sizes) != len(self.labels))):
             raise ConfigError(f"heads={self.heads}: do not share out the {len(self.labels)} labels")
-        if self.config.model.classes != len(self.labels):
-            raise ConfigError(f"model.classes={self.config.model.classes}: there are {len(self.labels)} labels")
+        if self.config.model.num_classes != len(self.labels):
+            raise ConfigError(f"model.num_classes={self.config.model.num_classes}: there are {len(self.labels)} labels")
 
     @property
     def audio(self) -> AudioConfig:
@@ -57,7 +58,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def seconds(self) -> float:
         """Length of the window."""
-        return self.frames * self.audio.hop / self.audio.sample_rate
+        return self.frames * self.audio.hop_length / self.audio.sample_rate
 
 
 def write_model_info(path: Path, description: ModelInfo) -> None:
@@ -72,12 +73,15 @@ def read_model_info(path: Path) -> ModelInfo:
       ModelError: the file is missing, damaged, of a later version, or contradicts itself.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ModelInfo)
+        tree = msgspec.json.decode(path.read_bytes())
+        if isinstance(tree, dict) and "config" in tree:
+            tree["config"] = upgrade(tree["config"])
+        return msgspec.convert(tree, ModelInfo)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: describes no model of this version ({error})") from None
 
 

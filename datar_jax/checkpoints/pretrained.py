@@ -82,9 +82,9 @@ def _from_official(path: Path) -> PretrainedModel:
     stem = "stem/project/kernel" if "stem/project/kernel" in official.params else "stem/project_0/kernel"
     flat = {**official.params, stem: fold_channels(official.params[stem])}
     height, width = official.size or (224, 224)
-    model = msgspec.structs.replace(official.config, classes=official.classes)
+    model = msgspec.structs.replace(official.config, num_classes=official.classes)
     description = ModelInfo(
-        config=Config(audio=AudioConfig(mels=height), model=model),
+        config=Config(audio=AudioConfig(n_mels=height), model=model),
         labels=tuple(f"picture class {i}" for i in range(official.classes)),
         frames=width,
         mean_db=None,
@@ -115,7 +115,7 @@ def structure(description: ModelInfo, params: Any) -> str:
     """A checksum of a model's settings and of the names and shapes of its weights: of one that was put together."""
     config = description.config
     shapes = {name: list(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
-    about = [msgspec.to_builtins(config.model), config.audio.mels, description.frames, sorted(shapes.items())]
+    about = [msgspec.to_builtins(config.model), config.audio.n_mels, description.frames, sorted(shapes.items())]
     return f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
 
 
@@ -136,8 +136,8 @@ def _check(folder: Path, description: ModelInfo, params: Any) -> None:
 def _shapes(description: ModelInfo) -> dict[str, Any]:
     """Shapes of the parameters of a model that is described."""
     audio, frames = description.audio, description.frames
-    model = DATAR(description.config.model, len(description.labels), audio.mels, frames, False)
-    mel_BxFxT, frames_B = jnp.zeros((1, audio.mels, frames)), jnp.full((1,), frames)
+    model = DATAR(description.config.model, len(description.labels), audio.n_mels, frames, False)
+    mel_BxFxT, frames_B = jnp.zeros((1, audio.n_mels, frames)), jnp.full((1,), frames)
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), mel_BxFxT, frames_B))["params"]
     return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
 

@@ -68,16 +68,16 @@ def transfer(params: Any, source: ModelInfo, like: Any, target: ModelInfo) -> Tr
       target: the new model's description.
 
     Raises:
-      ConfigError: a parameter that only one of the two has, or of another shape, and that `init.new` or `init.left`
-        does not name.
+      ConfigError: a parameter that only one of the two has, or of another shape, and that neither
+        `init.allow_missing` nor `init.allow_unexpected` names.
     """
     init = target.config.init
     old = {name: np.asarray(leaf) for name, leaf in tree.flatten_dict(params, sep="/").items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in tree.flatten_dict(like, sep="/").items()}
     left = [name for name in old if name not in wanted]
     new = [name for name in wanted if name not in old]
-    _expected("init.left", init.left, left, f"{init.source} has", "this model has not")
-    _expected("init.new", init.new, new, "this model has", f"{init.source} has not")
+    _expected("init.allow_unexpected", init.allow_unexpected, left, f"{init.source} has", "this model has not")
+    _expected("init.allow_missing", init.allow_missing, new, "this model has", f"{init.source} has not")
 
     fit = _Resize(source, target)
     values, resized, wrong = {}, {}, []
@@ -104,9 +104,12 @@ class _Resize:
     def __init__(self, source: ModelInfo, target: ModelInfo) -> None:
         before, now = source.config, target.config
         self._grid, self._windows = before.model.grid, (before.model.windows, now.model.windows)
-        self._maps = before.model.maps(before.audio.mels, source.frames), now.model.maps(now.audio.mels, target.frames)
-        hop = (before.audio.hop / before.audio.sample_rate) / (now.audio.hop / now.audio.sample_rate)
-        self._scale = (now.audio.mels / before.audio.mels, hop)  # new pixels for each old one
+        self._maps = (
+            before.model.maps(before.audio.n_mels, source.frames),
+            now.model.maps(now.audio.n_mels, target.frames),
+        )
+        hop = (before.audio.hop_length / before.audio.sample_rate) / (now.audio.hop_length / now.audio.sample_rate)
+        self._scale = (now.audio.n_mels / before.audio.n_mels, hop)  # new pixels for each old one
 
     def __call__(self, name: str, value: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
         """`value` as a parameter of the new model; of any other name as it is."""

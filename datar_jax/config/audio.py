@@ -13,7 +13,7 @@ class AudioConfig(StrictStruct, frozen=True):
     sample_rate: int = 16_000  # Hz; every clip is resampled to it
     window_ms: float = 25.0  # Hann window
     hop_ms: float = 10.0
-    mels: int = 128  # mel bins = frequency rows of the spectrogram
+    n_mels: int = 128  # mel bins = frequency rows of the spectrogram
     fmin: float = 20.0  # Hz, lower edge of the first mel filter
     fmax: float = 0.0  # Hz, upper edge of the last one; 0 means half the sample rate
     floor_db: float = -80.0  # power below this many decibels is set to it: digital silence is finite
@@ -21,9 +21,9 @@ class AudioConfig(StrictStruct, frozen=True):
 
     def check(self) -> None:
         require(1_000 <= self.sample_rate <= 192_000, "audio.sample_rate", self.sample_rate, "give 1000 to 192000 Hz")
-        require(self.hop >= 1, "audio.hop_ms", self.hop_ms, "give at least one sample")
-        require(self.window >= self.hop, "audio.window_ms", self.window_ms, "give at least audio.hop_ms")
-        require(self.mels >= 32, "audio.mels", self.mels, "give at least 32: four stages divide it by 32")
+        require(self.hop_length >= 1, "audio.hop_ms", self.hop_ms, "give at least one sample")
+        require(self.win_length >= self.hop_length, "audio.window_ms", self.window_ms, "give at least audio.hop_ms")
+        require(self.n_mels >= 32, "audio.n_mels", self.n_mels, "give at least 32: four stages divide it by 32")
         require(
             0 <= self.fmin < self.highest,
             "audio.fmin",
@@ -39,19 +39,19 @@ class AudioConfig(StrictStruct, frozen=True):
         require(-200 <= self.floor_db < 0, "audio.floor_db", self.floor_db, "give -200 to 0 decibels, such as -80")
 
     @property
-    def window(self) -> int:
+    def win_length(self) -> int:
         """Window length in samples."""
         return round(self.window_ms * self.sample_rate / 1000)
 
     @property
-    def hop(self) -> int:
+    def hop_length(self) -> int:
         """Hop in samples."""
         return round(self.hop_ms * self.sample_rate / 1000)
 
     @property
-    def fft(self) -> int:
+    def n_fft(self) -> int:
         """Transform length in samples: the power of two that holds the window."""
-        return 1 << (self.window - 1).bit_length()
+        return 1 << (self.win_length - 1).bit_length()
 
     @property
     def highest(self) -> float:
@@ -60,4 +60,4 @@ class AudioConfig(StrictStruct, frozen=True):
 
     def frames(self, seconds: float) -> int:
         """Spectrogram columns of `seconds` of sound (at least one)."""
-        return max(1, round(seconds * self.sample_rate / self.hop))
+        return max(1, round(seconds * self.sample_rate / self.hop_length))

@@ -28,10 +28,10 @@ class Config(StrictStruct, frozen=True):
         else:  # the length comes with the data; the frequency axis is known already
             check_windows(self, 1 << 30, "the data's length")
         require(
-            self.augment.freq_width <= self.audio.mels,
+            self.augment.freq_width <= self.audio.n_mels,
             "augment.freq_width",
             self.augment.freq_width,
-            f"wider than audio.mels={self.audio.mels}",
+            f"wider than audio.n_mels={self.audio.n_mels}",
         )
 
 
@@ -41,7 +41,7 @@ def check_windows(config: Config, frames: int, origin: str) -> None:
     Raises:
       ConfigError: names the stage, its window and its map.
     """
-    for i, (window, size) in enumerate(zip(config.model.windows, config.model.maps(config.audio.mels, frames))):
+    for i, (window, size) in enumerate(zip(config.model.windows, config.model.maps(config.audio.n_mels, frames))):
         if set(config.model.spec[i]) <= {"N", "D"}:
             continue
         for axis, wide, room in zip(("frequency rows", "time columns"), window, size):
@@ -49,6 +49,6 @@ def check_windows(config: Config, frames: int, origin: str) -> None:
                 wide <= room,
                 f"model.windows[{i}]",
                 window,
-                f"larger than its map, which has {room} {axis} (audio.mels={config.audio.mels}, {origin}); "
+                f"larger than its map, which has {room} {axis} (audio.n_mels={config.audio.n_mels}, {origin}); "
                 f"give at most {room}",
             )

@@ -12,6 +12,7 @@ import msgspec
 
 from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_model_info, read_model_info
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
+from datar_jax.config.migration import upgrade
 
 
 def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Path | None = None) -> Config:
@@ -59,14 +60,14 @@ def _sizes(source: str, workdir: Path | None) -> dict[str, Any]:
         if not begun:
             raise ConfigError(f"init.from={source!r}: {error}") from None
         config = begun
-    model = {**msgspec.to_builtins(config.model), "classes": 0}
+    model = {**msgspec.to_builtins(config.model), "num_classes": 0}
     return {"audio": msgspec.to_builtins(config.audio), "model": model}
 
 
 def _begun(path: Path) -> Config | None:
     """The configuration of a fine-tuning that was begun, if one lies there."""
     try:
-        config = from_dict(json.loads(path.read_bytes()))
+        config = from_stored(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         return None
     return config if config.init.source else None
@@ -105,6 +106,15 @@ def from_dict(tree: dict[str, Any]) -> Config:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         raise ConfigError(f"{str(error).replace('`$.', '`')}; compare with datar_jax/config.py") from None
+
+
+def from_stored(tree: Any) -> Config:
+    """Builds a checked configuration from a stored `config.json`, also one of an earlier version.
+
+    Raises:
+      ConfigError: as `load`.
+    """
+    return from_dict(upgrade(tree))
 
 
 def _override(tree: dict[str, Any], field: str, text: str) -> None:

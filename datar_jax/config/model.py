@@ -37,7 +37,7 @@ class ModelConfig(StrictStruct, frozen=True):
     adaptor_at: Literal["spectrogram", "block", "both"] = "block"
     dropout: float = 0.0  # before the head
     drop_path: float = 0.0  # stochastic depth of the last block; grows linearly from 0
-    classes: int = 0  # width of the head; 0 means as many as the data have
+    num_classes: int = 0  # width of the head; 0 means as many as the data have
     sampler: Literal["auto", "map_coordinates", "gather", "window", "hat", "separable"] = "auto"  # see sampling.py
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products; softmax, norms, losses stay float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
@@ -86,7 +86,12 @@ class ModelConfig(StrictStruct, frozen=True):
         require(self.mlp_ratio >= 1, "model.mlp_ratio", self.mlp_ratio, "give 1 or more")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give 0 or more, less than 1")
         require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "give 0 or more, less than 1")
-        require(self.classes >= 0, "model.classes", self.classes, "give 0 (as the data have) or a positive number")
+        require(
+            self.num_classes >= 0,
+            "model.num_classes",
+            self.num_classes,
+            "give 0 (as the data have) or a positive number",
+        )
 
     def maps(self, mels: int, frames: int) -> list[tuple[int, int]]:
         """Map size (frequency rows, time columns) of each stage for a spectrogram of mels x frames."""

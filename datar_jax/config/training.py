@@ -38,7 +38,7 @@ class OptimConfig(StrictStruct, frozen=True):
     """AdamW with warm-up and cosine decay."""
 
     learning_rate: float = 1e-3  # peak, for the whole batch
-    final_rate: float = 0.01  # share of the peak that is left at the end
+    final_lr_ratio: float = 0.01  # share of the peak that is left at the end
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.05  # biases, norms, position tables and adaptor signals are not decayed
     beta2: float = 0.999
@@ -50,7 +50,7 @@ class OptimConfig(StrictStruct, frozen=True):
 
     def check(self) -> None:
         require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give more than 0, such as 1e-3")
-        require(0 <= self.final_rate <= 1, "optim.final_rate", self.final_rate, "give 0 to 1")
+        require(0 <= self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "give 0 to 1")
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "give a share of the steps, 0 to below 1")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "give 0 or more")
         require(0 < self.beta2 < 1, "optim.beta2", self.beta2, "give more than 0, less than 1")
@@ -67,11 +67,13 @@ class InitConfig(StrictStruct, frozen=True):
     """
 
     source: str = msgspec.field(default="", name="from")  # a work directory, a checkpoint, an export, official weights
-    new: str = ""  # regular expression: parameters that may be new, beside the head
-    left: str = ""  # regular expression: parameters of the other model that may be left out, beside its head
+    allow_missing: str = ""  # regular expression: parameters that may be new, beside the head
+    allow_unexpected: str = (
+        ""  # regular expression: parameters of the other model that may be left out, beside its head
+    )
 
     def check(self) -> None:
-        for name in ("new", "left"):
+        for name in ("allow_missing", "allow_unexpected"):
             value = getattr(self, name)
             try:
                 re.compile(value)
@@ -87,12 +89,14 @@ class TrainConfig(StrictStruct, frozen=True):
 
     epochs: int = 50
     batch_size: int = 32  # over all devices and processes
-    accumulate: int = 1  # micro-batches per step
+    grad_accum_steps: int = 1  # micro-batches per step
     eval_batch_size: int = 64
     seed: int = 0
-    evaluate_every: int = 0  # epochs between scores of the validation split, where there is one; 0: only at the end
-    checkpoint_every: int = 10  # epochs
-    log_every: int = 10  # steps
+    evaluate_every_epochs: int = (
+        0  # epochs between scores of the validation split, where there is one; 0: only at the end
+    )
+    checkpoint_every_epochs: int = 10  # epochs
+    log_every_steps: int = 10  # steps
     stall_seconds: float = 60.0  # after so long without a batch or a step, the run says what it waits for
     max_skipped: int = 50  # steps in a row without a finite gradient after which the run stops and says where it begins
 
@@ -100,21 +104,26 @@ class TrainConfig(StrictStruct, frozen=True):
         counts = (
             "epochs",
             "batch_size",
-            "accumulate",
+            "grad_accum_steps",
             "eval_batch_size",
-            "checkpoint_every",
-            "log_every",
+            "checkpoint_every_epochs",
+            "log_every_steps",
             "max_skipped",
         )
         require(self.stall_seconds > 0, "train.stall_seconds", self.stall_seconds, "give more than 0")
         for name in counts:
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give 1 or more")
-        require(self.evaluate_every >= 0, "train.evaluate_every", self.evaluate_every, "give 0 or more epochs")
+        require(
+            self.evaluate_every_epochs >= 0,
+            "train.evaluate_every_epochs",
+            self.evaluate_every_epochs,
+            "give 0 or more epochs",
+        )
         require(0 <= self.seed < 2**31, "train.seed", self.seed, "give 0 or more, less than 2**31")
         require(
-            self.batch_size % self.accumulate == 0,
-            "train.accumulate",
-            self.accumulate,
+            self.batch_size % self.grad_accum_steps == 0,
+            "train.grad_accum_steps",
+            self.grad_accum_steps,
             f"does not divide train.batch_size={self.batch_size}; give a divisor of it",
         )
 

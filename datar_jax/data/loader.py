@@ -127,9 +127,9 @@ def train_batches(
 ) -> TrainBatches:
     """Endless shuffled batches of random crops; each epoch has its own order and its own crops.
 
-    With `config.balance` an epoch draws as many clips, but with replacement, and each with the probability that gives
-    every class the same share: in proportion to the sum over its labels of 1 / clips of that label (as PSLA, Gong et
-    al., 2021, section III-C).
+    With `config.balanced_sampling` an epoch draws as many clips, but with replacement, and each with the probability
+    that gives every class the same share: in proportion to the sum over its labels of 1 / clips of that label (as PSLA,
+    Gong et al., 2021, section III-C).
 
     Args:
       store: the sounds.
@@ -152,12 +152,12 @@ def train_batches(
     _check(store, indices, batch_size, shards)
     lengths = store.frames[indices]
     labels = _Labels(dataset, indices)
-    order = _Order(seed, np.maximum(lengths - window_frames, 0), _rarity(labels) if config.balance else None)
+    order = _Order(seed, np.maximum(lengths - window_frames, 0), _rarity(labels) if config.balanced_sampling else None)
     gather = functools.partial(_gather, store, labels, indices, window_frames)
     batch = functools.partial(_train_batch, order, gather, batch_size, shard, shards)
     data = hashlib.blake2b(np.stack([indices, lengths]).astype("<i8").tobytes(), digest_size=8).hexdigest()
     identity = {"seed": seed, "batch_size": batch_size, "window_frames": window_frames, "data": data}
-    if config.balance:
+    if config.balanced_sampling:
         identity["balance"] = True
 
     def clips(number: int) -> np.ndarray:

@@ -14,13 +14,14 @@ import io
 import itertools
 import zlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError
+from datar_jax.config.migration import upgrade_section
 from datar_jax.filesystem import Place
 
 FORMAT = 1
@@ -131,7 +132,8 @@ def tell(card: DatasetInfo) -> str:
 def read_statistics(folder: Place, audio: AudioConfig, parts: Sequence[str]) -> tuple[float, float] | None:
     """Mean and deviation, in decibels, of some sides or folds; None where they were taken for another front end."""
     try:
-        found = msgspec.json.decode((folder / STATISTICS).read(), type=Statistics)
+        tree = msgspec.json.decode((folder / STATISTICS).read(), type=dict[str, Any])
+        found = msgspec.convert({**tree, "audio": upgrade_section("audio", tree.get("audio"))}, Statistics)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     if msgspec.structs.replace(found.audio, frontend=audio.frontend) != audio or not set(parts) <= set(found.parts):

@@ -58,7 +58,7 @@ def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licen
         f"| parameters | {parameters:,}, stored as {weights} |",
         f"| blocks, widths | {' · '.join(shape.spec)}, {' · '.join(map(str, shape.dims))} |",
         f"| input | one channel at {audio.sample_rate:,} Hz, {model.seconds:g} s ({model.frames} frames of "
-        f"{audio.mels} mel bins); shorter clips are padded and masked, of longer ones windows are averaged |",
+        f"{audio.n_mels} mel bins); shorter clips are padded and masked, of longer ones windows are averaged |",
         f"| output | {_output(model)} |",
         f"| use | {USES[form]} |",
     ]

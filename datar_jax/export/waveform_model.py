@@ -56,7 +56,7 @@ def waveform_program(
     """
     audio, samples = config.audio, window_samples(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
-    model = DATAR(settings, classes, audio.mels, frames, False, jnp.dtype(settings.dtype).type)
+    model = DATAR(settings, classes, audio.n_mels, frames, False, jnp.dtype(settings.dtype).type)
 
     def program(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:
@@ -76,6 +76,6 @@ def columns_jax(length_B: Array, audio: AudioConfig, frames: int) -> Array:
 
     A rounded quotient of float64 cannot be had in float32: the least length that reaches each column is looked up.
     """
-    lengths = np.arange((frames + 1) * audio.hop)
+    lengths = np.arange((frames + 1) * audio.hop_length)
     least_T = np.searchsorted(columns(lengths, audio), np.arange(1, frames + 1)).astype(np.int32)
     return (length_B[:, None] >= least_T).sum(1, dtype=jnp.int32)

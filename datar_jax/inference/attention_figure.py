@@ -63,8 +63,10 @@ def save_attention_figure(
     """
     if len(score_S) != len(labels):
         raise ValueError(f"{len(score_S)} scores and {len(labels)} labels: give one label for each score")
-    if mel_FxT.shape[0] != audio.mels or mel_FxT.shape[1] < inside.frames:
-        raise ValueError(f"spectrogram {mel_FxT.shape}: give {audio.mels} mel bins and {inside.frames} or more columns")
+    if mel_FxT.shape[0] != audio.n_mels or mel_FxT.shape[1] < inside.frames:
+        raise ValueError(
+            f"spectrogram {mel_FxT.shape}: give {audio.n_mels} mel bins and {inside.frames} or more columns"
+        )
     mel_FxT = np.asarray(mel_FxT[:, : inside.frames], np.float64)
     blocks = chosen(inside.blocks)
     rows = timeline_rows(events)
@@ -132,7 +134,7 @@ def _draw_sound(
 
 def _show(axes: Axes, mel_FxT: NDArray[Any], audio: AudioConfig, **style: Any) -> Any:
     """A spectrogram over seconds and mel bins; frame t is centred on t hops."""
-    hop = audio.hop / audio.sample_rate
+    hop = audio.hop_length / audio.sample_rate
     bins, frames = mel_FxT.shape
     extent = (-0.5 * hop, (frames - 0.5) * hop, -0.5, bins - 0.5)
     image = axes.imshow(mel_FxT, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **style)
@@ -189,7 +191,7 @@ def _draw_blocks(
     height: float,
 ) -> None:
     """A row for each block: its points on the spectrogram, and where its attention landed; all on one scale."""
-    hop = audio.hop / audio.sample_rate
+    hop = audio.hop_length / audio.sample_rate
     panels = figure.subplots(len(blocks), 2, squeeze=False, sharex=True, sharey=True)
     corners = [np.array([(-0.5, -0.5), np.array(mel_FxT.shape) - 0.5])]  # of all that is drawn
     for block, (left, right) in zip(blocks, panels):
@@ -212,7 +214,7 @@ def _draw_blocks(
         axes.spines[:].set_visible(False)
         _draw_border(axes, mel_FxT.shape, hop)
         axes.tick_params(labelsize=SMALL, length=2)
-    hertz_axis(axes, audio, height * 0.6 * audio.mels / (high_2 - low_2)[0], SMALL)  # shared, as the limits are
+    hertz_axis(axes, audio, height * 0.6 * audio.n_mels / (high_2 - low_2)[0], SMALL)  # shared, as the limits are
     axes.set_ylim(low_2[0] - edge_2[0], high_2[0] + edge_2[0])
     axes.set_xlim((low_2[1] - edge_2[1]) * hop, (high_2[1] + edge_2[1]) * hop)
     for axes in panels[-1]:
@@ -231,7 +233,7 @@ def _draw_border(axes: Axes, shape: tuple[int, ...], hop: float) -> None:
 def _draw_points(axes: Axes, block: BlockAttention, mel_FxT: NDArray[Any], audio: AudioConfig) -> None:
     low, high = spectrogram_range(mel_FxT)
     _show(axes, mel_FxT, audio, cmap="Greys", vmin=low, vmax=high + 1.5 * (high - low))  # faint: no darker than that
-    hop = audio.hop / audio.sample_rate
+    hop = audio.hop_length / audio.sample_rate
     mark = min(2.0, 24 / block.counted_N.sum() ** 0.5)
     start_Nx2 = block.on_spectrogram(block.reference_Nx2[block.counted_N])
     axes.plot(start_Nx2[:, 1] * hop, start_Nx2[:, 0], "o", ms=mark, mfc="none", mec=FAINT, mew=0.5, zorder=2)

@@ -54,8 +54,8 @@ def embed(model: AudioClassifier, paths: Iterable[str | Path], batch_size: int =
             parts.append(column_C)
         if item.number == item.windows - 1:
             recording = item.recording
-            onset_T = np.array(starts) * model.audio.hop / model.audio.sample_rate
-            end = np.minimum(onset_T + wide * model.audio.hop / model.audio.sample_rate, recording.seconds)
+            onset_T = np.array(starts) * model.audio.hop_length / model.audio.sample_rate
+            end = np.minimum(onset_T + wide * model.audio.hop_length / model.audio.sample_rate, recording.seconds)
             times = np.stack([onset_T, end], axis=1)
             yield Embedded(recording.path, recording.seconds, np.mean(clips, axis=0), times, np.stack(parts))
             clips, parts, starts = [], [], []

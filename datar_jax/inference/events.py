@@ -125,15 +125,15 @@ class EventDetector:
         """Events that no run, neither one that is there nor one that begins now, can become a part of."""
         events = self._events
         next_S = np.where(self._runs.first_S != _NONE, self._runs.first_S, now)
-        far_S = (next_S - events.last_S) * self._audio.hop >= self._rules.gap * self._audio.sample_rate
+        far_S = (next_S - events.last_S) * self._audio.hop_length >= self._rules.gap * self._audio.sample_rate
         for s in np.flatnonzero(far_S & (events.first_S != _NONE)).tolist():
             first, last = int(events.first_S[s]), int(events.last_S[s])
             events.first_S[s] = _NONE
-            if (last - first) * self._audio.hop >= self._rules.shortest * self._audio.sample_rate:
+            if (last - first) * self._audio.hop_length >= self._rules.shortest * self._audio.sample_rate:
                 yield Event(self._labels[s], self._time(first), self._time(last), float(events.peak_S[s]))
 
     def _time(self, column: int) -> float:
-        return min(column * self._audio.hop / self._audio.sample_rate, self._seconds)
+        return min(column * self._audio.hop_length / self._audio.sample_rate, self._seconds)
 
 
 class _Runs:

@@ -29,7 +29,7 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     if isinstance(heard, FailedFile):
         raise ConfigError(f"{file}: {heard.reason}")
     recording = measure(file, audio)
-    second = audio.sample_rate / audio.hop  # in columns
+    second = audio.sample_rate / audio.hop_length  # in columns
     last = max(0, recording.frames - model.frames)
     if at is None:
         loudest = max(heard.events, key=lambda event: event.score, default=None)
@@ -42,7 +42,7 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     valid = int(row["frames"])
     mel_FxT = np.asarray(normalize(row["mel"], *description.normalisation))
     shape, classes = description.config.model, len(model.labels)
-    inside = inspect(shape, model.params, classes, audio.mels, model.frames, mel_FxT, valid)
+    inside = inspect(shape, model.params, classes, audio.n_mels, model.frames, mel_FxT, valid)
     sizes = tuple(size for _, size in model.heads)
     score_S = np.asarray(probabilities(jnp.asarray(inside.logits_S)[None], description.config.data.labels, sizes)[0])
     began, ended = start / second, min((start + valid) / second, recording.seconds)

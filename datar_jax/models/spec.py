@@ -27,7 +27,7 @@ class Task:
         """The network, for training or for use."""
         config = self.config
         dtype = jnp.dtype(config.model.dtype).type
-        return DATAR(config.model, self.classes, config.audio.mels, self.frames, train, dtype)
+        return DATAR(config.model, self.classes, config.audio.n_mels, self.frames, train, dtype)
 
 
 def spectrograms(task: Task, batch: Batch) -> Batch:

@@ -26,7 +26,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     warmup = min(round(config.warmup * steps), steps - 1)
     peak = config.learning_rate
     return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else peak, peak, warmup, max(steps, warmup + 1), peak * config.final_rate
+        0.0 if warmup else peak, peak, warmup, max(steps, warmup + 1), peak * config.final_lr_ratio
     )
 
 

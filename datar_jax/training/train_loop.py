@@ -107,8 +107,8 @@ def fit(
 
     train = jit_train_step(task, mesh)
     sharding = batch_sharding(mesh)
-    evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every)
-    checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every)
+    evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every_epochs)
+    checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every_epochs)
     validate = len(material.split.validation) > 0
     speed = Throughput(task, mesh)
     trace = ProfilerWindow(profile, report.say)
@@ -202,7 +202,7 @@ def _every(task: Task, clips: int, epochs: int) -> int:
 
 def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: Task, speed: Throughput) -> None:
     """The row of a step, if one is due; the last step always has one."""
-    if step % task.config.train.log_every and step < task.steps:
+    if step % task.config.train.log_every_steps and step < task.steps:
         return
     # A row of JSON holds finite numbers only.
     row = {name: value for name in numbers if np.isfinite(value := float(numbers[name]))}

@@ -43,14 +43,14 @@ def batch_shapes(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     audio = task.config.audio
     shapes = {"frames": ((rows,), jnp.int32), "target": ((rows, task.classes), jnp.float32)}
     if audio.frontend == "host":
-        shapes |= {"mel": ((rows, audio.mels, task.frames), jnp.float32)}
+        shapes |= {"mel": ((rows, audio.n_mels, task.frames), jnp.float32)}
     else:
         shapes |= {"samples": ((rows, num_samples(audio, task.frames)), jnp.int16), "scale": ((rows,), jnp.float32)}
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
 def _make_state(task: Task, statistics: Array) -> TrainState:
-    mel = jnp.zeros((1, task.config.audio.mels, task.frames))
+    mel = jnp.zeros((1, task.config.audio.n_mels, task.frames))
     params = task.model(train=False).init(jax.random.key(task.config.train.seed), mel)["params"]
     opt_state = optimiser(task.config.optim, task.steps).init(params)
     ema = jax.tree.map(jnp.copy, params) if task.config.optim.ema else {}
@@ -139,7 +139,7 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
         loss = objective.loss(config.data.labels, task.heads)
         return loss(logits, part["target"], config.optim.label_smoothing).mean()
 
-    count = config.train.accumulate
+    count = config.train.grad_accum_steps
     if count == 1:
         return jax.value_and_grad(mean_loss)(params, batch, key)
     # Every count-th example goes together, so that each device keeps its share of every micro-batch.

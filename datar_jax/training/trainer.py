@@ -80,7 +80,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     splits = {fold: usable_split(dataset, store, each, console) for fold, each in splits.items()}
     frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
     frames = frames or max(default_window_frames(store, each.train, config.audio) for each in splits.values())
-    check_windows(config, frames, f"a window of {frames * config.audio.hop / config.audio.sample_rate:g} s")
+    check_windows(config, frames, f"a window of {frames * config.audio.hop_length / config.audio.sample_rate:g} s")
 
     done = [
         _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source)
@@ -102,7 +102,7 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
     """The global batches must divide over the devices before anything is read."""
     devices = mesh.size
     for field, size in (
-        ("train.batch_size", config.train.batch_size // config.train.accumulate),
+        ("train.batch_size", config.train.batch_size // config.train.grad_accum_steps),
         ("train.eval_batch_size", config.train.eval_batch_size),
     ):
         if size % devices:
@@ -115,14 +115,14 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
 def _resolve(config: Config, dataset: Dataset) -> Config:
     """The configuration with what the lists of the data decide."""
     classes = len(dataset.labels)
-    if config.model.classes not in (0, classes):
+    if config.model.num_classes not in (0, classes):
         raise ConfigError(
-            f"model.classes={config.model.classes}: the data have {classes} classes; give {classes}, or 0"
+            f"model.num_classes={config.model.num_classes}: the data have {classes} classes; give {classes}, or 0"
         )
     if config.data.fold == 0 and not dataset.folds:
         raise ConfigError("data.fold=0: these data have no folds to cross-validate over; give 1")
     check_heads(config.data, dataset)
-    model = msgspec.structs.replace(config.model, classes=classes)
+    model = msgspec.structs.replace(config.model, num_classes=classes)
     return msgspec.structs.replace(config, model=model)
 
 
@@ -143,7 +143,7 @@ def _run_split(
     """Trains and scores one split."""
     train = config.train
     steps = max(1, train.epochs * len(each.train) // train.batch_size)
-    task = Task(config, config.model.classes, frames, steps, tuple(head.size for head in dataset.heads))
+    task = Task(config, config.model.num_classes, frames, steps, tuple(head.size for head in dataset.heads))
     own = started_run(folder) if config.init.source else None
     other = None if own else source()
     known = own or (other and other.description)  # a network that was trained goes on seeing sound as it did
@@ -179,7 +179,7 @@ def _run_split(
         result: Row = {
             **numbers,
             "parameters": count_parameters(state.params),
-            "macs_per_clip": macs_per_clip(config.model, task.classes, config.audio.mels, frames),
+            "macs_per_clip": macs_per_clip(config.model, task.classes, config.audio.n_mels, frames),
             "steps": steps,
             "train_seconds": trained.train_seconds,
             "clips_per_second": trained.clips_per_second,

@@ -10,15 +10,15 @@ import jax
 import msgspec
 
 from datar_jax.config import Config, ConfigError
-from datar_jax.config.loader import from_dict
+from datar_jax.config.loader import from_stored
 from datar_jax.filesystem import write_json
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 RESUMABLE_FIELDS = (
     *("data.root", "data.cache", "data.workers", "data.threads"),
     *(
-        "train.checkpoint_every",
-        "train.log_every",
+        "train.checkpoint_every_epochs",
+        "train.log_every_steps",
         "train.max_skipped",
         "train.stall_seconds",
         "mesh.data",
@@ -52,7 +52,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
 def _completed(tree: Any) -> dict[str, Any]:
     """A configuration as stored, with what fields have become that it had not yet."""
     try:
-        return dict(json.loads(msgspec.json.encode(from_dict(tree))))
+        return dict(json.loads(msgspec.json.encode(from_stored(tree))))
     except ConfigError:
         return dict(tree)
 

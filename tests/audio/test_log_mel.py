@@ -16,9 +16,9 @@ from datar_jax.config import AudioConfig
 
 FRONT_ENDS = (
     AudioConfig(),
-    AudioConfig(mels=64, hop_ms=20.0),
-    AudioConfig(sample_rate=22_050, window_ms=23.2, hop_ms=11.6, mels=96, fmin=0.0, fmax=10_000.0, floor_db=-60.0),
-    AudioConfig(sample_rate=8_000, window_ms=32.0, mels=32),  # the window fills the transform
+    AudioConfig(n_mels=64, hop_ms=20.0),
+    AudioConfig(sample_rate=22_050, window_ms=23.2, hop_ms=11.6, n_mels=96, fmin=0.0, fmax=10_000.0, floor_db=-60.0),
+    AudioConfig(sample_rate=8_000, window_ms=32.0, n_mels=32),  # the window fills the transform
 )
 
 
@@ -27,13 +27,13 @@ def librosa_power(samples_N, audio):
     return librosa.feature.melspectrogram(
         y=samples_N.astype(np.float64),
         sr=audio.sample_rate,
-        n_fft=audio.fft,
-        win_length=audio.window,
-        hop_length=audio.hop,
+        n_fft=audio.n_fft,
+        win_length=audio.win_length,
+        hop_length=audio.hop_length,
         window="hann",
         pad_mode="reflect",
         power=2.0,
-        n_mels=audio.mels,
+        n_mels=audio.n_mels,
         fmin=audio.fmin,
         fmax=audio.highest,
         dtype=np.float64,
@@ -70,7 +70,7 @@ def test_log_mel_is_librosa_in_decibels(audio, seconds):
     samples = sound(audio, seconds)
     mel, expected = log_mel(samples, audio), reference(samples, audio)
     assert mel.dtype == np.float32
-    assert mel.shape == (audio.mels, audio.frames(samples.size / audio.sample_rate))
+    assert mel.shape == (audio.n_mels, audio.frames(samples.size / audio.sample_rate))
     assert 0 <= expected.shape[1] - mel.shape[1] <= 1
     np.testing.assert_allclose(mel, expected[:, : mel.shape[1]], rtol=0, atol=2e-2)  # dB
     loud = expected[:, : mel.shape[1]] > -40
@@ -125,7 +125,7 @@ def test_one_clip_does_not_change_its_neighbours_and_padding_is_the_floor():
 
 
 def test_the_device_front_end_differentiates_and_exports():
-    audio = AudioConfig(mels=32)
+    audio = AudioConfig(n_mels=32)
     samples = jnp.asarray(sound(audio, 1)[: num_samples(audio, 20)])[None]
     frames = jnp.array([20])
 
@@ -156,7 +156,7 @@ def test_a_crop_has_the_columns_of_the_whole(length, front_end, data):
     frames = data.draw(st.integers(1, whole.shape[1] - start))
     first, last = frame_bounds(length, audio, start, frames)
     assert 0 <= first < last <= length
-    assert last - first <= num_samples(audio, frames) + audio.fft
+    assert last - first <= num_samples(audio, frames) + audio.n_fft
     cut = frame_samples(samples[first:last], first, length, audio, start, frames)
     assert cut.size == num_samples(audio, frames)
     np.testing.assert_allclose(log_mel_frames(cut, audio), whole[:, start : start + frames], rtol=0, atol=1e-3)
@@ -167,7 +167,7 @@ def test_any_length_gives_the_frames_that_the_config_promises(length):
     audio = AudioConfig()
     samples = sound(audio, 1.0)[:length]
     mel = log_mel(samples, audio)
-    assert mel.shape == (audio.mels, audio.frames(length / audio.sample_rate))
+    assert mel.shape == (audio.n_mels, audio.frames(length / audio.sample_rate))
     assert np.isfinite(mel).all()
     np.testing.assert_allclose(on_device(samples, audio), mel, rtol=0, atol=1e-3)
 

@@ -19,8 +19,8 @@ from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.feature_cache import prepare
 from tests.audio.test_decode import broken, sound
 
-AUDIO = AudioConfig(mels=32)
-DEVICE = AudioConfig(mels=32, frontend="device")
+AUDIO = AudioConfig(n_mels=32)
+DEVICE = AudioConfig(n_mels=32, frontend="device")
 WINDOW = 50  # columns
 
 
@@ -62,9 +62,9 @@ def test_windows_are_those_of_the_whole(tmp_path, blocks, rate, seconds):
     for name in batch:
         np.testing.assert_array_equal(np.stack([row[name] for row in rows]), batch[name])
     for start, row in zip(starts, measured.windows(starts, WINDOW, "waveform")):
-        size, first = window_samples(AUDIO, WINDOW), max(0, start * AUDIO.hop - left_context(AUDIO))
+        size, first = window_samples(AUDIO, WINDOW), max(0, start * AUDIO.hop_length - left_context(AUDIO))
         part_N = whole_N[first:][:size]
-        assert first + row["start"] == start * AUDIO.hop
+        assert first + row["start"] == start * AUDIO.hop_length
         assert row["length"] == part_N.size
         np.testing.assert_array_equal(row["waveform"], np.pad(part_N, (0, size - part_N.size)))
 
@@ -104,7 +104,7 @@ def test_hours_are_no_limit_and_take_no_memory(tmp_path):
     quiet = np.zeros(8_000_000, np.int16)
     quiet[::99_999] = 1
     soundfile.write(tmp_path / "a.flac", quiet, 1_000)
-    audio = AudioConfig(sample_rate=1_000, mels=32, window_ms=100, hop_ms=50)
+    audio = AudioConfig(sample_rate=1_000, n_mels=32, window_ms=100, hop_ms=50)
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recording, "KEPT", 1_000_000)

@@ -39,8 +39,8 @@ LABELS = ("bark", "rain", "siren")
 
 
 def described(labels: tuple[str, ...] = LABELS, frames: int = 64, **changes: Any) -> ModelInfo:
-    model = msgspec.structs.replace(MODEL, classes=len(labels), **changes.pop("model", {}))
-    audio = c.AudioConfig(**{"mels": 32, **changes.pop("audio", {})})
+    model = msgspec.structs.replace(MODEL, num_classes=len(labels), **changes.pop("model", {}))
+    audio = c.AudioConfig(**{"n_mels": 32, **changes.pop("audio", {})})
     config = c.Config(audio=audio, model=model, init=c.InitConfig(source="runs/old", **changes.pop("init", {})))
     return ModelInfo(config=config, labels=labels, frames=frames, mean_db=-30.0, std_db=10.0, **changes)
 
@@ -98,9 +98,9 @@ def test_a_parameter_of_one_side_only_stops_unless_it_is_named() -> None:
         transfer(params, source, without, described(**plain))
     with pytest.raises(c.ConfigError, match=r"init\.new=''.*stage_1_0/adaptor/signal.*runs/old has not"):
         transfer(without, described(**plain), params, source)
-    given = transfer(params, source, without, described(**plain, init={"left": "adaptor"}))
+    given = transfer(params, source, without, described(**plain, init={"allow_unexpected": "adaptor"}))
     assert given.left == ("stage_1_0/adaptor/signal",)
-    given = transfer(without, described(**plain), params, described(init={"new": "adaptor"}))
+    given = transfer(without, described(**plain), params, described(init={"allow_missing": "adaptor"}))
     assert given.new == ("stage_1_0/adaptor/signal",)
     assert given.account(LABELS)[2] == "left out: nothing; newly made: stage_1_0/adaptor/signal"
 
@@ -124,7 +124,7 @@ def test_a_table_says_the_same_of_the_same_seconds(change: dict[str, Any]) -> No
 
 
 def test_other_mels_keep_their_share_of_the_axis() -> None:
-    source, target = described(), described(audio={"mels": 64})
+    source, target = described(), described(audio={"n_mels": 64})
     params = state_of(source, seed=1).params
     given = transfer(params, source, state_of(target).params, target)
     old, new = np.asarray(params["stage_1_0"]["mixer"]["table"]), given.values["stage_1_0/mixer/table"]

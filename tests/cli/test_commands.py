@@ -51,7 +51,7 @@ SMALL = {
     "model.kernels": "3",
     "model.windows": "[[4,4]]",
     "model.mlp_ratio": "2",
-    "audio.mels": "32",
+    "audio.n_mels": "32",
     "audio.hop_ms": "25",
     "audio.window_ms": "50",
     "audio.sample_rate": "8000",
@@ -63,7 +63,7 @@ OURS = {
     "train.batch_size": "8",
     "train.eval_batch_size": "8",
     "train.epochs": "1",
-    "train.log_every": "1",
+    "train.log_every_steps": "1",
     "optim.ema": "0.5",
 }
 
@@ -114,7 +114,7 @@ def work(sounds: Path) -> Path:
     """A trained run."""
     workdir = sounds.parent / "run"
     arguments = training("csv", sounds, workdir, **{k.replace(".", "__"): v for k, v in SMALL.items()})
-    assert train.main([*arguments, "--config.train.checkpoint_every=1"]) == 0
+    assert train.main([*arguments, "--config.train.checkpoint_every_epochs=1"]) == 0
     return workdir
 
 
@@ -358,7 +358,7 @@ def test_a_damaged_model_is_told_by_name(work: Path, tmp_path: Path, capsys: pyt
     for name, changed, said in (
         ("cut", text[:-20], "describes no model of this version"),
         ("later", text.replace("datar-jax 1", "datar-jax 2"), "describes no model of this version"),
-        ("labels", text.replace('"rain"', '"rain", "dog"'), "model.classes=3: there are 4 labels"),
+        ("labels", text.replace('"rain"', '"rain", "dog"'), "model.num_classes=3: there are 4 labels"),
     ):
         folder = tmp_path / name
         folder.mkdir()

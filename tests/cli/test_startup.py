@@ -25,7 +25,7 @@ UNUSED = [
 
 
 def test_an_export_is_loaded_without_training_packages_and_without_compiling(tmp_path):
-    config = Config(model=ModelConfig(classes=2))
+    config = Config(model=ModelConfig(num_classes=2))
     params = {f"layer_{n}": {"kernel": np.zeros((n, 2), np.float32)} for n in range(1, 4)}  # as far as loading goes
     described = ModelInfo(config=config, labels=("a", "b"), frames=9, mean_db=0, std_db=1)
     described = msgspec.structs.replace(described, structure=structure(described, params))

@@ -55,7 +55,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.AudioConfig, {"sample_rate": 192_001}, "audio.sample_rate=192001", "1000 to 192000"),
     (c.AudioConfig, {"hop_ms": 0.0}, "audio.hop_ms=0.0", "at least one sample"),
     (c.AudioConfig, {"window_ms": 9.0}, "audio.window_ms=9.0", "at least audio.hop_ms"),
-    (c.AudioConfig, {"mels": 31}, "audio.mels=31", "at least 32"),
+    (c.AudioConfig, {"n_mels": 31}, "audio.n_mels=31", "at least 32"),
     (c.AudioConfig, {"fmin": -1.0}, "audio.fmin=-1.0", "0 or more"),
     (c.AudioConfig, {"fmin": 4000.0, "fmax": 4000.0}, "audio.fmin=4000.0", "less than audio.fmax (4000 Hz)"),
     (c.AudioConfig, {"fmin": math.nan}, "audio.fmin=nan", "finite number"),
@@ -94,7 +94,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.ModelConfig, {"mlp_ratio": 0}, "model.mlp_ratio=0", "1 or more"),
     (c.ModelConfig, {"dropout": 1.0}, "model.dropout=1.0", "less than 1"),
     (c.ModelConfig, {"drop_path": -0.1}, "model.drop_path=-0.1", "0 or more"),
-    (c.ModelConfig, {"classes": -1}, "model.classes=-1", "as the data have"),
+    (c.ModelConfig, {"num_classes": -1}, "model.num_classes=-1", "as the data have"),
     *(
         (c.AugmentConfig, {name: -1}, f"augment.{name}=-1", "0 (off) or more")
         for name in ("freq_masks", "freq_width", "time_masks", "time_width", "freq_shift")
@@ -105,7 +105,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.AugmentConfig, {"background_snr_db": (5.0, 1.0)}, "augment.background_snr_db=(5.0, 1.0)", "low <= high"),
     (c.OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate=0.0", "more than 0"),
     (c.OptimConfig, {"learning_rate": math.nan}, "optim.learning_rate=nan", "finite number"),
-    (c.OptimConfig, {"final_rate": 1.1}, "optim.final_rate=1.1", "0 to 1"),
+    (c.OptimConfig, {"final_lr_ratio": 1.1}, "optim.final_lr_ratio=1.1", "0 to 1"),
     (c.OptimConfig, {"warmup": 1.0}, "optim.warmup=1.0", "below 1"),
     (c.OptimConfig, {"weight_decay": -1.0}, "optim.weight_decay=-1.0", "0 or more"),
     (c.OptimConfig, {"beta2": 1.0}, "optim.beta2=1.0", "less than 1"),
@@ -117,18 +117,18 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
         for name in (
             "epochs",
             "batch_size",
-            "accumulate",
+            "grad_accum_steps",
             "eval_batch_size",
-            "checkpoint_every",
-            "log_every",
+            "checkpoint_every_epochs",
+            "log_every_steps",
             "max_skipped",
         )
     ),
     (c.MeshConfig, {"fsdp": 0}, "mesh.fsdp=0", "1 or more"),
     (c.MeshConfig, {"data": 0}, "mesh.data=0", "-1 for all"),
-    (c.TrainConfig, {"evaluate_every": -1}, "train.evaluate_every=-1", "0 or more"),
+    (c.TrainConfig, {"evaluate_every_epochs": -1}, "train.evaluate_every_epochs=-1", "0 or more"),
     (c.TrainConfig, {"seed": -1}, "train.seed=-1", "0 or more"),
-    (c.TrainConfig, {"accumulate": 5}, "train.accumulate=5", "does not divide train.batch_size=32"),
+    (c.TrainConfig, {"grad_accum_steps": 5}, "train.grad_accum_steps=5", "does not divide train.batch_size=32"),
 ]
 
 
@@ -145,8 +145,8 @@ def test_a_wrong_value_names_field_value_and_remedy(kind: type, wrong: dict[str,
 
 def test_windows_must_fit_their_maps() -> None:
     with pytest.raises(c.ConfigError) as error:
-        c.Config(audio=c.AudioConfig(mels=64))
-    says(error, "model.windows[2]=(8, 8)", "4 frequency rows", "audio.mels=64", "at most 4")
+        c.Config(audio=c.AudioConfig(n_mels=64))
+    says(error, "model.windows[2]=(8, 8)", "4 frequency rows", "audio.n_mels=64", "at most 4")
     with pytest.raises(c.ConfigError) as error:
         c.Config(data=c.DataConfig(window_seconds=0.25))
     says(error, "model.windows[0]=(8, 8)", "7 time columns", "data.window_seconds=0.25", "at most 7")
@@ -157,7 +157,7 @@ def test_windows_must_fit_their_maps() -> None:
     says(error, "model.windows[2]=(8, 8)", "7 time columns", "the longest clip")
     wide = ((8, 8), (8, 8), (8, 8), (99, 99))
     c.Config(model=c.ModelConfig(windows=wide))  # no block of the last stage has a window
-    with pytest.raises(c.ConfigError, match=r"augment.freq_width=129: wider than audio.mels=128"):
+    with pytest.raises(c.ConfigError, match=r"augment.freq_width=129: wider than audio.n_mels=128"):
         c.Config(augment=c.AugmentConfig(freq_width=129))
 
 
@@ -184,7 +184,7 @@ TYPED = [
         ["model='datar_huge'", "no such variant", "datar_nano, datar_tiny, datar_small, datar_base"],
     ),
     ("model.dropout", "2", ["model.dropout=2.0", "less than 1"]),
-    ("train.accumulate", "3", ["train.accumulate=3", "train.batch_size=32"]),
+    ("train.grad_accum_steps", "3", ["train.grad_accum_steps=3", "train.batch_size=32"]),
 ]
 
 
@@ -301,9 +301,9 @@ def test_a_configuration_survives_json(
 )
 def test_audio_lengths_in_samples(rate: int, window: int, hop: int, fft: int) -> None:
     audio = c.AudioConfig(sample_rate=rate)
-    assert (audio.window, audio.hop, audio.fft, audio.highest) == (window, hop, fft, rate / 2)
+    assert (audio.win_length, audio.hop_length, audio.n_fft, audio.highest) == (window, hop, fft, rate / 2)
     assert [audio.frames(s) for s in (0.0, 0.01, 1.0, 5.0, 30.0)] == [1, 1, 100, 500, 3000]
-    assert c.AudioConfig(sample_rate=rate, window_ms=32.0).fft == round(0.032 * rate), "a power of two is its own"
+    assert c.AudioConfig(sample_rate=rate, window_ms=32.0).n_fft == round(0.032 * rate), "a power of two is its own"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -91,7 +91,7 @@ def test_balanced_drawing_gives_every_class_its_share(tmp_path, labels):
     clips = tuple(dataclasses.replace(clip, labels=told) for clip, told in zip(dataset.clips, of_clip))
     dataset = dataclasses.replace(dataset, clips=clips)
     draw = functools.partial(train_batches, store, dataset, np.arange(60), 10, 50, 3)
-    batches = draw(DataConfig(balance=True))
+    batches = draw(DataConfig(balanced_sampling=True))
     drawn = np.concatenate([batches.clips(number) for number in range(240)])
     share = np.bincount(drawn, minlength=60) / len(drawn)
     count = np.array([sum(s in told for told in of_clip) for s in range(3)])
@@ -100,8 +100,8 @@ def test_balanced_drawing_gives_every_class_its_share(tmp_path, labels):
     np.testing.assert_allclose(share, wanted, atol=5 * np.sqrt(wanted.max() / len(drawn)))  # five deviations
     if labels == "single":
         np.testing.assert_allclose([share[:45].sum(), share[45:57].sum(), share[57:].sum()], 1 / 3, atol=0.03)
-    np.testing.assert_array_equal(draw(DataConfig(balance=True)).clips(7), batches.clips(7))
-    assert_equal_batches([next(batches)], [draw(DataConfig(balance=True, threads=1)).read(0)])
+    np.testing.assert_array_equal(draw(DataConfig(balanced_sampling=True)).clips(7), batches.clips(7))
+    assert_equal_batches([next(batches)], [draw(DataConfig(balanced_sampling=True, threads=1)).read(0)])
     batches.close()
     with pytest.raises(DataError, match="balance was None, now True"):
         batches.set_state(draw(DataConfig()).get_state())

@@ -11,7 +11,7 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import prepare
 from tests.audio.test_log_mel import sound
 
-AUDIO = AudioConfig(mels=32, hop_ms=20.0)
+AUDIO = AudioConfig(n_mels=32, hop_ms=20.0)
 
 
 def write(path, seconds=0.2, seed=0):

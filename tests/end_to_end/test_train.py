@@ -38,7 +38,7 @@ KINDS = ("alarm", "bark", "rain")
 TINY = {
     "model.dims": "8,16,32,64",
     "model.heads": "1,2,4,8",
-    "audio.mels": "32",
+    "audio.n_mels": "32",
     "audio.hop_ms": "25",
     "audio.window_ms": "50",
     "audio.sample_rate": "8000",
@@ -51,7 +51,7 @@ TINY = {
     "train.batch_size": "8",
     "train.eval_batch_size": "8",
     "train.epochs": "3",
-    "train.log_every": "1",
+    "train.log_every_steps": "1",
 }
 
 
@@ -181,7 +181,7 @@ def test_several_labels_with_a_validation_split_keep_the_best(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = command(
-        "csv", tmp_path / "run", data__root=str(sounds), data__labels="multi", train__evaluate_every="1"
+        "csv", tmp_path / "run", data__root=str(sounds), data__labels="multi", train__evaluate_every_epochs="1"
     )
     validate = loop._validate
 
@@ -218,7 +218,7 @@ def test_two_heads_are_trained_scored_and_drawn_each(
     monkeypatch.setattr(run, "read_dataset", lambda config: with_heads(read_dataset(several)))
     judged, validate = [], loop._validate
     monkeypatch.setattr(loop, "_validate", lambda *rest: judged.append(validate(*rest)) or judged[-1])
-    arguments = command("csv", tmp_path / "run", data__root=str(sounds), train__evaluate_every="1")
+    arguments = command("csv", tmp_path / "run", data__root=str(sounds), train__evaluate_every_epochs="1")
     assert train.main([*arguments, "--config.augment.mixup=0.3", "--config.optim.label_smoothing=0.1"]) == 0
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {
         "kind_confusion.png",
@@ -259,7 +259,7 @@ def test_heads_that_do_not_fit_their_clips_are_refused(sounds: Path, change: dic
     with pytest.raises(ConfigError) as error:
         run._resolve(config, replace(dataset, **change))
     assert said in str(error.value)
-    assert run._resolve(config, dataset).model.classes == 5
+    assert run._resolve(config, dataset).model.num_classes == 5
 
 
 def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -
 def test_a_damaged_checkpoint_is_passed_over_and_none_at_all_is_said(
     sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = {"data__root": str(sounds / "by_class"), "train__checkpoint_every": "1"}
+    fields = {"data__root": str(sounds / "by_class"), "train__checkpoint_every_epochs": "1"}
     assert train.main(command("folder", tmp_path / "run", **fields)) == 0
     steps = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert len(steps) == 2
@@ -317,8 +317,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_at_all_is_said(
         ("folder", {"model.heads": "1,2,3,8"}, "model.heads[2]=3"),
         ("folder", {"model.windows": "[[16,4],[4,4],[2,2],[1,2]]"}, "at most 8"),
         ("folder", {"data.window_seconds": "0.2"}, "time columns"),
-        ("folder", {"model.classes": "2", "data.root": "BY_CLASS"}, "the data have 3 classes"),
-        ("folder", {"model.classes": "5", "data.root": "BY_CLASS"}, "the data have 3 classes"),
+        ("folder", {"model.num_classes": "2", "data.root": "BY_CLASS"}, "the data have 3 classes"),
+        ("folder", {"model.num_classes": "5", "data.root": "BY_CLASS"}, "the data have 3 classes"),
         ("folder", {"data.fold": "0", "data.root": "BY_CLASS"}, "no folds"),
         ("esc10", {"data.fold": "3", "data.root": "ROOT"}, "data.fold=3"),
         ("csv", {"data.root": "ROOT"}, "set data.labels to 'multi'"),

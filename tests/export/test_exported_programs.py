@@ -27,9 +27,9 @@ from datar_jax.training.train_step import eval_step
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CLASSES, FRAMES, MEAN, STD = 5, 33, -31.0, 17.0
-AUDIO = c.AudioConfig(sample_rate=8_000, mels=32, window_ms=25.0, hop_ms=10.0)
+AUDIO = c.AudioConfig(sample_rate=8_000, n_mels=32, window_ms=25.0, hop_ms=10.0)
 SAMPLES = window_samples(AUDIO, FRAMES)
-WHOLE = FRAMES * AUDIO.hop + AUDIO.hop // 2 - 1  # samples of a clip that fills the window
+WHOLE = FRAMES * AUDIO.hop_length + AUDIO.hop_length // 2 - 1  # samples of a clip that fills the window
 # One deformable block: cheap to compile. What else there is knows no batch size.
 MODEL = c.ModelConfig(dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,))
 CONFIG = c.Config(audio=AUDIO, model=MODEL, data=c.DataConfig(window_seconds=0.33))
@@ -44,7 +44,7 @@ FRONT_ENDS = (
 def parameters() -> Any:
     """Far from their start, so that no zero hides a path."""
     task = Task(CONFIG, CLASSES, FRAMES, 1)
-    mel = jax.ShapeDtypeStruct((1, AUDIO.mels, FRAMES), jnp.float32)
+    mel = jax.ShapeDtypeStruct((1, AUDIO.n_mels, FRAMES), jnp.float32)
     shapes = jax.eval_shape(task.model(train=False).init, jax.random.key(0), mel)["params"]
     rng = np.random.default_rng(0)
     return jax.tree_util.tree_map_with_path(
@@ -67,7 +67,7 @@ def clips(lengths: list[int], beyond: float = 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize("audio", FRONT_ENDS)
 def test_columns_are_those_of_the_store_at_every_length(audio):
-    lengths = np.arange(1, 40 * audio.hop + 1)
+    lengths = np.arange(1, 40 * audio.hop_length + 1)
     got = columns_jax(jnp.asarray(lengths, jnp.int32), audio, 40)
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(got, columns(lengths, audio))
@@ -75,9 +75,11 @@ def test_columns_are_those_of_the_store_at_every_length(audio):
 
 @pytest.mark.parametrize("audio", FRONT_ENDS)
 def test_an_excerpt_is_that_of_the_host_at_every_kind_of_length(audio):
-    frames = -(-2 * audio.fft // audio.hop)
-    least, end = audio.fft // 2 + 1, frames * audio.hop
-    lengths = np.array([1, 2, audio.hop // 2 + 1, least - 1, least, least + 1, audio.window, 1077 % end, end - 1, end])
+    frames = -(-2 * audio.n_fft // audio.hop_length)
+    least, end = audio.n_fft // 2 + 1, frames * audio.hop_length
+    lengths = np.array(
+        [1, 2, audio.hop_length // 2 + 1, least - 1, least, least + 1, audio.win_length, 1077 % end, end - 1, end]
+    )
     waves = np.random.default_rng(0).normal(size=(len(lengths), end)).astype(np.float32)
     start = jnp.zeros(len(lengths), jnp.int32)
     got = np.asarray(frame_samples_jax(jnp.asarray(waves), jnp.asarray(lengths, jnp.int32), start, audio, frames))
@@ -89,13 +91,13 @@ def test_an_excerpt_is_that_of_the_host_at_every_kind_of_length(audio):
 
 def test_a_window_inside_a_recording_is_that_of_the_host():
     for audio in FRONT_ENDS:
-        frames, long = 12, 40 * audio.hop + 17
+        frames, long = 12, 40 * audio.hop_length + 17
         whole = np.random.default_rng(0).normal(size=long).astype(np.float32)
         for start in (0, 1, 2, 5, 40 - frames):
-            first = max(0, start * audio.hop - left_context(audio))
+            first = max(0, start * audio.hop_length - left_context(audio))
             part = whole[first:][: window_samples(audio, frames)]
             waves = np.pad(part, (0, window_samples(audio, frames) - part.size))[None]
-            here = np.array([start * audio.hop - first], np.int32)
+            here = np.array([start * audio.hop_length - first], np.int32)
             got = frame_samples_jax(jnp.asarray(waves), jnp.array([part.size], jnp.int32), here, audio, frames)[0]
             expected = frame_samples(whole, 0, long, audio, start, frames)
             np.testing.assert_array_equal(got, expected, err_msg=f"{audio} {start}")
@@ -109,7 +111,7 @@ def test_a_window_inside_a_recording_is_that_of_the_host():
 def test_the_program_scores_as_an_evaluation_with_the_hosts_front_end(labels, heads):
     config = msgspec.structs.replace(CONFIG, data=c.DataConfig(labels=labels, window_seconds=0.33))
     params, lengths = parameters(), [1, 3, 39, 40, 121, 127, 200, 259, 1333, WHOLE - 41, WHOLE - 1, WHOLE]
-    mel_BxFxT = np.full((len(lengths), AUDIO.mels, FRAMES), AUDIO.floor_db, np.float32)
+    mel_BxFxT = np.full((len(lengths), AUDIO.n_mels, FRAMES), AUDIO.floor_db, np.float32)
     frames_B = columns(np.array(lengths), AUDIO).astype(np.int32)
     for mel, wave, length, frames in zip(mel_BxFxT, clips(lengths), lengths, frames_B):
         mel[:, :frames] = log_mel(wave[:length], AUDIO)
@@ -151,7 +153,7 @@ def test_every_branch_of_the_model_takes_batches_of_a_size_that_is_not_known(ste
         adaptor_at="both",
     )
     config = msgspec.structs.replace(CONFIG, model=model)
-    mel = jax.ShapeDtypeStruct((1, AUDIO.mels, FRAMES), jnp.float32)
+    mel = jax.ShapeDtypeStruct((1, AUDIO.n_mels, FRAMES), jnp.float32)
     init = Task(config, CLASSES, FRAMES, 1).model(train=False).init
     params = jax.eval_shape(init, jax.random.key(0), mel)["params"]
     program = waveform_program(config, (), CLASSES, FRAMES, MEAN, STD)

@@ -18,7 +18,7 @@ from datar_jax.inference import attention_figure as look
 from datar_jax.inference.attention_maps import AttentionMaps, BlockAttention
 from datar_jax.plotting import hertz_axis, sheet
 
-AUDIO = AudioConfig(mels=64, hop_ms=20.0, window_ms=40.0)
+AUDIO = AudioConfig(n_mels=64, hop_ms=20.0, window_ms=40.0)
 LABELS = [rf"$\no{{math$, a class that is heard far away_{i}" for i in range(7)]
 
 
@@ -26,7 +26,7 @@ def inside(frames: int, blocks: int, groups: int = 2, stage: int = 3) -> Attenti
     """Blocks that look somewhere, each at points of its own; what is drawn of them needs no model."""
     rng = np.random.default_rng(0)
     scale = 2 ** (stage + 2)
-    size = (AUDIO.mels // scale, -(-frames // scale) + 2)  # two columns of padding
+    size = (AUDIO.n_mels // scale, -(-frames // scale) + 2)  # two columns of padding
     counted = np.tile(np.arange(size[1]) < size[1] - 2, size[0])
     made = []
     for block in range(blocks):
@@ -60,7 +60,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def draw(path: Path, frames: int, blocks: int, groups: int = 2, events: Any = (), **more: Any) -> AttentionMaps:
-    mel = np.random.default_rng(1).normal(-40, 15, (AUDIO.mels, frames + 30))
+    mel = np.random.default_rng(1).normal(-40, 15, (AUDIO.n_mels, frames + 30))
     seen = inside(frames, blocks, groups)
     score = np.arange(1, len(LABELS) + 1) / 10
     look.save_attention_figure(path, mel, AUDIO, seen, score, LABELS, events, **more)
@@ -154,7 +154,7 @@ def test_scores_are_the_best_of_each_question(tmp_path: Path, drawn: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "audio", [AUDIO, AudioConfig(mels=40, fmin=50, fmax=7000), AudioConfig(mels=128, window_ms=64)]
+    "audio", [AUDIO, AudioConfig(n_mels=40, fmin=50, fmax=7000), AudioConfig(n_mels=128, window_ms=64)]
 )
 @pytest.mark.parametrize("hertz", [1000, 3000])
 def test_a_tone_is_brightest_where_its_frequency_is_named(audio: AudioConfig, hertz: int) -> None:
@@ -167,9 +167,9 @@ def test_a_tone_is_brightest_where_its_frequency_is_named(audio: AudioConfig, he
 def test_frequencies_are_named_as_far_as_there_is_room() -> None:
     for inches, names in ((4.0, "1k 4k 250 2k 500 125"), (0.4, "1k 4k")):
         axes = sheet(1, inches).add_subplot()
-        hertz_axis(axes, AudioConfig(mels=64), inches, 7)
+        hertz_axis(axes, AudioConfig(n_mels=64), inches, 7)
         assert [label.get_text() for label in axes.get_yticklabels()] == names.split()
-        rows = bin_of_hertz(np.array([1000, 4000]), AudioConfig(mels=64))
+        rows = bin_of_hertz(np.array([1000, 4000]), AudioConfig(n_mels=64))
         np.testing.assert_allclose(axes.get_yticks()[:2], rows)
 
 

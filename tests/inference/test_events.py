@@ -38,12 +38,12 @@ def plainly(spans, scores, rules, labels=("a", "b")):
         runs = [(a, b, level[a:b].max()) for a, b in zip(edges[::2], edges[1::2])]
         merged = []
         for a, b, peak in (run for run in runs if run[2] >= rules.threshold):
-            if merged and (a - merged[-1][1]) * AUDIO.hop < rules.gap * AUDIO.sample_rate:
+            if merged and (a - merged[-1][1]) * AUDIO.hop_length < rules.gap * AUDIO.sample_rate:
                 a, _, before = merged.pop()
                 peak = max(peak, before)
             merged.append((a, b, peak))
         for a, b, peak in merged:
-            if (b - a) * AUDIO.hop >= rules.shortest * AUDIO.sample_rate:
+            if (b - a) * AUDIO.hop_length >= rules.shortest * AUDIO.sample_rate:
                 events.append(Event(label, a * 441 / 44_100, b * 441 / 44_100, peak))
     return events
 
@@ -125,7 +125,7 @@ def test_no_time_is_rounded_twice_and_none_lies_beyond_the_end():
     day = 24 * 3_600 * SECOND
     spans, scores = [(day + i, day + i + 1) for i in range(0, 20, 10)], [[0.9], [0.9]]
     events, _ = heard([(35, 36), *spans], [[0.9], *scores], EventSettings(gap=0), labels=("a",), seconds=86_400.105)
-    assert 35 * (AUDIO.hop / AUDIO.sample_rate) != 0.35
+    assert 35 * (AUDIO.hop_length / AUDIO.sample_rate) != 0.35
     assert [(e.onset, e.offset) for e in events] == [(0.35, 0.36), (86_400.0, 86_400.01), (86_400.1, 86_400.105)]
 
 

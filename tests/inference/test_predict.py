@@ -21,7 +21,7 @@ from datar_jax.inference.windows import FailedFile, iter_audio_files, map_window
 from datar_jax.labels import class_names
 from tests.audio.test_decode import sound
 
-AUDIO = AudioConfig(mels=32, hop_ms=20.0)
+AUDIO = AudioConfig(n_mels=32, hop_ms=20.0)
 
 
 @dataclass
@@ -55,7 +55,7 @@ def folder_of(root, seconds=(0.3, 1.0, 2.35, 4.0)):
 @pytest.mark.parametrize("reads", ["mel", "samples"])
 @pytest.mark.parametrize("overlap", [0.0, 0.75])
 def test_scores_of_files_are_those_of_evaluation(tmp_path, reads, overlap):
-    audio = AudioConfig(mels=32, hop_ms=20.0, frontend="host" if reads == "mel" else "device")
+    audio = AudioConfig(n_mels=32, hop_ms=20.0, frontend="host" if reads == "mel" else "device")
     model = Energy(reads=reads, audio=audio)
     dataset = read_dataset(DataConfig(root=str(folder_of(tmp_path / "sounds"))))
     total, views = np.zeros((len(dataset), 2)), np.zeros((len(dataset), 1))
@@ -234,7 +234,7 @@ def own_samples(batch):
 
 def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "KEPT", 1_000_000)
-    audio = AudioConfig(sample_rate=4_000, mels=32, hop_ms=20.0)
+    audio = AudioConfig(sample_rate=4_000, n_mels=32, hop_ms=20.0)
     model = Energy(frames=50, reads="waveform", audio=audio)
     peaks = []
     for minutes in (10, 60):

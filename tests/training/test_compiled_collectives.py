@@ -29,7 +29,7 @@ B, MELS, FRAMES, CLASSES = 16, 32, 32, 4  # two clips on each device
 
 # Deformable blocks of several groups, at stride 2 and at stride 1, and every convolution.
 CONFIG = c.Config(
-    audio=c.AudioConfig(mels=MELS),
+    audio=c.AudioConfig(n_mels=MELS),
     model=c.ModelConfig(
         dims=(8, 16),
         spec=("D", "D"),

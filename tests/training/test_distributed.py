@@ -99,13 +99,13 @@ def command(root: Path, workdir: Path, **fields: str) -> list[str]:
         "model.stem": "patch",
         "model.mlp": "plain",
         "model.local_perception": "false",
-        "audio.mels": "32",
+        "audio.n_mels": "32",
         "audio.sample_rate": "8000",
         "augment.freq_width": "4",
         "train.batch_size": "8",
         "train.eval_batch_size": "8",
         "train.epochs": "10",
-        "train.log_every": "1",
+        "train.log_every_steps": "1",
         **{name.replace("__", "."): value for name, value in fields.items()},
     }
     fixed = [f"--config={ROOT / 'configs' / 'folder.py'}", f"--workdir={workdir}"]

@@ -35,7 +35,7 @@ MEAN, STD = -40.0, 15.0
 
 # One deformable block: cheap to compile.
 SMALL = c.Config(
-    audio=c.AudioConfig(mels=MELS),
+    audio=c.AudioConfig(n_mels=MELS),
     model=c.ModelConfig(
         dims=(8,),
         spec=("D",),
@@ -148,7 +148,7 @@ def assert_same_run(one: tuple[TrainState, list], two: tuple[TrainState, list]) 
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:
-    rate = schedule(OptimConfig(learning_rate=2e-3, warmup=0.1, final_rate=0.05), 1000)
+    rate = schedule(OptimConfig(learning_rate=2e-3, warmup=0.1, final_lr_ratio=0.05), 1000)
     got = [float(rate(s)) for s in (0, 1, 50, 100, 550, 1000, 5000)]
     middle = 2e-3 * (0.05 + 0.95 * 0.5)
     np.testing.assert_allclose(got, [0, 2e-5, 1e-3, 2e-3, middle, 1e-4, 1e-4], rtol=1e-5, atol=1e-12)

@@ -37,7 +37,7 @@ class ClipSource(abc.ABC):
     @property
     def seconds(self) -> np.ndarray:
         """float64 (clips,), length of each clip."""
-        return self.frames * (self.audio.hop / self.audio.sample_rate)
+        return self.frames * (self.audio.hop_length / self.audio.sample_rate)
 
     def batch(self, clips_B: np.ndarray, starts_B: np.ndarray, window_frames: int) -> Batch:
         """The windows of clips that start at some columns.
@@ -45,7 +45,7 @@ class ClipSource(abc.ABC):
         Returns:
           mel float32 (B, F, T) in decibels, beyond a clip's end the floor; frames int32 (B,), valid columns.
         """
-        mel_BxFxT = np.empty((len(clips_B), self.audio.mels, window_frames), np.float32)
+        mel_BxFxT = np.empty((len(clips_B), self.audio.n_mels, window_frames), np.float32)
         frames_B = np.empty(len(clips_B), np.int32)
         for b, (clip, start) in enumerate(zip(clips_B, starts_B)):
             mel_TxF = self.get(int(clip), int(start), window_frames)

@@ -52,7 +52,7 @@ class SpectrogramCache(ClipSource):
     _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_flat", _Flat(self.path, self.frames, np.dtype(np.float32), (self.audio.mels,)))
+        object.__setattr__(self, "_flat", _Flat(self.path, self.frames, np.dtype(np.float32), (self.audio.n_mels,)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SpectrogramCache, (self.path, self.audio, self.frames, self.bad)
@@ -262,7 +262,7 @@ def _open(
         return f"{index_path.name} is the index of something else"
     try:
         size = store_path.stat().st_size
-        if size != (expected := sum(counts.tolist()) * (4 * audio.mels if audio.frontend == "host" else 2)):
+        if size != (expected := sum(counts.tolist()) * (4 * audio.n_mels if audio.frontend == "host" else 2)):
             return f"{store_path.name} has {size} bytes, not {expected}"
         store = _store(index, store_path, dataset, audio)
         for i in np.unique(np.linspace(0, len(counts) - 1, min(len(counts), PROBES)).astype(int)):

@@ -106,7 +106,7 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
     chips = devices(place)
     mesh = make_mesh(config.mesh, chips)
     task = _task(config, place, batch, seconds, classes)
-    macs = macs_per_clip(task.config.model, classes, config.audio.mels, task.frames)
+    macs = macs_per_clip(task.config.model, classes, config.audio.n_mels, task.frames)
     hosts = len({chip.process_index for chip in chips})
     state = abstract_state(task)
     state_bytes = _bytes_on_chip(state, mesh)
@@ -121,7 +121,7 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
         data=mesh.shape["data"],
         fsdp=mesh.shape["fsdp"],
         seconds=seconds,
-        mels=config.audio.mels,
+        mels=config.audio.n_mels,
         frames=task.frames,
         classes=classes,
         dtype=config.model.dtype,
@@ -224,14 +224,15 @@ def devices(place: Topology) -> list[Any]:
 
 
 def _task(config: Config, place: Topology, batch: int, seconds: float, classes: int) -> Task:
-    if batch % config.train.accumulate:
+    if batch % config.train.grad_accum_steps:
         raise ConfigError(
-            f"--batch={batch}: train.accumulate={config.train.accumulate} does not divide it; give a multiple of that"
+            f"--batch={batch}: train.grad_accum_steps={config.train.grad_accum_steps} does not divide it; "
+            "give a multiple of that"
         )
     frames = config.audio.frames(seconds)
     check_windows(config, frames, f"--seconds={seconds:g}")
     train = msgspec.structs.replace(config.train, batch_size=batch * place.chips)
-    model = msgspec.structs.replace(config.model, classes=classes)
+    model = msgspec.structs.replace(config.model, num_classes=classes)
     return Task(msgspec.structs.replace(config, train=train, model=model), classes, frames, steps=1000)
 
 

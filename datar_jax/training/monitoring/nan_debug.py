@@ -21,7 +21,7 @@ from datar_jax.training.train_step import TrainState, draw, loss_and_gradient
 def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: list[str]) -> str:
     """Runs a step's forward and backward pass again, with its own random draws, and looks at every layer.
 
-    With `train.accumulate`, the forward pass is one over the whole batch: it drops other paths than the step did.
+    With `train.grad_accum_steps`, the forward pass is one over the whole batch: it drops other paths than the step did.
 
     Args:
       task: static.

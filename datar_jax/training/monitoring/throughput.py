@@ -51,6 +51,6 @@ class Throughput:
         if used := [each["peak_bytes_in_use"] for each in statistics if "peak_bytes_in_use" in each]:
             row["device_memory_gib"] = max(used) / 2**30
         if peak := peak_flops(self.mesh.local_devices[0].device_kind):
-            macs = macs_per_clip(task.config.model, task.classes, task.config.audio.mels, task.frames)
+            macs = macs_per_clip(task.config.model, task.classes, task.config.audio.n_mels, task.frames)
             row["model_flop_utilisation"] = 6 * macs * rate / (peak * self.mesh.size)
         return row

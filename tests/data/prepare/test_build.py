@@ -42,7 +42,7 @@ from tests.audio.test_log_mel import sound
 from tests.data.datasets.test_annotations import LISTS
 from tests.data.sources.test_sources import SMALL
 
-AUDIO = AudioConfig(sample_rate=8_000, mels=32)
+AUDIO = AudioConfig(sample_rate=8_000, n_mels=32)
 RECIPE = EncodeOptions(AUDIO, shard_clips=3, workers=1)
 
 
@@ -591,5 +591,5 @@ def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
     cached = prepare_cache(read_dataset(DataConfig(root=str(folder))), AUDIO, tmp_path / "cache")
     for i in range(3):
         np.testing.assert_allclose(store.get(i), cached.get(i), rtol=0, atol=0.06)
-    assert json.loads((tmp_path / "out" / "statistics.json").read_text())["audio"]["mels"] == 32
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text())["audio"]["n_mels"] == 32
     assert len(dataset) == 6

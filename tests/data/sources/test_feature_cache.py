@@ -68,7 +68,7 @@ def test_a_second_call_decodes_nothing(sounds, tmp_path, monkeypatch):
 def test_other_settings_or_a_changed_file_are_another_cache(sounds, tmp_path, monkeypatch):
     prepare(sounds, AUDIO, tmp_path / "cache")
     calls = count_decodes(monkeypatch)
-    assert prepare(sounds, AudioConfig(mels=40, hop_ms=20.0), tmp_path / "cache").get(0).shape[1] == 40
+    assert prepare(sounds, AudioConfig(n_mels=40, hop_ms=20.0), tmp_path / "cache").get(0).shape[1] == 40
     assert len(calls) == 18
     write(Path(sounds.clips[3].path), 0.6, seed=99)
     changed = prepare(sounds, AUDIO, tmp_path / "cache")
@@ -251,7 +251,7 @@ def marked(folder, frames):
     store = folder / f"{len(list(folder.glob('*.frames')))}.frames"  # a file is never changed under its readers
     with store.open("wb") as file:
         for i, count in enumerate(frames):
-            mel_TxF = np.full((count, AUDIO.mels), -20.0, np.float32)
+            mel_TxF = np.full((count, AUDIO.n_mels), -20.0, np.float32)
             mel_TxF[:, 0], mel_TxF[:, 1] = i, np.arange(count)
             file.write(mel_TxF.tobytes())
     labels = [(i % 3,) if i % 4 else (0, 2) for i in range(len(frames))]

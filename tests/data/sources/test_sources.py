@@ -21,7 +21,7 @@ from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step
 from tests.audio.test_log_mel import sound
 
-HOST = c.AudioConfig(mels=32)
+HOST = c.AudioConfig(n_mels=32)
 DEVICE = msgspec.structs.replace(HOST, frontend="device")
 SMALL = c.ModelConfig(
     dims=(16, 32), spec=("L", "D"), heads=(1, 2), windows=((4, 4),) * 2, groups=(1, 1), strides=(2, 1), kernels=(3, 3)

@@ -520,7 +520,7 @@ def get_config():
         dims=(8, 16), spec=("L", "D"), heads=(2, 4), windows=((4, 4), (4, 4)), groups=(1, 2), strides=(2, 1),
         kernels=(3, 3), mlp_ratio=2, adaptor="none", dtype="bfloat16",
     )
-    return c.Config(audio=c.AudioConfig(mels=32), model=model)
+    return c.Config(audio=c.AudioConfig(n_mels=32), model=model)
 """
 
 
