@@ -80,7 +80,7 @@ def training(config: str, sounds: Path, workdir: Path, **fields: str) -> list[st
 
 
 @pytest.fixture(scope="module")
-def iter_audio_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of six clips, some shorter than the window, and a list with two folds."""
     root = tmp_path_factory.mktemp("commands") / "sounds"
     root.mkdir()

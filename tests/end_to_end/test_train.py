@@ -56,7 +56,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def iter_audio_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of twelve one-second clips; some shorter, one broken file among them, and two lists."""
     root = tmp_path_factory.mktemp("sounds")
     rows, esc = ["path,label,split"], ["filename,fold,target,category"]

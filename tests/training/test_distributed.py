@@ -75,7 +75,7 @@ def test_a_lone_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def iter_audio_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two kinds, ten clips each, of several lengths: the last evaluation batch is not full."""
     root = tmp_path_factory.mktemp("sounds")
     for target, kind in enumerate(("alarm", "rain")):

@@ -23,7 +23,7 @@ from tests.data.test_readers import AUDIO, folder_of, table_of, write
 
 
 @pytest.fixture
-def iter_audio_files(tmp_path):
+def sounds(tmp_path):
     return read_dataset(DataConfig(root=str(folder_of(tmp_path / "sounds"))))
 
 
