@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back or is refused, and no failure costs an older one."""
+"""CheckpointManager: what was saved comes back or is refused, and no failure costs an older one."""
 
 from __future__ import annotations
 
@@ -344,19 +344,19 @@ import resource, sys
 from pathlib import Path
 import logging; logging.disable(logging.CRITICAL)
 import jax.numpy as jnp, jax
-from datar_jax.checkpoints.manager import CheckpointError, Checkpoints
+from datar_jax.checkpoints.manager import CheckpointError, CheckpointManager
 from datar_jax.training.train_step import TrainState
 def state(step):
     noise = jax.random.normal(jax.random.key(step), (300, 100))
     return TrainState(jnp.int32(step), {"kernel": noise}, {}, (), jnp.int32(0), jnp.ones(2))
-c = Checkpoints(Path(sys.argv[1]))
+c = CheckpointManager(Path(sys.argv[1]))
 c.save(state(1), {}, {}); c.finish()
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
 c.save(state(2), {}, {})
 try: c.finish()
 except CheckpointError as error: print("REFUSED", error)
-c.close(); c = Checkpoints(Path(sys.argv[1]))
+c.close(); c = CheckpointManager(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 c.save(state(3), {}, {}); c.finish()
 print("READ", int(c.restore(state(0))[0].step)); c.close()
@@ -389,7 +389,7 @@ rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, rank, initialization_timeout=60)
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from datar_jax.checkpoints.manager import Checkpoints
+from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.config import MeshConfig
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import TrainState
@@ -401,7 +401,7 @@ def state(step):
     params = {"kernel": put(kernel, P(None, "fsdp"))}
     return TrainState(put(np.int32(step)), params, {}, (), put(np.int32(0)), put(np.float32([1, 2])))
 said = []
-checkpoints = Checkpoints(folder, said.append)
+checkpoints = CheckpointManager(folder, said.append)
 for step in (1, 2):
     checkpoints.save(state(step), {}, {})
 checkpoints.finish()

@@ -148,7 +148,7 @@ def test_every_example_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: py
         with monkeypatch.context() as patched:
             patched.setattr(argparse.ArgumentParser, "parse_known_args", parse)
             with pytest.raises(Parsed):
-                importlib.import_module(f"datar_jax.cli.{name}").main(given)
+                COMMANDS[name][0](given)
 
 
 FORMS = [

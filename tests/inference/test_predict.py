@@ -137,7 +137,7 @@ def test_a_file_that_breaks_after_its_first_windows_is_one_failure(tmp_path, mon
             soundfile.write(path, sound(1.5), 22_050)
         return measured
 
-    monkeypatch.setattr("datar_jax.inference.predict.measure", shorten)
+    monkeypatch.setattr("datar_jax.inference.windows.measure", shorten)
     answers = list(predict_files(Energy(), [root], batch_size=2))
     assert [type(answer) for answer in answers] == [Prediction, FailedFile, Prediction, Prediction]
     assert answers[1].reason == "changed while it was read"
