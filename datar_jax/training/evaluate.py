@@ -161,7 +161,7 @@ def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str)
                 others = np.where(np.arange(len(matrix)) == s, 0, matrix[s])
                 row["recall"] = float(right / row["clips"]) if row["clips"] else None
                 row["precision"] = float(right / taken) if taken else None
-                row["taken_for"] = dataset.labels[part][int(others.argmax())] if others.any() else ""
+                row["predicted_instead"] = dataset.labels[part][int(others.argmax())] if others.any() else ""
             divides = 0 < row["clips"] < len(target)
             row["average_precision"] = metrics.average_precision(score[:, s], target[:, s]) if row["clips"] else None
             row["roc_auc"] = metrics.roc_auc(score[:, s], target[:, s]) if divides else None
@@ -177,7 +177,7 @@ def table_of(classes: Sequence[Row]) -> Table:
     columns = [name for name in classes[0] if name != "head" or any(row["head"] for row in classes)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
-        text = name in ("head", "class", "taken_for")
+        text = name in ("head", "class", "predicted_instead")
         table.add_column(name.replace("_", " "), justify="left" if text else "right")
     for row in worst[:SHOWN]:
         table.add_row(*(Text(_cell(row[name])) for name in columns))

@@ -18,7 +18,7 @@ from tests.data.test_readers import AUDIO, folder_of
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "datar_jax").rglob("*.py"), ROOT / "train.py"])
-MEANT = {("settings.py", "spec.loader.exec_module")}  # the config file that the user names
+MEANT = {("loader.py", "spec.loader.exec_module")}  # the config file that the user names
 
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 MODULES = {

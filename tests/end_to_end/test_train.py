@@ -30,6 +30,7 @@ from datar_jax.data.synthetic import render
 from datar_jax.labels import Head
 from datar_jax.training import train_loop as loop
 from datar_jax.training import trainer as run
+from datar_jax.training.workdir import check_workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -278,7 +279,7 @@ def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -
     with (tmp_path / "run" / "hardest.csv").open() as file:
         clips = list(csv.DictReader(file))
     assert len({clip["clip"] for clip in clips}) == 36, "of all folds"
-    right = [clip["truth"] == clip["taken_for"] for clip in clips]
+    right = [clip["truth"] == clip["predicted_instead"] for clip in clips]
     assert np.mean(right) == pytest.approx(np.mean(tops))  # of folds of equal size
     assert all(clip["truth"] in clip["clip"] for clip in clips), "each clip has its own truth"
     losses = [float(clip["loss"]) for clip in clips]
@@ -350,7 +351,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
-    workdir.check_workdir(run._resolve(config, read_dataset(config.data)), workdir)
+    check_workdir(run._resolve(config, read_dataset(config.data)), workdir)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2
     assert "optim.learning_rate=0.5" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_the_table_reads_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["hardest.csv"]
     with (tmp_path / "hardest.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["clip"], row["truth"], row["taken_for"]) for row in rows] == [
+    assert [(row["clip"], row["truth"], row["predicted_instead"]) for row in rows] == [
         (a.clip, a.truth, a.predicted_instead) for a in answers
     ]
     assert [float(row["probability"]) for row in rows] == pytest.approx([0.25] * 3)
