@@ -6,7 +6,7 @@ Models are untrained: the front end of configs/folder.py (16 kHz, 20 ms hop, 64 
 are larger than 64 allow, which is all but datar_nano), ten classes, a window of 10 s, random weights, exported as
 safetensors. Each is asked about one synthetic recording of 10 s (WAV, 44.1 kHz, mono) by
 `datar_jax.load(folder)(file)`, in fresh processes on one core, with nothing compiled yet and then with what the first
-of them compiled, and by `python -m datar_jax predict`. An answer is from the file to probabilities: read, resample,
+of them compiled, and by `datar-jax predict`. An answer is from the file to probabilities: read, resample,
 log-mel, network. Prints tables in Markdown. Linux, for the choice of a core; elsewhere the system chooses.
 """
 
@@ -190,7 +190,7 @@ def start(export: Path, sound: Path, cache: Path, answers: int) -> Start:
 
 
 def predict(export: Path, sound: Path, cache: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of a whole `python -m datar_jax predict`."""
+    """Wall and CPU seconds of a whole `datar-jax predict`."""
     began, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     child(PREDICT, cache, "predict", export, sound)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,7 +1,7 @@
 """Hours of sound with events at known times: how far from them a model puts them, how much memory and time that takes.
 
     python benchmarks/long_recordings.py [--model=RUN] [--minutes=10,60] [--rate=44100] [--overlap=0.75]
-        [--threshold=0.5] [--keep=0.4] [--workdir=DIR]
+        [--onset=0.5] [--offset=0.4] [--workdir=DIR]
 
 Events of 1 to 6 s are made as `datar_jax.data.synthetic` makes them, some seconds apart, over faint noise, the last one
 up to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound
@@ -137,11 +137,11 @@ def main() -> None:
     parser.add_argument("--minutes", default="10,60")
     parser.add_argument("--rate", type=int, default=44_100, help="Hz of the recordings")
     parser.add_argument("--overlap", type=float, default=0.75)
-    parser.add_argument("--threshold", type=float, default=EventSettings.threshold)
-    parser.add_argument("--keep", type=float, default=EventSettings.keep)
+    parser.add_argument("--onset", type=float, default=EventSettings.onset)
+    parser.add_argument("--offset", type=float, default=EventSettings.offset)
     parser.add_argument("--workdir", type=Path, help="where recordings are kept; nowhere otherwise")
     given = parser.parse_args()
-    rules = EventSettings(given.threshold, given.keep)
+    rules = EventSettings(given.onset, given.offset)
     labels = tuple(load(given.model).labels)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     with tempfile.TemporaryDirectory() as temporary:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.fft
-from jax import Array
 
 from datar_jax.audio.framing import frame_samples
 from datar_jax.config import AudioConfig
@@ -95,8 +94,3 @@ def hann(audio: AudioConfig) -> np.ndarray:
     window_W = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(audio.win_length) / audio.win_length)).astype(np.float32)
     window_W.flags.writeable = False
     return window_W
-
-
-def normalize(mel: Array, mean: Array | float, std: Array | float) -> Array:
-    """Decibels to the data set's zero mean and unit deviation."""
-    return (mel - mean) / std

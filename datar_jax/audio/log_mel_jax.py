@@ -6,6 +6,7 @@ import functools
 
 import jax
 import numpy as np
+from jax import Array
 
 from datar_jax.audio.framing import min_samples, window_bounds
 from datar_jax.audio.log_mel import mel_basis
@@ -115,3 +116,8 @@ def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
     rest = jnp.matmul(coarse, fine_matrix, precision=exact)
     rest += jnp.matmul(x - coarse, coarse_matrix + fine_matrix, precision=exact)
     return jnp.matmul(coarse, coarse_matrix) + rest
+
+
+def normalize(mel: Array, mean: Array | float, std: Array | float) -> Array:
+    """Decibels to the data set's zero mean and unit deviation."""
+    return (mel - mean) / std

@@ -13,8 +13,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from datar_jax.training.train_step import TrainState
-
 _Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
 
@@ -27,7 +25,7 @@ def _leaves(state: Any) -> Iterator[tuple[str, jax.Array]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def describe(state: TrainState) -> dict[str, Any]:
+def describe(state: Any) -> dict[str, Any]:
     """Shape, dtype and checksums of every leaf; the same on every process."""
     parts, mine = [], []
     for name, leaf in _leaves(state):
@@ -50,7 +48,7 @@ def describe(state: TrainState) -> dict[str, Any]:
     return described
 
 
-def compare(leaves: dict[str, Any], like: TrainState) -> None:
+def compare(leaves: dict[str, Any], like: Any) -> None:
     """Refuses what was described of another model.
 
     Raises:

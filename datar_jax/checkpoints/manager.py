@@ -23,7 +23,6 @@ from jax.experimental import multihost_utils
 
 from datar_jax.checkpoints.integrity import compare, describe, verify
 from datar_jax.checkpoints.metadata import BadCheckpoint, rank_by_score, read_record, reason, record_path, sealed
-from datar_jax.training.train_step import TrainState
 
 DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
 
@@ -85,7 +84,7 @@ class CheckpointManager:
             if score is not None:
                 self._scores[step] = score
 
-    def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any], score: float | None = None) -> None:
+    def save(self, state: Any, data: dict[str, Any], meta: dict[str, Any], score: float | None = None) -> None:
         """Starts to store a state. If that fails, it is said, older checkpoints stay, and `finish` raises.
 
         Args:
@@ -128,7 +127,7 @@ class CheckpointManager:
                 "mend that, and the same command continues"
             )
 
-    def restore(self, like: TrainState, best: bool = False) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+    def restore(self, like: Any, best: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Reads a checkpoint onto the devices of `like`. A damaged one is said, renamed, and the next one read.
 
         Args:
@@ -269,7 +268,7 @@ class CheckpointManager:
                 found[step] = str(bad)
         return found
 
-    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         meta = read_record(self._folder, step)
         compare(meta["leaves"], like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)

@@ -1,1 +1,1 @@
-"""What `python -m datar_jax NAME` does, one file a command: options in, a file or a page out; the work is elsewhere."""
+"""Command-line interface: one file per command; options in, library call, exit status out."""

@@ -1,4 +1,4 @@
-"""`embed`: vectors of sounds, in files."""
+"""`embed`: writes embeddings of sounds to files."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import importlib.util
 import sys
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import folder, make_parser, say_notes, whole
+from datar_jax.cli.options import make_parser, path, positive_int, print_notes
 from datar_jax.config import ConfigError
 
-USAGE = "python -m datar_jax embed MODEL FILE_OR_FOLDER... --out=DIR [--format=npy|parquet] [--batch=32]"
-SUMMARY = """Writes a vector for every sound (what the model's head reads, averaged over views) and one for every
-column of the model's last map, with its times:
-  npy      clips.npy and columns.npy (float32, a row each), and clips.csv and columns.csv that say of what
+USAGE = "datar-jax embed MODEL FILE_OR_FOLDER... --out=DIR [--format=npy|parquet] [--batch=32]"
+SUMMARY = """Writes one embedding per sound (the input of the model's head, averaged over views) and one per
+frame of the model's last feature map, with its start and end time:
+  npy      clips.npy and columns.npy (float32, one row each), with clips.csv and columns.csv as row labels
   parquet  clips.parquet and columns.parquet (pip install "datar-jax[parquet]")
-What cannot be read is said in a line, the rest goes on, and the exit status is then 1."""
-EXAMPLE = "python -m datar_jax embed runs/quickstart runs/quickstart-data/alarm --out=vectors"
+Files that cannot be read are reported and skipped; the exit status is then 1."""
+EXAMPLE = "datar-jax embed runs/quickstart runs/quickstart-data/alarm --out=vectors"
 
 
 def main(arguments: list[str]) -> int:
-    """Embeds.
+    """Writes embeddings.
 
     Raises:
-      ConfigError: an option or a model that cannot be used.
+      ConfigError: an invalid option, or a model that cannot be used.
     """
     parser = make_parser("embed", USAGE, SUMMARY, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="a run's work directory, one of its checkpoints, or an export")
-    parser.add_argument("paths", metavar="FILE_OR_FOLDER", nargs="+", help="sounds; folders at any depth")
-    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("paths", metavar="FILE_OR_FOLDER", nargs="+", help="sound files, or folders of them")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--format", choices=("npy", "parquet"), default="npy")
-    parser.add_argument("--batch", type=whole, default=32, help="windows at a time (32)")
+    parser.add_argument("--batch", type=positive_int, default=32, help="windows at a time (32)")
     given = parser.parse_args(arguments)
     if given.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError('--format=parquet: needs pyarrow; pip install "datar-jax[parquet]", or give npy')
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
-    from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed
+    from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed_files
     from datar_jax.inference.windows import FailedFile
 
     keep_compiled()
@@ -45,14 +45,14 @@ def main(arguments: list[str]) -> int:
     try:
         model = load(given.model)
         if model.params is None:
-            raise ModelError(f"{model.source}: a program gives probabilities only; use an export of its weights")
-        say_notes(model.notes)
+            raise ModelError(f"{model.source}: a program gives probabilities only; give an export of weights")
+        print_notes(model.notes)
         writer = (ParquetFiles if given.format == "parquet" else NumpyFiles)(given.out)
         try:
-            for sound in embed(model, given.paths, given.batch):
+            for sound in embed_files(model, given.paths, given.batch):
                 if isinstance(sound, FailedFile):
                     failed += 1
-                    print(f"datar_jax: {printable(sound.path)}: {sound.reason}", file=sys.stderr)
+                    print(f"datar-jax: {printable(sound.path)}: {sound.reason}", file=sys.stderr)
                 else:
                     done += 1
                     writer.write(sound)
@@ -62,5 +62,5 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
-    print(f"{given.out}: vectors of {done} sounds" + (f"; {failed} could not be used" if failed else ""))
+    print(f"{given.out}: embeddings of {done} sounds" + (f"; {failed} could not be used" if failed else ""))
     return 1 if failed else 0

@@ -1,38 +1,40 @@
-"""`evaluate`: a trained model on any labelled sounds."""
+"""`evaluate`: metrics of a trained model on labelled sounds."""
 
 from __future__ import annotations
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import folder, make_parser, say_notes
+from datar_jax.cli.options import make_parser, path, print_notes
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
 
 USAGE = (
-    "python -m datar_jax evaluate MODEL --config=configs/NAME.py [--config.data.field=value ...] "
-    "[--side=test|validation|train|all] [--out=evaluation]"
+    "datar-jax evaluate MODEL --config=configs/NAME.py [--config.data.field=value ...] "
+    "[--split=test|validation|train|all] [--out=evaluation]"
 )
-SUMMARY = """Scores a model on the data of a configuration. Front end and sizes are the model's, classes are known
-by their names. Leaves result.json, classes.csv, confusion.png, hardest.csv and hardest.png in --out."""
-EXAMPLE = """python -m datar_jax evaluate runs/quickstart --config=configs/quickstart.py \\
+SUMMARY = """Scores a model on the data of a configuration. Front end and sizes are the model's; classes are matched by
+name. Writes result.json, classes.csv, confusion.png, hardest.csv and hardest.png in --out."""
+EXAMPLE = """datar-jax evaluate runs/quickstart --config=configs/quickstart.py \\
       --config.data.root=runs/quickstart-data"""
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluates.
+    """Evaluates a model.
 
     Raises:
-      ConfigError: an option, a model or data that cannot be used.
+      ConfigError: an invalid option, or a model or data that cannot be used.
     """
     parser = make_parser("evaluate", USAGE, SUMMARY, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="a run's work directory, one of its checkpoints, or an export")
-    parser.add_argument("--config", required=True, help="a Python file with get_config(); its data count")
-    parser.add_argument("--side", choices=("test", "validation", "train", "all"), default="test", help="whose clips")
-    parser.add_argument("--out", type=folder, default="evaluation", help="folder for what is found (evaluation)")
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); its data are scored")
+    parser.add_argument(
+        "--split", choices=("test", "validation", "train", "all"), default="test", help="clips to score"
+    )
+    parser.add_argument("--out", type=path, default="evaluation", help="folder for the results (evaluation)")
     given, rest = parser.parse_known_args(arguments)
     overrides = settings.read_overrides(rest, USAGE)
     if ours := next((field for field in overrides if field.partition(".")[0] in ("audio", "model", "init")), None):
         raise ConfigError(f"--config.{ours}: front end and sizes are the model's; leave it out")
-    config = settings.load(given.config, overrides)
+    config = settings.load_config(given.config, overrides)
 
     from rich.console import Console
 
@@ -47,8 +49,8 @@ def main(arguments: list[str]) -> int:
     keep_compiled()
     try:
         saved = load_pretrained(given.model)
-        say_notes(saved.notes)
-        result = evaluate(saved, config, given.side, folder(str(given.out)), console)
+        print_notes(saved.notes)
+        result = evaluate(saved, config, given.split, path(str(given.out)), console)
     except (ModelError, DataError, TrainingError) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command's page looks."""
+"""Option types and help format that the commands share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """The parser of one command: its page has what it does, its options, and an example that works."""
+    """The parser of one command: summary, options and a working example."""
     return argparse.ArgumentParser(
-        prog=f"python -m datar_jax {name}",
+        prog=f"datar-jax {name}",
         usage=usage,
         description=summary,
         epilog=f"example:\n  {example}",
@@ -20,42 +20,50 @@ def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.A
     )
 
 
-def say_notes(notes: tuple[str, ...]) -> None:
-    """Tells a person what should be known of how a model was read."""
+def print_notes(notes: tuple[str, ...]) -> None:
+    """Prints notes on how a model was read, such as skipped checkpoints, to standard error."""
     for note in notes:
-        print(f"datar_jax: {note}", file=sys.stderr)
+        print(f"datar-jax: {note}", file=sys.stderr)
 
 
-def folder(text: str) -> Path:
-    """A path; a shell does not expand ~ after an equals sign."""
+def path(text: str) -> Path:
+    """A path; expands ~, which a shell leaves alone after an equals sign."""
     return Path(text).expanduser()
 
 
-def whole(text: str) -> int:
-    """A positive number of things."""
+def positive_int(text: str) -> int:
+    """A whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 or more")
     return int(text)
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number from 0 to below 1."""
     with contextlib.suppress(ValueError):
         if 0 <= (value := float(text)) < 1:
             return value
-    raise argparse.ArgumentTypeError(f"{text}: give 0 to below 1")
+    raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to below 1")
 
 
-def moment(text: str) -> float:
-    """A time in a recording."""
+def probability(text: str) -> float:
+    """A number above 0, at most 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: give a number above 0, at most 1")
+
+
+def seconds(text: str) -> float:
+    """A time or length in seconds, 0 or more."""
     with contextlib.suppress(ValueError):
         if 0 <= (value := float(text)) < 1e6:
             return value
     raise argparse.ArgumentTypeError(f"{text}: give seconds, 0 or more")
 
 
-def seconds(text: str) -> float:
-    """A length of time."""
+def duration(text: str) -> float:
+    """A length in seconds, more than 0."""
     with contextlib.suppress(ValueError):
         if 0 < (value := float(text)) < 1e6:
             return value

@@ -1,4 +1,4 @@
-"""`predict`: what a model hears in files and folders."""
+"""`predict`: classes and events of sound files."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from typing import TYPE_CHECKING, TextIO
 
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import folder, make_parser, say_notes, share, whole
+from datar_jax.cli.main import discard_output
+from datar_jax.cli.options import fraction, make_parser, path, positive_int, print_notes, probability, seconds
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:
     from datar_jax.inference.classifier import AudioClassifier
-    from datar_jax.inference.events import EventSettings
     from datar_jax.inference.writers import Writer
 
 USAGE = (
-    "python -m datar_jax predict MODEL FILE_OR_FOLDER... [--top=5] [--format=table|jsonl|csv] [--out=FILE] "
-    "[--events=FILE.csv] [--audacity=DIR] [--threshold=0.5] [--overlap=0.75] [--batch=32]"
+    "datar-jax predict MODEL FILE_OR_FOLDER... [--top=5] [--format=table|jsonl|csv] [--out=FILE] "
+    "[--events=FILE.csv] [--audacity=DIR] [--onset=0.5] [--offset=0.4] [--min-duration-on=0] [--min-duration-off=0.3] "
+    "[--overlap=0.75] [--batch=32]"
 )
-SUMMARY = """Tells the best classes of every sound, as the run that trained the model evaluates: a clip longer
-than the model's window is cut into views whose scores are averaged. Overlapping windows also make a
-timeline of events with onset, offset and score. Sounds may be hours long. What cannot be read is said
-in a line, the rest goes on, and the exit status is then 1."""
-EXAMPLE = "python -m datar_jax predict runs/quickstart runs/quickstart-data/alarm --top=3"
+SUMMARY = """Prints the best classes of every sound, scored as in evaluation: a clip longer than the model's window is
+cut into views whose scores are averaged. Overlapping windows also give a timeline of events with onset,
+offset and score. Sounds may be hours long. Files that cannot be read are reported and skipped; the exit
+status is then 1."""
+EXAMPLE = "datar-jax predict runs/quickstart runs/quickstart-data/alarm --top=3"
 
 
 def main(arguments: list[str]) -> int:
-    """Predicts.
+    """Predicts classes and events.
 
     Raises:
-      ConfigError: an option or a model that cannot be used.
+      ConfigError: an invalid option, or a model that cannot be used.
     """
     parser = make_parser("predict", USAGE, SUMMARY, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="a run's work directory, one of its checkpoints, or an export")
-    parser.add_argument("paths", metavar="FILE_OR_FOLDER", nargs="+", help="sounds; folders at any depth")
-    parser.add_argument("--top", type=whole, default=5, help="best classes that are told (5)")
-    parser.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="jsonl has events too")
-    parser.add_argument("--out", type=folder, help="file to write, in place of the standard output")
-    parser.add_argument("--events", type=folder, metavar="FILE.csv", help="file of all events, one a row")
-    parser.add_argument("--audacity", type=folder, metavar="DIR", help="folder of label tracks, one a sound")
-    parser.add_argument("--threshold", type=share, default=0.5, help="score that an event reaches somewhere (0.5)")
-    parser.add_argument(
-        "--overlap", type=share, default=0.75, help="share of a window that the next one repeats (0.75)"
-    )
-    parser.add_argument("--batch", type=whole, default=32, help="windows at a time (32)")
+    parser.add_argument("paths", metavar="FILE_OR_FOLDER", nargs="+", help="sound files, or folders of them")
+    parser.add_argument("--top", type=positive_int, default=5, help="number of best classes (5)")
+    parser.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="jsonl includes events")
+    parser.add_argument("--out", type=path, help="file to write instead of standard output")
+    parser.add_argument("--events", type=path, metavar="FILE.csv", help="file of all events, one per row")
+    parser.add_argument("--audacity", type=path, metavar="DIR", help="folder of label tracks, one per sound")
+    parser.add_argument("--onset", type=probability, default=0.5, help="score that starts an event (0.5)")
+    parser.add_argument("--offset", type=probability, help="score below which it ends (0.8 of --onset)")
+    parser.add_argument("--min-duration-on", type=seconds, default=0.0, help="shorter events are dropped, s (0)")
+    parser.add_argument("--min-duration-off", type=seconds, default=0.3, help="shorter gaps are closed, s (0.3)")
+    parser.add_argument("--overlap", type=fraction, default=0.75, help="overlap of neighboring windows (0.75)")
+    parser.add_argument("--batch", type=positive_int, default=32, help="windows per batch (32)")
     given = parser.parse_args(arguments)
 
     from datar_jax.compilation_cache import keep_compiled
@@ -61,14 +63,17 @@ def main(arguments: list[str]) -> int:
     from datar_jax.inference.windows import FailedFile
     from datar_jax.inference.writers import LabelTracks
 
-    rules = _rules(EventSettings, given.threshold)
+    offset = 0.8 * given.onset if given.offset is None else given.offset
+    if offset > given.onset:
+        raise ConfigError(f"--offset={offset:g}: give at most --onset ({given.onset:g})")
+    rules = EventSettings(given.onset, offset, given.min_duration_off, given.min_duration_on)
     _check_outputs(given)
     keep_compiled()
     try:
         model = load(given.model)
     except ModelError as error:
         raise ConfigError(str(error)) from None
-    say_notes(model.notes)
+    print_notes(model.notes)
     failed = 0
     try:
         with contextlib.ExitStack() as files:
@@ -82,33 +87,27 @@ def main(arguments: list[str]) -> int:
             for answer in predict_files(model, given.paths, rules, given.overlap, given.batch):
                 if isinstance(answer, FailedFile):
                     failed += 1
-                    print(f"datar_jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
+                    print(f"datar-jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
                 for writer in writers:
                     writer.write(answer)
             sys.stdout.flush()
-    except BrokenPipeError:  # as `head` leaves it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of a pipe closed it, as `head` does
+        discard_output()
     except OSError as error:
-        places = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
-        raise ConfigError(f"{error.filename or places}: {error.strerror}") from None
+        outputs = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
+        raise ConfigError(f"{error.filename or outputs}: {error.strerror}") from None
     if failed:
-        print(f"datar_jax: {failed} sounds could not be used", file=sys.stderr)
+        print(f"datar-jax: {failed} sounds could not be used", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _rules(make: type[EventSettings], threshold: float) -> EventSettings:
-    if not threshold:
-        raise ConfigError("--threshold=0: give more than 0")
-    return make(threshold=threshold, keep=0.8 * threshold)
-
-
 def _check_outputs(given: argparse.Namespace) -> None:
-    """Refuses to write over a sound, or two things into one file."""
-    for option, path in (("--out", given.out), ("--events", given.events)):
-        if path and path.is_file() and (sound := next((p for p in given.paths if _same(path, p)), None)):
-            raise ConfigError(f"{option}={path}: would write over {sound}")
-        if path and path.suffix.lower() in SUFFIXES:
-            raise ConfigError(f"{option}={path}: ends like a sound; it is a text")
+    """Refuses to overwrite a sound, or to write two outputs into one file."""
+    for option, file in (("--out", given.out), ("--events", given.events)):
+        if file and file.is_file() and (sound := next((p for p in given.paths if _same(file, p)), None)):
+            raise ConfigError(f"{option}={file}: would overwrite the sound {sound}")
+        if file and file.suffix.lower() in SUFFIXES:
+            raise ConfigError(f"{option}={file}: ends like a sound file, but is text; give another ending")
     if given.out and given.out == given.events:
         raise ConfigError(f"--events={given.events}: --out writes there too; give another file")
 
@@ -118,14 +117,14 @@ def _same(path: Path, other: str) -> bool:
 
 
 def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib.ExitStack) -> Writer:
-    """What writes the answers in the format that was asked for."""
+    """The writer of the chosen format."""
     from rich.console import Console
 
     from datar_jax.inference.writers import JsonLines, ScoresCsv, Terminal
 
     file = files.enter_context(_text(given.out)) if given.out else sys.stdout
     if isinstance(file, io.TextIOWrapper):
-        file.reconfigure(errors="surrogateescape")  # names that are no UTF-8 stay what they are
+        file.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 are kept byte for byte
     if given.format == "jsonl":
         return JsonLines(file, model.labels, model.heads, given.top)
     if given.format == "csv":
@@ -135,7 +134,7 @@ def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib
 
 @contextlib.contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    """A file of lines; names that are no UTF-8 stay what they are."""
+    """A text file; file names that are not UTF-8 are kept byte for byte."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         yield file

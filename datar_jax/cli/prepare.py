@@ -1,28 +1,35 @@
-"""`prepare`: from the lists and sounds of a published data set, as people have them, to shards that training reads."""
+"""`prepare`: writes ArrayRecord shards of a published data set from its official lists and sounds."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from datar_jax.cli.options import folder, make_parser, whole
+from datar_jax.cli.options import make_parser, path, positive_int
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config import loader as settings
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from datar_jax.data.datasets.base import DatasetSpec
+
 USAGE = (
-    "python -m datar_jax prepare NAME (--lists=DIR --audio=DIR | --fetch=DIR) --out=DIR [--config=configs/NAME.py] "
+    "datar-jax prepare NAME (--lists=DIR --audio=DIR | --fetch=DIR) --out=DIR [--config=configs/NAME.py] "
     "[--config.audio.field=value ...] [--coding=pcm|flac] [--shard-clips=2048] [--workers=N]"
 )
-SUMMARY = "Writes the shards of a published data set; the same command goes on where it was stopped (docs/data.md)."
-EXAMPLE = "python -m datar_jax prepare esc50 --fetch=downloads --out=prepared/esc50"
+SUMMARY = "Writes the shards of a published data set. The same command continues where it was stopped."
+EXAMPLE = "datar-jax prepare esc50 --fetch=downloads --out=prepared/esc50"
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the shards of a data set; started again, goes on where it was.
+    """Writes the shards of a data set, or continues to.
 
     Raises:
-      ConfigError: an option that cannot be, lists that cannot be used, or sounds that are not there.
+      ConfigError: an invalid option, lists that cannot be used, or missing sounds.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,67 +43,80 @@ def main(arguments: list[str]) -> int:
     from datar_jax.data.sources.base import DataError
     from datar_jax.filesystem import place
 
-    names = ", ".join(CORPORA)
-    parser = make_parser("prepare", USAGE, SUMMARY, EXAMPLE)
-    parser.add_argument("name", metavar="NAME", help=f"one of {names}")
-    parser.add_argument("--lists", type=folder, help="folder of the official lists")
-    parser.add_argument("--audio", help="folder or URL of the sounds, at any depth")
-    parser.add_argument("--fetch", type=folder, help="folder to get the published archive into, in place of those two")
-    parser.add_argument("--out", required=True, help="folder or URL to write to")
-    parser.add_argument("--config", help="a Python file with get_config(), for its front end (rate, statistics)")
-    parser.add_argument(
-        "--coding", choices=("pcm", "flac"), default="pcm", help="flac is half as large, slower to read"
-    )
-    parser.add_argument("--shard-clips", type=whole, default=2048, help="clips in a shard (2048)")
-    parser.add_argument("--workers", type=whole, default=os.cpu_count() or 1, help="processes (one a core)")
-    known, rest = parser.parse_known_args(arguments)
-    if known.name not in CORPORA:
-        raise ConfigError(f"{known.name}: not a data set that is known; give one of {names}")
-    corpus = CORPORA[known.name]
-    overrides = settings.read_overrides(rest, USAGE)
-    if known.fetch and not corpus.downloads:
-        raise ConfigError(f"--fetch={known.fetch}: {corpus.title} lies in no one place; give --lists and --audio")
-    if known.fetch and (known.lists or known.audio):
-        raise ConfigError(f"--fetch={known.fetch}: in place of --lists and --audio; give it without them")
-    if not known.fetch and not (known.lists and known.audio):
-        missing = "--audio" if known.lists else "--lists"
-        raise ConfigError(
-            f"{missing} is not given; --lists is a folder with {corpus.lists}; --audio one with the sounds"
-        )
-    if overrides and not known.config:
-        raise ConfigError(f"--config.{next(iter(overrides))}: needs --config=configs/NAME.py")
-    audio = (
-        settings.load(known.config, overrides).audio if known.config else AudioConfig(sample_rate=corpus.sample_rate)
-    )
-    recipe = EncodeOptions(audio, known.coding, known.shard_clips, known.workers)
-
-    def counted(bar: Progress, what: str) -> Callable[[int, int], None]:
-        task = bar.add_task(what, total=None)
-        return lambda done, total: bar.update(task, completed=done, total=total or None)
+    given, rest = _parser(", ".join(CORPORA)).parse_known_args(arguments)
+    if given.name not in CORPORA:
+        raise ConfigError(f"{given.name}: unknown data set; choose one of {', '.join(CORPORA)}")
+    spec = CORPORA[given.name]
+    options = EncodeOptions(_front_end(given, rest, spec), given.coding, given.shard_clips, given.workers)
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lists, sounds, out = known.lists, known.audio, place(known.out, "--out")
+    lists, sounds, out = given.lists, given.audio, place(given.out, "--out")
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            for download in corpus.downloads if known.fetch else ():
-                archive = fetch(download, known.fetch, counted(bar, f"bytes of {download.name}"))
-                lists = unpack(archive, known.fetch / download.name.partition(".")[0])
+            for download in spec.downloads if given.fetch else ():
+                archive = fetch(download, given.fetch, _counter(bar, f"bytes of {download.name}"))
+                lists = unpack(archive, given.fetch / download.name.partition(".")[0])
                 sounds = str(lists)
-            card = write(
-                known.name,
-                corpus,
+            info = write(
+                given.name,
+                spec,
                 lists,
                 place(sounds, "--audio"),
                 out,
-                recipe,
-                counted(bar, "clips"),
+                options,
+                _counter(bar, "clips"),
                 lambda line: console.print(line, markup=False, soft_wrap=True),
             )
     except (DataError, FetchError) as error:
         raise ConfigError(str(error)) from None
     except KeyboardInterrupt:
-        print("datar_jax: stopped; the same command goes on", file=sys.stderr)
+        print("datar-jax: interrupted; the same command continues", file=sys.stderr)
         return 130
-    console.print(f"{tell(card)}; all of it in {(out / MANIFEST).url}", markup=False, soft_wrap=True)
+    console.print(f"{tell(info)}; the whole list is in {(out / MANIFEST).url}", markup=False, soft_wrap=True)
     return 0
+
+
+def _parser(names: str) -> argparse.ArgumentParser:
+    parser = make_parser("prepare", USAGE, SUMMARY, EXAMPLE)
+    parser.add_argument("name", metavar="NAME", help=f"one of {names}")
+    parser.add_argument("--lists", type=path, help="folder of the official lists")
+    parser.add_argument("--audio", help="folder or URL of the sounds, searched at any depth")
+    parser.add_argument("--fetch", type=path, help="folder to download the published archive to, instead of those two")
+    parser.add_argument("--out", required=True, help="folder or URL to write to")
+    parser.add_argument("--config", help="a Python file with get_config(), for its front end (rate, statistics)")
+    parser.add_argument(
+        "--coding", choices=("pcm", "flac"), default="pcm", help="flac is half as large and slower to read"
+    )
+    parser.add_argument("--shard-clips", type=positive_int, default=2048, help="clips per shard (2048)")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes (one per core)")
+    return parser
+
+
+def _front_end(given: argparse.Namespace, rest: list[str], spec: DatasetSpec) -> AudioConfig:
+    """The front end to prepare for; checks which options go together.
+
+    Raises:
+      ConfigError: options that contradict each other, or one that is missing.
+    """
+    overrides = settings.read_overrides(rest, USAGE)
+    if given.fetch and not spec.downloads:
+        raise ConfigError(f"--fetch={given.fetch}: {spec.title} has no single archive; give --lists and --audio")
+    if given.fetch and (given.lists or given.audio):
+        raise ConfigError(f"--fetch={given.fetch}: replaces --lists and --audio; give it without them")
+    if not given.fetch and not (given.lists and given.audio):
+        missing = "--audio" if given.lists else "--lists"
+        raise ConfigError(f"{missing} is missing; --lists is a folder with {spec.lists}; --audio one with the sounds")
+    if overrides and not given.config:
+        raise ConfigError(f"--config.{next(iter(overrides))}: needs --config=configs/NAME.py")
+    return (
+        settings.load_config(given.config, overrides).audio
+        if given.config
+        else AudioConfig(sample_rate=spec.sample_rate)
+    )
+
+
+def _counter(bar: Progress, what: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that moves a new row of the progress bar."""
+    task = bar.add_task(what, total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total or None)

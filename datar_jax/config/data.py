@@ -12,7 +12,7 @@ class DataConfig(StrictStruct, frozen=True):
     """Where the labelled sounds are and how they are divided."""
 
     root: str = ""  # folder that holds the data set
-    kind: Literal["folder", "csv", "esc", "prepared"] = "folder"  # prepared: by `python -m datar_jax prepare`
+    kind: Literal["folder", "csv", "esc", "prepared"] = "folder"  # prepared: by `datar-jax prepare`
     # folder: class = sub-folder of root. A list file holds one path per line, relative to root.
     train_list: str = ""
     test_list: str = ""

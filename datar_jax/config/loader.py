@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_model_info, read_model_info
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
 from datar_jax.config.migration import upgrade
 
 
-def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Path | None = None) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: dict[str, str] | None = None,
+    base: Callable[[str], dict[str, Any]] | None = None,
+) -> Config:
     """Builds the configuration of a file and lays typed overrides over it.
 
     Args:
       path: a Python file with `get_config() -> Config`.
       overrides: dotted field (`optim.learning_rate`) to the text that was typed. `model` takes the name of a variant.
-      workdir: of the run; one that began has its sizes from there, should the model that it began from be gone.
+      base: gives the sections that come with the model of `init.from`, such as its front end; typed overrides go over
+        them. None: the file alone counts.
 
     Raises:
       ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
@@ -40,37 +44,11 @@ def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Pat
         raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
     tree = msgspec.to_builtins(module.get_config())
     source = (overrides or {}).get("init.from", tree["init"]["from"])
-    if source:
-        tree |= _sizes(source, workdir)
+    if source and base:
+        tree |= base(source)
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
     return from_dict(tree)
-
-
-def _sizes(source: str, workdir: Path | None) -> dict[str, Any]:
-    """Front end and model of what a run starts from; the classes are the data's, not that model's."""
-    try:
-        if Path(source).suffix in OFFICIAL and Path(source).is_file():
-            from datar_jax.checkpoints.dat_weights import read_official
-
-            return {"model": msgspec.to_builtins(read_official(source).config)}
-        config = read_model_info(find_model_info(source)).config
-    except ModelError as error:
-        begun = _begun(workdir / "config.json") if workdir else None
-        if not begun:
-            raise ConfigError(f"init.from={source!r}: {error}") from None
-        config = begun
-    model = {**msgspec.to_builtins(config.model), "num_classes": 0}
-    return {"audio": msgspec.to_builtins(config.audio), "model": model}
-
-
-def _begun(path: Path) -> Config | None:
-    """The configuration of a fine-tuning that was begun, if one lies there."""
-    try:
-        config = from_stored(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
-        return None
-    return config if config.init.source else None
 
 
 def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
@@ -98,7 +76,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     """Builds a checked configuration from plain values (a resolved `config.json`).
 
     Raises:
-      ConfigError: as `load`.
+      ConfigError: as `load_config`.
     """
     try:
         return msgspec.convert(tree, Config)
@@ -112,7 +90,7 @@ def from_stored(tree: Any) -> Config:
     """Builds a checked configuration from a stored `config.json`, also one of an earlier version.
 
     Raises:
-      ConfigError: as `load`.
+      ConfigError: as `load_config`.
     """
     return from_dict(upgrade(tree))
 

@@ -113,7 +113,7 @@ def read_card(folder: Place) -> DatasetInfo:
         card = msgspec.json.decode((folder / CARD).read(), type=DatasetInfo)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            f"data.root={folder.url!r}: holds no {CARD}; give a folder that `python -m datar_jax prepare` has finished"
+            f"data.root={folder.url!r}: holds no {CARD}; give a folder that `datar-jax prepare` has finished"
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder.url}/{CARD}: not readable ({error}); prepare the data again") from None

@@ -173,7 +173,7 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
 
 
 def _read_prepared(root: str) -> Dataset:
-    """What `python -m datar_jax prepare` left: the clips of the manifest that are here."""
+    """What `datar-jax prepare` left: the clips of the manifest that are here."""
     folder = place(root, "data.root")
     card = shards.read_card(folder)
     names = [label for head in card.heads for label in head.classes]

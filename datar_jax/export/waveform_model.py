@@ -20,8 +20,7 @@ import numpy as np
 from jax import Array
 
 from datar_jax.audio.framing import columns, window_samples
-from datar_jax.audio.log_mel import normalize
-from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
+from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax, normalize
 from datar_jax.config import AudioConfig, Config
 from datar_jax.models.datar import DATAR
 from datar_jax.models.heads import probabilities

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.decode import AudioError
 from datar_jax.audio.framing import eval_window_starts
-from datar_jax.audio.log_mel import normalize
+from datar_jax.audio.log_mel_jax import normalize
 from datar_jax.audio.recording import Batch, Reads, Recording, measure
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
@@ -32,7 +32,7 @@ def load(path: str | Path) -> AudioClassifier:
     """A trained model, ready to use.
 
         model = datar_jax.load("runs/mine")
-        model.top(model("dog.wav"))
+        model.top_k(model("dog.wav"))
 
     Args:
       path: a run's work directory (of one fold), one of its checkpoints, or an export in any form.
@@ -105,7 +105,7 @@ class AudioClassifier:
         scores = [self.score(batch) for batch in _batches(recording, starts, self)]
         return np.concatenate(scores)[: len(starts)].astype(np.float64).mean(0)
 
-    def top(self, scores_S: ArrayLike, count: int = 5) -> list[tuple[str, float]]:
+    def top_k(self, scores_S: ArrayLike, count: int = 5) -> list[tuple[str, float]]:
         """The best classes and their probabilities, best first."""
         scores = np.asarray(scores_S)
         return [(self.labels[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:count]]

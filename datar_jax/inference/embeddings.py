@@ -33,7 +33,9 @@ class Embedded(NamedTuple):
     columns_TxC: Vectors
 
 
-def embed(model: AudioClassifier, paths: Iterable[str | Path], batch_size: int = 32) -> Iterator[Embedded | FailedFile]:
+def embed_files(
+    model: AudioClassifier, paths: Iterable[str | Path], batch_size: int = 32
+) -> Iterator[Embedded | FailedFile]:
     """The vectors of files and of what is in folders, in order.
 
     Raises:

@@ -3,8 +3,8 @@
 Spans cut the recording into cells, between whose ends no span begins or ends. A class's score in a cell is the
 geometric mean of the probabilities of all spans that cover it: a window that hears an event anywhere scores high as a
 whole, so that only where the windows agree the event can be; their plain mean would begin an event most of a window
-early (measured: benchmarks/README.md). An event is a run of cells with at least `Rules.keep`, one of which reaches
-`Rules.threshold`; runs with a short gap between them are one event. Its score is its highest cell's.
+early (measured: docs/benchmarks.md). An event is a run of cells with at least `EventSettings.offset`, one of which
+reaches `EventSettings.onset`; runs with a short gap between them are one event. Its score is its highest cell's.
 
 Spans come in the order of time and events leave as soon as nothing that follows can change them. What is held is the
 spans of a few windows and one run and one event a class, however long the recording.
@@ -46,17 +46,17 @@ class EventSettings:
       ValueError: a number out of range, which it names.
     """
 
-    threshold: float = 0.5  # an event reaches it somewhere
-    keep: float = 0.4  # and lasts as long as its class has this; not above `threshold`
-    gap: float = 0.3  # seconds; a shorter rest between two events of a class is part of one event
-    shortest: float = 0.0  # seconds; a shorter event is none
+    onset: float = 0.5  # an event reaches this score somewhere
+    offset: float = 0.4  # and lasts while its class has at least this; not above `onset`
+    min_duration_off: float = 0.3  # seconds; a shorter gap between two events of a class is closed
+    min_duration_on: float = 0.0  # seconds; a shorter event is dropped
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold:g}: give a probability above 0, at most 1")
-        if not 0 < self.keep <= self.threshold:
-            raise ValueError(f"keep={self.keep:g}: give more than 0, at most the threshold ({self.threshold:g})")
-        for name in ("gap", "shortest"):
+        if not 0 < self.onset <= 1:
+            raise ValueError(f"onset={self.onset:g}: give a probability above 0, at most 1")
+        if not 0 < self.offset <= self.onset:
+            raise ValueError(f"offset={self.offset:g}: give more than 0, at most the onset ({self.onset:g})")
+        for name in ("min_duration_off", "min_duration_on"):
             seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"{name}={seconds:g}: give 0 seconds or more")
@@ -78,7 +78,7 @@ class EventDetector:
     def __init__(
         self, labels: Sequence[str], audio: AudioConfig, seconds: float, rules: EventSettings = DEFAULT
     ) -> None:
-        self._labels, self._audio, self._seconds, self._rules = labels, audio, seconds, rules
+        self._labels, self._audio, self._seconds, self._settings = labels, audio, seconds, rules
         self._cells = _Cells(len(labels))
         self._runs = _Runs(len(labels))
         self._events = _Runs(len(labels))
@@ -112,9 +112,9 @@ class EventDetector:
     def _step(self, first: int, last: int, score_S: NDArray[np.float64]) -> Iterator[Event]:
         """One cell, which begins where the one before it ended."""
         runs, events = self._runs, self._events
-        loud_S = score_S >= self._rules.keep
+        loud_S = score_S >= self._settings.offset
         for s in np.flatnonzero(~loud_S & (runs.first_S != _NONE)).tolist():
-            if runs.peak_S[s] >= self._rules.threshold:  # an event of this class that is still there is near enough
+            if runs.peak_S[s] >= self._settings.onset:  # an event of this class that is still there is near enough
                 events.extend(s, runs.first_S[s], first, runs.peak_S[s])
             runs.first_S[s] = _NONE
         for s in np.flatnonzero(loud_S).tolist():
@@ -125,11 +125,13 @@ class EventDetector:
         """Events that no run, neither one that is there nor one that begins now, can become a part of."""
         events = self._events
         next_S = np.where(self._runs.first_S != _NONE, self._runs.first_S, now)
-        far_S = (next_S - events.last_S) * self._audio.hop_length >= self._rules.gap * self._audio.sample_rate
+        far_S = (
+            next_S - events.last_S
+        ) * self._audio.hop_length >= self._settings.min_duration_off * self._audio.sample_rate
         for s in np.flatnonzero(far_S & (events.first_S != _NONE)).tolist():
             first, last = int(events.first_S[s]), int(events.last_S[s])
             events.first_S[s] = _NONE
-            if (last - first) * self._audio.hop_length >= self._rules.shortest * self._audio.sample_rate:
+            if (last - first) * self._audio.hop_length >= self._settings.min_duration_on * self._audio.sample_rate:
                 yield Event(self._labels[s], self._time(first), self._time(last), float(events.peak_S[s]))
 
     def _time(self, column: int) -> float:

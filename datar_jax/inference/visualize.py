@@ -14,7 +14,7 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     import jax.numpy as jnp
     import numpy as np
 
-    from datar_jax.audio.log_mel import normalize
+    from datar_jax.audio.log_mel_jax import normalize
     from datar_jax.audio.recording import measure
     from datar_jax.inference.attention_figure import save_attention_figure
     from datar_jax.inference.attention_maps import inspect

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import Config
 from datar_jax.models.datar import DATAR
-from datar_jax.training.augment import Batch
+
+Batch = dict[str, Array]
 
 
 @dataclass(frozen=True)

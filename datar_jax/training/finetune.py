@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datar_jax import __version__
 from datar_jax.checkpoints.model_info import RUN, ModelError, ModelInfo, read_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel, load_pretrained
 from datar_jax.checkpoints.transfer import Transfer, transfer
@@ -19,6 +18,7 @@ from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.splits import Split
 from datar_jax.training.train_step import TrainState
+from datar_jax.version import __version__
 
 
 def read_init_source(config: Config) -> PretrainedModel | None:

@@ -13,10 +13,10 @@ from jax import Array
 from jax.sharding import Mesh
 
 from datar_jax.audio.framing import num_samples
-from datar_jax.audio.log_mel import normalize
+from datar_jax.audio.log_mel_jax import normalize
 from datar_jax.models.heads import probabilities
-from datar_jax.models.spec import Task, spectrograms
-from datar_jax.training.augment import Batch, augment
+from datar_jax.models.spec import Batch, Task, spectrograms
+from datar_jax.training.augment import augment
 from datar_jax.training.optimizer import optimiser, rates, schedule
 from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
 from datar_jax.training.tasks import classification as objective

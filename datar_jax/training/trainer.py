@@ -49,7 +49,7 @@ class Scores:
     result: Row
 
 
-def run(config: Config, workdir: Path, profile: bool = False) -> Row:
+def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> Row:
     """Trains what is not trained yet, evaluates, and leaves everything in `workdir`; `profile`: a trace of steps too.
 
     Returns:
@@ -83,7 +83,7 @@ def run(config: Config, workdir: Path, profile: bool = False) -> Row:
     check_windows(config, frames, f"a window of {frames * config.audio.hop_length / config.audio.sample_rate:g} s")
 
     done = [
-        _run_split(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source)
+        train_fold(config, mesh, dataset, store, splits[fold], frames, folder, console, crossed, fold, profile, source)
         for fold, folder in folders.items()
     ]
     headline = metrics.primary_metric(config.data.labels, dataset.heads)
@@ -126,7 +126,7 @@ def _resolve(config: Config, dataset: Dataset) -> Config:
     return msgspec.structs.replace(config, model=model)
 
 
-def _run_split(
+def train_fold(
     config: Config,
     mesh: Mesh,
     dataset: Dataset,

@@ -23,10 +23,10 @@ import soundfile
 
 import datar_jax
 import train
-from datar_jax.__main__ import COMMANDS, main
 from datar_jax.audio.recording import plan_windows
 from datar_jax.checkpoints.model_info import ModelError, find_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
+from datar_jax.cli.main import COMMANDS, main
 from datar_jax.data.synthetic import render
 from datar_jax.inference.predict import predict_files
 from datar_jax.training import evaluate
@@ -121,7 +121,7 @@ def work(sounds: Path) -> Path:
 def said_once(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
     """One line of error with all of the parts."""
     error = capsys.readouterr().err
-    assert error.startswith("datar_jax: error: ") and len(error.splitlines()) == 1, error
+    assert error.startswith("datar-jax: error: ") and len(error.splitlines()) == 1, error
     assert all(part in error for part in parts), error
 
 
@@ -143,8 +143,8 @@ def test_every_example_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: py
             main([name, "--help"])
         page = capsys.readouterr().out
         example = page.partition("example:\n")[2].replace("\\\n", " ").strip().splitlines()[0]
-        assert end.value.code == 0 and example.startswith(f"python -m datar_jax {name} ")
-        given = shlex.split(example)[4:]
+        assert end.value.code == 0 and example.startswith(f"datar-jax {name} ")
+        given = shlex.split(example)[2:]
         with monkeypatch.context() as patched:
             patched.setattr(argparse.ArgumentParser, "parse_known_args", parse)
             with pytest.raises(Parsed):
@@ -202,7 +202,7 @@ def test_an_export_scores_as_its_run_and_evaluate_agrees(
     assert right / 9 == pytest.approx(result["top1"])
     assert {path.name for path in (tmp_path / "ev").iterdir()} >= {"confusion.png", "hardest.csv", "hardest.png"}
     assert "no test of it" not in capsys.readouterr().out
-    assert main([*scored, "--side=all"]) == 0 and "no test of it" in capsys.readouterr().out
+    assert main([*scored, "--split=all"]) == 0 and "no test of it" in capsys.readouterr().out
 
     other = tmp_path / "other"
     shutil.copytree(sounds, other)
@@ -232,7 +232,7 @@ def test_predict_and_embed_answer_what_they_can(
     wanted = {heard.path: heard for heard in predict_files(model, good)}
 
     events, tracks = tmp_path / "events.csv", tmp_path / "tracks"
-    options = ["--top=3", "--threshold=0.2", f"--events={events}", f"--audacity={tracks}"]
+    options = ["--top=3", "--onset=0.2", f"--events={events}", f"--audacity={tracks}"]
     for form in ("table", "jsonl", "csv"):
         assert main(["predict", *given, *options, f"--format={form}", f"--out={tmp_path / form}"]) == 1
         error = capfd.readouterr().err
@@ -246,7 +246,7 @@ def test_predict_and_embed_answer_what_they_can(
     assert len(told) == 9
     for row in rows:
         if "error" not in row:
-            scores = dict(model.top(wanted[row["path"]].scores_S, 3))
+            scores = dict(model.top_k(wanted[row["path"]].scores_S, 3))
             assert row["scores"] == pytest.approx(scores, abs=1e-6)
             assert {label: told[row["path"], label] for label in scores} == row["scores"]
     with events.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -286,7 +286,7 @@ def test_predict_and_embed_answer_what_they_can(
     assert pyarrow.parquet.read_table(tmp_path / "parquet" / "columns.parquet").num_rows == len(columns)
 
     picture = tmp_path / "look.png"
-    assert main(["look", str(work), good[2], f"--out={picture}"]) == 0
+    assert main(["visualize", str(work), good[2], f"--out={picture}"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 import train
-from datar_jax.__main__ import main
+from datar_jax.cli.main import main
 from datar_jax.data.datasets import CORPORA
 from datar_jax.data.synthetic import render
 from tests.data.datasets.test_annotations import LISTS, put

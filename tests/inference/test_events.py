@@ -34,16 +34,16 @@ def plainly(spans, scores, rules, labels=("a", "b")):
         for t in range(level.size):
             over = [scores[m][s] for m, (first, last) in enumerate(spans) if first <= t < last]
             level[t] = np.exp(np.mean(np.log(np.maximum(over, 1e-7)))) if over else 0
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], level >= rules.keep, [0]])))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], level >= rules.offset, [0]])))
         runs = [(a, b, level[a:b].max()) for a, b in zip(edges[::2], edges[1::2])]
         merged = []
-        for a, b, peak in (run for run in runs if run[2] >= rules.threshold):
-            if merged and (a - merged[-1][1]) * AUDIO.hop_length < rules.gap * AUDIO.sample_rate:
+        for a, b, peak in (run for run in runs if run[2] >= rules.onset):
+            if merged and (a - merged[-1][1]) * AUDIO.hop_length < rules.min_duration_off * AUDIO.sample_rate:
                 a, _, before = merged.pop()
                 peak = max(peak, before)
             merged.append((a, b, peak))
         for a, b, peak in merged:
-            if (b - a) * AUDIO.hop_length >= rules.shortest * AUDIO.sample_rate:
+            if (b - a) * AUDIO.hop_length >= rules.min_duration_on * AUDIO.sample_rate:
                 events.append(Event(label, a * 441 / 44_100, b * 441 / 44_100, peak))
     return events
 
@@ -60,10 +60,10 @@ def timelines(draw):
         start += draw(st.integers(0, 15))
     order = sorted(range(len(spans)), key=lambda m: spans[m][0])
     rules = EventSettings(
-        threshold=draw(st.sampled_from([0.45, 0.7])),
-        keep=draw(st.sampled_from([0.2, 0.45])),
-        gap=draw(st.sampled_from([0.0, 0.04, 0.1])),
-        shortest=draw(st.sampled_from([0.0, 0.03, 0.15])),
+        onset=draw(st.sampled_from([0.45, 0.7])),
+        offset=draw(st.sampled_from([0.2, 0.45])),
+        min_duration_off=draw(st.sampled_from([0.0, 0.04, 0.1])),
+        min_duration_on=draw(st.sampled_from([0.0, 0.03, 0.15])),
     )
     return [spans[m] for m in order], [scores[m] for m in order], rules
 
@@ -103,34 +103,36 @@ def test_one_window_that_misses_a_long_event_does_not_cut_it():
 def test_an_event_begins_where_it_is_kept_and_has_the_score_of_its_peak():
     spans = [(t, t + 10) for t in range(0, 60, 10)]
     scores = [[0.1], [0.45], [0.9], [0.6], [0.41], [0.39]]
-    (event,), _ = heard(spans, scores, EventSettings(threshold=0.5, keep=0.4), labels=("a",))
+    (event,), _ = heard(spans, scores, EventSettings(onset=0.5, offset=0.4), labels=("a",))
     assert event == Event("a", 0.1, 0.5, pytest.approx(0.9))
-    assert heard(spans, scores, EventSettings(threshold=0.95, keep=0.4), labels=("a",))[0] == []
+    assert heard(spans, scores, EventSettings(onset=0.95, offset=0.4), labels=("a",))[0] == []
 
 
 def test_a_score_of_just_the_threshold_is_enough():
-    (event,), _ = heard([(0, 10)], [[0.5]], EventSettings(threshold=0.5, keep=0.5), labels=("a",))
+    (event,), _ = heard([(0, 10)], [[0.5]], EventSettings(onset=0.5, offset=0.5), labels=("a",))
     assert event == Event("a", 0.0, 0.1, 0.5)
 
 
 def test_a_gap_of_just_the_given_length_is_left_open_and_an_event_of_just_the_shortest_is_one():
     spans, scores = [(0, 30), (30, 60), (60, 90)], [[0.9], [0.1], [0.9]]
-    assert len(heard(spans, scores, EventSettings(gap=0.3), labels=("a",))[0]) == 2
-    assert len(heard(spans, scores, EventSettings(gap=0.301), labels=("a",))[0]) == 1
-    assert len(heard(spans, scores, EventSettings(gap=0, shortest=0.3), labels=("a",))[0]) == 2
-    assert len(heard(spans, scores, EventSettings(gap=0, shortest=0.301), labels=("a",))[0]) == 0
+    assert len(heard(spans, scores, EventSettings(min_duration_off=0.3), labels=("a",))[0]) == 2
+    assert len(heard(spans, scores, EventSettings(min_duration_off=0.301), labels=("a",))[0]) == 1
+    assert len(heard(spans, scores, EventSettings(min_duration_off=0, min_duration_on=0.3), labels=("a",))[0]) == 2
+    assert len(heard(spans, scores, EventSettings(min_duration_off=0, min_duration_on=0.301), labels=("a",))[0]) == 0
 
 
 def test_no_time_is_rounded_twice_and_none_lies_beyond_the_end():
     day = 24 * 3_600 * SECOND
     spans, scores = [(day + i, day + i + 1) for i in range(0, 20, 10)], [[0.9], [0.9]]
-    events, _ = heard([(35, 36), *spans], [[0.9], *scores], EventSettings(gap=0), labels=("a",), seconds=86_400.105)
+    events, _ = heard(
+        [(35, 36), *spans], [[0.9], *scores], EventSettings(min_duration_off=0), labels=("a",), seconds=86_400.105
+    )
     assert 35 * (AUDIO.hop_length / AUDIO.sample_rate) != 0.35
     assert [(e.onset, e.offset) for e in events] == [(0.35, 0.36), (86_400.0, 86_400.01), (86_400.1, 86_400.105)]
 
 
 def test_events_leave_as_soon_as_nothing_can_change_them_and_little_is_held():
-    timeline, rng = EventDetector(("a",), AUDIO, 1e9, EventSettings(gap=0.3)), np.random.default_rng(0)
+    timeline, rng = EventDetector(("a",), AUDIO, 1e9, EventSettings(min_duration_off=0.3)), np.random.default_rng(0)
     assert timeline.add([[0, 40]], [[0.9]]) == []
     assert timeline.add([[40, 60]], [[0.1]]) == []
     assert timeline.add([[60, 65]], [[0.1]]) == []  # what begins at column 60 may still belong to it
@@ -159,7 +161,15 @@ def test_spans_that_cannot_be_are_refused(spans, scores, reason):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": 0.0}, {"threshold": 1.1}, {"keep": 0.6}, {"keep": 0.0}, {"gap": -1.0}, {"shortest": np.nan}]
+    "wrong",
+    [
+        {"onset": 0.0},
+        {"onset": 1.1},
+        {"offset": 0.6},
+        {"offset": 0.0},
+        {"min_duration_off": -1.0},
+        {"min_duration_on": np.nan},
+    ],
 )
 def test_rules_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from datar_jax import config as c
-from datar_jax.audio.log_mel import normalize
+from datar_jax.audio.log_mel_jax import normalize
 from datar_jax.config import ConfigError, OptimConfig
 from datar_jax.models.spec import Task
 from datar_jax.training import sharding

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from datar_jax.__main__ import main
 from datar_jax.audio.decode import decode
+from datar_jax.cli.main import main
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets import CORPORA
@@ -573,7 +573,7 @@ def test_ctrl_c_is_one_line_and_help_is_help(small, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(room, "prepare", stop)
     options = [f"--lists={tmp_path}", f"--audio={tmp_path}", f"--out={tmp_path / 'out'}"]
     assert main(["prepare", "esc50", *options]) == 130
-    assert capsys.readouterr().err == "datar_jax: stopped; the same command goes on\n"
+    assert capsys.readouterr().err == "datar-jax: interrupted; the same command continues\n"
     assert main(["--help"]) == 0
     assert "prepare" in capsys.readouterr().out
     assert main([]) == 2

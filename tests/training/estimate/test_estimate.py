@@ -18,9 +18,9 @@ import msgspec
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from datar_jax import __main__ as command
 from datar_jax import config as c
 from datar_jax.cli import estimate as plan_command
+from datar_jax.cli import main as command
 from datar_jax.config import loader as settings
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.training.estimate import estimate as plan
@@ -420,7 +420,7 @@ def test_slices_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         ("v5e:16x61", ["did you mean v5e:16x16?", "4x4"]),
         ("v5e:32x32", ["v5e has no such slice"]),
     ):
-        assert command.main(["plan", "--config=configs/esc10.py", f"--topology={text}"]) == 2
+        assert command.main(["estimate", "--config=configs/esc10.py", f"--topology={text}"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert all(part in said for part in parts), said
@@ -429,7 +429,7 @@ def test_slices_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_libtpu_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else pytest.fail(name))
     monkeypatch.setattr(plan_command.settings, "load", lambda *_: c.Config())
-    assert command.main(["plan", "--config=configs/esc10.py", "--topology=v5e:2x2"]) == 2
+    assert command.main(["estimate", "--config=configs/esc10.py", "--topology=v5e:2x2"]) == 2
     assert "pip install libtpu==" in capsys.readouterr().err
     assert plan_command.LIBTPU in (ROOT / "requirements-bench.txt").read_text().splitlines()
 
@@ -437,8 +437,8 @@ def test_libtpu_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 def test_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         (["plant"], "plant: not a command"),
-        (["plan", "--config=configs/esc10.py", "--topology=v5e:2x2", "--batches=3"], "--batches=3: not an option"),
-        (["plan", "--config=configs/none.py", "--topology=v5e:2x2"], "no such file"),
+        (["estimate", "--config=configs/esc10.py", "--topology=v5e:2x2", "--batches=3"], "--batches=3: not an option"),
+        (["estimate", "--config=configs/none.py", "--topology=v5e:2x2"], "no such file"),
     ):
         assert command.main(arguments) == 2
         assert said in capsys.readouterr().err
@@ -535,7 +535,7 @@ def python(*arguments: str) -> str:
 def test_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four chips of 15.75 GiB; the compiler's answers are given, for 4 clips on a chip and for 8."""
     (tmp_path / "tiny.py").write_text(TINY)
-    config, place, answers = settings.load(tmp_path / "tiny.py"), topology("v5e:2x2"), {}
+    config, place, answers = settings.load_config(tmp_path / "tiny.py"), topology("v5e:2x2"), {}
     monkeypatch.setattr(plan, "macs_per_clip", lambda *_: 1)
     monkeypatch.setattr(plan, "abstract_state", cache(abstract_state))
     monkeypatch.setattr(plan, "devices", lambda place: jax.devices()[: place.chips])
@@ -571,12 +571,12 @@ def test_compiled_for_four_chips(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(TINY)
     found = json.loads(
         python(
-            *("-m", "datar_jax", "plan", f"--config={tmp_path / 'tiny.py'}", "--topology=v5e:2x2", "--batch=2"),
+            *("-m", "datar_jax", "estimate", f"--config={tmp_path / 'tiny.py'}", "--topology=v5e:2x2", "--batch=2"),
             *("--seconds=0.32", "--classes=4", "--config.mesh.fsdp=2", "--json"),
         )
     )
     assert (found["chips"], found["hosts"], found["global_batch"], found["data"], found["fsdp"]) == (4, 1, 8, 2, 2)
-    macs = macs_per_clip(settings.load(tmp_path / "tiny.py").model, 4, 32, 32)
+    macs = macs_per_clip(settings.load_config(tmp_path / "tiny.py").model, 4, 32, 32)
     assert (found["macs_per_clip"], found["operations"]) == (macs, 12 * macs)
     assert found["fits"] and found["unread_loops"] == 0
     kinds = {(each["kind"], each["devices"]) for each in found["collectives"]}

@@ -1,0 +1,137 @@
+"""`train`: trains and evaluates a model on labelled sounds; continues a run that was stopped or killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datar_jax.cli.options import make_parser
+from datar_jax.config import Config, ConfigError
+from datar_jax.config import loader as settings
+from datar_jax.training.distributed import Cluster, start
+
+USAGE = "datar-jax train --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
+SUMMARY = """Trains and evaluates DATAR on labelled sounds. The same command continues a run that was stopped or
+killed, and only evaluates a finished one. Every setting can be given as --config.path.to.field=value.
+
+Exit status: 0 done; 2 bad input, explained in one line; 75 ended by SIGTERM with its state saved, start it
+again; 130 ended by Ctrl-C with its state saved."""
+EXAMPLE = "datar-jax train --config=configs/folder.py --workdir=runs/mine --config.data.root=SOUNDS"
+
+BAD_INPUT, RESTART, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
+
+
+def main(arguments: list[str], program: str = "datar-jax") -> int:
+    """Trains and evaluates.
+
+    Args:
+      arguments: the options.
+      program: stands before messages on standard error.
+
+    Returns:
+      The exit status, as in `SUMMARY`.
+    """
+    try:
+        config, workdir, cluster, profile = parse(arguments)
+    except ConfigError as error:
+        return _fail(program, error)
+
+    with _terminable(program), _quiet_libraries():
+        # Imported here: a mistake in the options is reported before jax takes its seconds to load.
+        from datar_jax.checkpoints.manager import CheckpointError
+        from datar_jax.compilation_cache import keep_compiled
+        from datar_jax.data.sources.base import DataError
+        from datar_jax.training.eval_loop import TrainingError
+        from datar_jax.training.train_loop import Stopped
+        from datar_jax.training.trainer import train_and_evaluate
+
+        keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
+        try:
+            start(cluster)
+            train_and_evaluate(config, workdir, profile)
+        except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+            return _fail(program, error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = f"{error.filename or workdir}: {error.strerror}; free some space, then the same command continues"
+            return _fail(program, message)
+        except Stopped as stop:
+            print(f"{program}: {stop}", file=sys.stderr)
+            return RESTART if stop.signal == signal.SIGTERM else INTERRUPTED
+        except KeyboardInterrupt:
+            print(f"{program}: stopped at once; the same command continues at the newest checkpoint", file=sys.stderr)
+            return INTERRUPTED
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
+    """Reads the options: configuration, work directory, cluster, and whether to record a profile.
+
+    Raises:
+      ConfigError: an unknown option, or a configuration that is invalid.
+    """
+    parser = make_parser("train", USAGE, SUMMARY, EXAMPLE)
+    parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run: checkpoints, metrics, pictures")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster manager provides it")
+    parser.add_argument("--processes", type=int, help="number of processes")
+    parser.add_argument("--process", type=int, help="index of this process, from 0")
+    parser.add_argument("--profile", action="store_true", help="record a profiler trace of a few steps")
+    known, rest = parser.parse_known_args(arguments)
+    cluster = Cluster(known.coordinator, known.processes, known.process)
+    overrides = settings.read_overrides(rest, USAGE)
+
+    def base(source: str) -> dict[str, Any]:
+        from datar_jax.checkpoints.pretrained_config import pretrained_sections
+
+        return pretrained_sections(source, known.workdir)
+
+    return settings.load_config(known.config, overrides, base), known.workdir, cluster, known.profile
+
+
+@contextmanager
+def _terminable(program: str) -> Iterator[None]:
+    """Ends the process with its own status at SIGTERM; inside the train loop the state is saved first."""
+    message = f"{program}: terminated; the same command continues at the newest checkpoint\n".encode()
+
+    def end(_number: int, _frame: object) -> None:
+        os.write(2, message)
+        os._exit(RESTART)  # an exception would be lost in a destructor or a callback
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silences logs of orbax and tensorstore threads; the same errors are raised, and reported in one line."""
+    import logging
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        if not any(part in str(error.exc_value) for part in ("Event loop is closed", "TensorStore")):
+            show(error)
+
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
+
+
+def _fail(program: str, error: Exception | str) -> int:
+    print(f"{program}: error: {error}", file=sys.stderr)
+    return BAD_INPUT
