@@ -10,17 +10,22 @@ DEVELOPMENT := $(VENV)/.installed-requirements-dev.txt
 DATA := runs/quickstart-data
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test chaos fuzz lint format clean
+.PHONY: help quickstart test test-slow test-all docs chaos fuzz lint format clean
 
 help:  ## print this
-	@sed -n 's/^\([a-z]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 quickstart: $(RUNTIME)  ## make a small data set of synthetic sounds, train on it and score the result
 	$(RUN) -m datar_jax.data.synthetic --root $(DATA) --clips-per-class 120
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart --config.data.root=$(DATA)
 
-test: lint  ## lint, check types and run every test
-	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+test: lint  ## lint, check types and run the quick tests
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: $(DEVELOPMENT)  ## run the slow tests
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+test-all: test test-slow  ## lint, check types and run every test
 
 chaos: $(RUNTIME)  ## kill a training run thirty times and compare it with one left alone
 	$(RUN) benchmarks/robustness/kill_and_resume.py

@@ -1,16 +1,23 @@
-"""Eight pretended devices for every test, and repeatable property tests.
+"""Eight simulated devices for every test, one cache of compiled programs per session, repeatable property tests.
 
 The environment has to be set before jax is imported: pytest reads this file before any test module.
 """
 
 import os
+import shutil
 import sys
+import tempfile
 
 assert "jax" not in sys.modules, "a pytest plugin imported jax before tests/conftest.py could set its devices"
 
 os.environ["NPROC"] = "16"  # threads of the CPU client; fewer than twice the devices can deadlock a collective
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests compile the same programs, in several processes.
+OWN_CACHE = "" if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="datar-jax-programs-")
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = OWN_CACHE
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from collections.abc import Iterator  # noqa: E402
 
@@ -22,9 +29,15 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Deletes the session's cache; workers got its name from this process."""
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def quick_compiles() -> Iterator[None]:
-    """For modules whose time goes into the compiler, whose optimisations are not what they test."""
+    """Turns most compiler optimizations off, for modules that do not test what they do."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

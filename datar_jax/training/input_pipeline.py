@@ -1,4 +1,4 @@
-"""What a run is made from: the clips of its data set opened, the unusable ones taken out, the rest measured."""
+"""Input pipeline: reads the lists, opens the clips, drops unusable ones, computes statistics."""
 
 from __future__ import annotations
 
@@ -7,40 +7,119 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from datar_jax.config import Config
-from datar_jax.data.dataset import Dataset
+from datar_jax.config import Config, ConfigError, check_windows
+from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.prepared import read_statistics
+from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
-from datar_jax.data.sources.base import ClipSource, bad_clips_report, statistics, usable
+from datar_jax.data.sources.base import ClipSource, bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
-from datar_jax.data.splits import Split, check_classes
+from datar_jax.data.splits import Split, check_classes, check_heads, split
 from datar_jax.filesystem import place
 from datar_jax.models.spec import Task
 from datar_jax.training.distributed import wait_for_all
 
-SOME = 2048  # clips of prepared data that statistics are taken of, for a front end that they were not prepared for
+STATISTICS_CLIPS = 2048  # clips whose statistics are computed where prepared data have none for this front end
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """What the lists of a data set say, before any sound is read.
+
+    Attributes:
+      config: of the run, with the number of classes.
+      dataset: its clips.
+      splits: training, validation and test clips by test fold.
+    """
+
+    config: Config
+    dataset: Dataset
+    splits: dict[int, Split]
+
+    @classmethod
+    def read(cls, config: Config) -> LabelledData:
+        """Reads the lists; `data.fold=0` gives the splits of all folds.
+
+        Raises:
+          ConfigError: settings that contradict the data, or lists that cannot be used.
+        """
+        dataset = read_dataset(config.data)
+        config = with_classes(config, dataset)
+        folds = list(dataset.folds) if config.data.fold == 0 else [config.data.fold]
+        return cls(config, dataset, {fold: split(dataset, config.data, fold) for fold in folds})
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the lists and splits, each note once."""
+        return list(dict.fromkeys([*self.dataset.notes, *(n for each in self.splits.values() for n in each.notes)]))
 
 
 @dataclass(frozen=True)
 class InputPipeline:
-    """What one split is trained and scored on."""
+    """The opened data of a run.
 
-    store: ClipSource
+    Attributes:
+      source: the clips, decoded or in shards.
+      splits: usable clips by test fold.
+      frames: length of the window that the model sees.
+    """
+
+    config: Config
+    dataset: Dataset
+    source: ClipSource
+    splits: dict[int, Split]
+    frames: int
+
+    @classmethod
+    def open(cls, data: LabelledData, workdir: Path, console: Console) -> InputPipeline:
+        """Opens the clips (decoding them on the first call), drops unusable ones and chooses the window.
+
+        Raises:
+          ConfigError: a window that the model's attention windows do not fit.
+          DataError: too many unusable clips.
+        """
+        config, dataset = data.config, data.dataset
+        source = open_source(config, dataset, workdir, console)
+        splits = {fold: usable_split(dataset, source, each, console) for fold, each in data.splits.items()}
+        frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
+        frames = frames or max(default_window_frames(source, each.train, config.audio) for each in splits.values())
+        seconds = frames * config.audio.hop_length / config.audio.sample_rate
+        check_windows(config, frames, f"a window of {seconds:g} s")
+        return cls(config, dataset, source, splits, frames)
+
+    def fold(self, fold: int, known: tuple[float, float] | None = None) -> FoldPipeline:
+        """The data of one test fold.
+
+        Args:
+          fold: key of `splits`.
+          known: mean and deviation (dB) of a pretrained model's spectrograms; otherwise those of the training split.
+        """
+        each = self.splits[fold]
+        mean, std = known or normalization_statistics(self.config, self.dataset, self.source, each.train)
+        return FoldPipeline(self.source, self.dataset, each, mean, std)
+
+
+@dataclass(frozen=True)
+class FoldPipeline:
+    """The data that one fold is trained and evaluated on."""
+
+    source: ClipSource
     dataset: Dataset
     split: Split
     mean: float  # of the training spectrograms, decibels
     std: float
 
     def train_batches(self, task: Task) -> TrainBatches:
-        """Endless batches of this process."""
+        """Endless training batches of this process."""
         train = task.config.train
         return train_batches(
-            self.store,
+            self.source,
             self.dataset,
             self.split.train,
             task.frames,
@@ -52,10 +131,28 @@ class InputPipeline:
         )
 
 
-def open_source(config: Config, dataset: Dataset, workdir: Path, console: Console) -> ClipSource:
-    """All clips, decoded once, with one report of what cannot be used.
+def with_classes(config: Config, dataset: Dataset) -> Config:
+    """The configuration with the number of classes that the data have.
 
-    The first process goes ahead: where the others see its disk, they find what it left.
+    Raises:
+      ConfigError: another number was given, or folds that the data do not have.
+    """
+    classes = len(dataset.labels)
+    if config.model.num_classes not in (0, classes):
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}: the data have {classes} classes; give {classes}, or 0"
+        )
+    if config.data.fold == 0 and not dataset.folds:
+        raise ConfigError("data.fold=0: these data have no folds to cross-validate over; give 1")
+    check_heads(config.data, dataset)
+    model = msgspec.structs.replace(config.model, num_classes=classes)
+    return msgspec.structs.replace(config, model=model)
+
+
+def open_source(config: Config, dataset: Dataset, workdir: Path, console: Console) -> ClipSource:
+    """Opens all clips, decoding them on the first call, and reports unusable ones.
+
+    The first process decodes; the others wait, and find its cache where they share its disk.
     """
     cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
     if jax.process_index():
@@ -73,7 +170,7 @@ def open_source(config: Config, dataset: Dataset, workdir: Path, console: Consol
 
 
 def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) -> ClipSource:
-    """The cache of a folder or a list of sounds, with a bar while it is computed."""
+    """The cache of decoded clips, with a progress bar while it is computed."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=len(dataset))
         return prepare(
@@ -85,23 +182,25 @@ def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) ->
         )
 
 
-def normalisation(config: Config, dataset: Dataset, store: ClipSource, train: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of the training spectrograms: of all of them, or of some of a prepared data set's."""
+def normalization_statistics(
+    config: Config, dataset: Dataset, store: ClipSource, train: np.ndarray
+) -> tuple[float, float]:
+    """Mean and deviation (dB) of the training spectrograms; of prepared data the stored ones, or those of a sample."""
     if dataset.card:
         parts = {clip.split or f"fold {clip.fold}" for clip in (dataset.clips[i] for i in train)}
         known = read_statistics(place(config.data.root, "data.root"), config.audio, sorted(parts))
         if known:
             return known
-        train = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), SOME)).astype(int))]
+        train = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), STATISTICS_CLIPS)).astype(int))]
     return statistics(store, train)
 
 
 def usable_split(dataset: Dataset, store: ClipSource, each: Split, console: Console) -> Split:
-    """A split without the clips that cannot be used."""
-    sides: dict[str, Any] = {}
-    for side in ("train", "validation", "test"):
-        sides[side], lost = usable(store, getattr(each, side))
-        if lost:
-            console.print(f"{lost} {side} clips cannot be used and are left out", markup=False)
-    check_classes(dataset, sides["train"], sides["test"])
-    return replace(each, **sides)
+    """The split without unusable clips."""
+    clips: dict[str, Any] = {}
+    for name in SPLITS:
+        clips[name], dropped = usable(store, getattr(each, name))
+        if dropped:
+            console.print(f"{dropped} {name} clips cannot be used and are left out", markup=False)
+    check_classes(dataset, clips["train"], clips["test"])
+    return replace(each, **clips)

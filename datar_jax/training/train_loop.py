@@ -28,7 +28,7 @@ from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.data.loader import TrainBatches
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
-from datar_jax.training.input_pipeline import InputPipeline
+from datar_jax.training.input_pipeline import FoldPipeline
 from datar_jax.training.monitoring.metric_writer import MetricWriter
 from datar_jax.training.monitoring.nan_debug import diagnose
 from datar_jax.training.monitoring.profiler import ProfilerWindow
@@ -37,8 +37,8 @@ from datar_jax.training.monitoring.watchdog import Watchdog
 from datar_jax.training.sharding import batch_sharding
 from datar_jax.training.train_step import TrainState, init_state, jit_train_step
 
-FIRST = 30  # times longer may a first step last: it holds compilation
-IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
+FIRST_STEP_PATIENCE = 30  # a first step may last so many times longer: it includes compilation
+MAX_IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
 
 
 class Stopped(Exception):
@@ -48,14 +48,14 @@ class Stopped(Exception):
       signal: its number.
     """
 
-    def __init__(self, text: str, number: int) -> None:
-        super().__init__(text)
+    def __init__(self, step: int, steps: int, number: int) -> None:
+        super().__init__(f"stopped at step {step} of {steps}; the same command continues there")
         self.signal = number
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run went: its last state and what it took."""
+    """The last state of a run, and its time and speed."""
 
     state: TrainState
     train_seconds: float
@@ -65,88 +65,61 @@ class Trained:
 def fit(
     task: Task,
     mesh: Mesh,
-    material: InputPipeline,
+    pipeline: FoldPipeline,
     checkpoints: CheckpointManager,
     report: MetricWriter,
     profile: Path | None = None,
-    begin: Callable[[TrainState], TrainState] | None = None,
+    initialize: Callable[[TrainState], TrainState] | None = None,
 ) -> Trained:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Args:
-      task: what is trained.
-      mesh: where.
-      material: on what.
-      checkpoints: where states are kept.
-      report: what is told.
-      profile: where a trace of steps shall go.
-      begin: gives a fresh state the weights that it shall start from.
+      task: settings and sizes.
+      mesh: the devices.
+      pipeline: the data.
+      checkpoints: checkpoints of the run.
+      report: where metrics and messages go.
+      profile: folder for a profiler trace of a few steps.
+      initialize: gives a new state its initial weights, for fine-tuning.
 
-    What is written does not depend on where a run was stopped: rows of steps stand in the file before the checkpoint
-    that follows them does, and no step is told only because a run was stopped there.
+    What is written does not depend on where a run was stopped: rows of metrics are on disk before the checkpoint that
+    follows them, and no step is logged only because a run was stopped there.
 
     Raises:
       Stopped: a signal came; the state is saved.
       TrainingError: the loss stays without a finite gradient.
       CheckpointError: there are checkpoints, and none can be read; or the last state cannot be stored.
     """
-    config = task.config
-    batches = material.train_batches(task)
-    state = init_state(task, mesh, material.mean, material.std)
-    clock = {"train_seconds": 0.0, "clips_per_second": 0.0}
-    if checkpoints.latest_step() is not None:
-        state, position, clock = checkpoints.restore(state)
-        batches.set_state(position)
-    elif begin:
-        state = begin(state)
+    batches = pipeline.train_batches(task)
+    state, clock = _initial_state(task, mesh, pipeline, batches, checkpoints, initialize)
     first = step = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
     report.begin(step, task.steps, checkpoints.has_score(step))
     if step:
         report.say("finished already; evaluating" if step >= task.steps else f"continues at step {step}")
-
     train = jit_train_step(task, mesh)
-    sharding = batch_sharding(mesh)
-    evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every_epochs)
-    checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every_epochs)
-    validate = len(material.split.validation) > 0
-    speed = Throughput(task, mesh)
-    trace = ProfilerWindow(profile, report.say)
-    flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    schedule = _Schedule.of(task, pipeline)
+    in_flight = _StepsInFlight(task, mesh, pipeline, batches, report, clock)
+    profiler = ProfilerWindow(profile, report.say)
     saved = step
-
-    def land(until: int) -> None:
-        """Waits for steps until so many are under way, and tells what is due."""
-        while len(flying) > until:
-            at, numbers = flying.popleft()
-            jax.block_until_ready(numbers)
-            speed.count += 1
-            clock["clips_per_second"] = speed.clips_per_second() or clock["clips_per_second"]
-            if int(numbers["skipped"]) >= config.train.max_skipped:
-                raise TrainingError(_why_not_finite(task, mesh, material, batches, state, at))
-            _log(report, at, numbers, task, speed)
-
     try:
-        with _signals() as asked, Watchdog(config.train.stall_seconds, report.say) as watch:
+        with _signals() as signals, Watchdog(task.config.train.stall_seconds, report.say) as watchdog:
             while True:
                 if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-                    asked.append(signal.SIGTERM)  # of whichever process; all of them come here at the same step
-                last = step >= task.steps
-                score = None
-                due = validate and step > 0 and (last or step % evaluate_steps == 0)
-                if last or due or step % checkpoint_steps == 0 or trace.before(step - first):
-                    watch.stage("the devices", FIRST if step - first < 2 else 1)
-                    land(0)
-                if trace.before(step - first):
-                    trace.turn(step - first)
-                watch.stage("")  # scores and checkpoints may take their time
+                    signals.append(signal.SIGTERM)  # of whichever process; all reach this point at the same step
+                last, due, score = step >= task.steps, schedule.evaluates(step), None
+                if last or due or schedule.saves(step) or profiler.before(step - first):
+                    watchdog.stage("the devices", FIRST_STEP_PATIENCE if step - first < 2 else 1)
+                    in_flight.wait(0, state)
+                profiler.turn(step - first)
+                watchdog.stage("")  # evaluation and checkpoints may take their time
                 if due and not checkpoints.has_score(step):
-                    with suppress(Interrupted):  # then it is scored when the run continues
-                        score = _validate(task, mesh, material, state, report, asked)
-                stop = bool(asked)  # read once: a signal that comes from here on waits for the next step
+                    with suppress(Interrupted):  # then it is evaluated when the run continues
+                        score = _validate(task, mesh, pipeline, state, report, signals)
+                stop = bool(signals)  # read once: a signal that comes from here on waits for the next step
                 if stop:
-                    land(0)
-                if score is not None or (step > saved and (last or stop or step % checkpoint_steps == 0)):
+                    in_flight.wait(0, state)
+                if score is not None or (step > saved and (stop or schedule.saves(step))):
                     if step > saved:
                         clock["train_seconds"] = time.monotonic() - began
                     report.sync()
@@ -155,34 +128,121 @@ def fit(
                 if last or stop:
                     checkpoints.finish()
                 if stop:
-                    text = f"stopped at step {step} of {task.steps}; the same command continues there"
-                    raise Stopped(text, asked[0])
+                    raise Stopped(step, task.steps, signals[0])
                 if last:
                     break
-
-                drawn = time.monotonic()
-                watch.stage(f"a batch, from {batches.source()}")
-                batch = next(batches)
-                speed.waited += time.monotonic() - drawn
-                watch.stage("the devices", FIRST if step - first < 2 else 1)
-                state, numbers = train(state, _place(batch, sharding))
+                batch = in_flight.next_batch(watchdog)
+                watchdog.stage("the devices", FIRST_STEP_PATIENCE if step - first < 2 else 1)
+                state, numbers = train(state, _place(batch, batch_sharding(mesh)))
                 step += 1
                 report.advance(step)
-
-                flying.append((step, numbers))
-                land(IN_FLIGHT)
+                in_flight.add(step, numbers)
+                in_flight.wait(MAX_IN_FLIGHT, state)
     finally:
-        trace.close()
+        profiler.close()
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
 
 
+@dataclass(frozen=True)
+class _Schedule:
+    """At which steps a run evaluates its validation split and saves; both at the last step."""
+
+    steps: int
+    evaluate_every: int
+    checkpoint_every: int
+    validates: bool
+
+    @classmethod
+    def of(cls, task: Task, pipeline: FoldPipeline) -> _Schedule:
+        """The schedule that `train.evaluate_every_epochs` and `train.checkpoint_every_epochs` ask for."""
+        train, clips = task.config.train, len(pipeline.split.train)
+
+        def every(epochs: int) -> int:
+            return max(1, round(epochs * clips / train.batch_size)) if epochs else task.steps
+
+        evaluate, checkpoint = every(train.evaluate_every_epochs), every(train.checkpoint_every_epochs)
+        return cls(task.steps, evaluate, checkpoint, len(pipeline.split.validation) > 0)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the validation split is evaluated after this step."""
+        return self.validates and step > 0 and (step >= self.steps or step % self.evaluate_every == 0)
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is saved after this step."""
+        return step >= self.steps or step % self.checkpoint_every == 0
+
+
+def _initial_state(
+    task: Task,
+    mesh: Mesh,
+    pipeline: FoldPipeline,
+    batches: TrainBatches,
+    checkpoints: CheckpointManager,
+    initialize: Callable[[TrainState], TrainState] | None,
+) -> tuple[TrainState, dict[str, float]]:
+    """The state and clock of the newest checkpoint, with `batches` at its position; or a new state."""
+    state = init_state(task, mesh, pipeline.mean, pipeline.std)
+    clock = {"train_seconds": 0.0, "clips_per_second": 0.0}
+    if checkpoints.latest_step() is not None:
+        state, position, clock = checkpoints.restore(state)
+        batches.set_state(position)
+    elif initialize:
+        state = initialize(state)
+    return state, clock
+
+
+class _StepsInFlight:
+    """Steps that are dispatched but not finished; logs each as it finishes."""
+
+    def __init__(
+        self,
+        task: Task,
+        mesh: Mesh,
+        pipeline: FoldPipeline,
+        batches: TrainBatches,
+        report: MetricWriter,
+        clock: dict[str, float],
+    ) -> None:
+        self._task, self._mesh, self._pipeline, self._batches = task, mesh, pipeline, batches
+        self._report, self._clock = report, clock
+        self._throughput = Throughput(task, mesh)
+        self._steps: deque[tuple[int, dict[str, jax.Array]]] = deque()
+
+    def next_batch(self, watchdog: Watchdog) -> Batch:
+        """The next batch; the time that it took counts as waiting for data."""
+        start = time.monotonic()
+        watchdog.stage(f"a batch, from {self._batches.source()}")
+        batch = next(self._batches)
+        self._throughput.waited += time.monotonic() - start
+        return batch
+
+    def add(self, step: int, numbers: dict[str, jax.Array]) -> None:
+        """Adds a step that was just dispatched, and its metrics."""
+        self._steps.append((step, numbers))
+
+    def wait(self, until: int, state: TrainState) -> None:
+        """Waits until so many steps are left in flight.
+
+        Raises:
+          TrainingError: too many steps in a row had no finite gradient.
+        """
+        while len(self._steps) > until:
+            step, numbers = self._steps.popleft()
+            jax.block_until_ready(numbers)
+            self._throughput.count += 1
+            self._clock["clips_per_second"] = self._throughput.clips_per_second() or self._clock["clips_per_second"]
+            if int(numbers["skipped"]) >= self._task.config.train.max_skipped:
+                raise TrainingError(_why_not_finite(self._task, self._mesh, self._pipeline, self._batches, state, step))
+            _log(self._report, step, numbers, self._task, self._throughput)
+
+
 def _why_not_finite(
-    task: Task, mesh: Mesh, material: InputPipeline, batches: TrainBatches, state: TrainState, at: int
+    task: Task, mesh: Mesh, pipeline: FoldPipeline, batches: TrainBatches, state: TrainState, at: int
 ) -> str:
     """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
     batch = _place(batches.read(at - 1), batch_sharding(mesh))
-    names = [material.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
+    names = [pipeline.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
     why = diagnose(task, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
     return (
         f"no finite gradient for {task.config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
@@ -195,11 +255,6 @@ def _place(batch: Batch, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def _every(task: Task, clips: int, epochs: int) -> int:
-    """Steps of so many epochs; 0 epochs means only the last step."""
-    return max(1, round(epochs * clips / task.config.train.batch_size)) if epochs else task.steps
-
-
 def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: Task, speed: Throughput) -> None:
     """The row of a step, if one is due; the last step always has one."""
     if step % task.config.train.log_every_steps and step < task.steps:
@@ -210,11 +265,13 @@ def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: T
 
 
 def _validate(
-    task: Task, mesh: Mesh, material: InputPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
+    task: Task, mesh: Mesh, pipeline: FoldPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
 ) -> float:
-    weights, indices = state.ema or state.params, material.split.validation
-    score, target = score_clips(task, mesh, material.store, material.dataset, weights, state.statistics, indices, asked)
-    labels, heads = task.config.data.labels, material.dataset.heads
+    weights, indices = state.ema or state.params, pipeline.split.validation
+    score, target = score_clips(
+        task, mesh, pipeline.source, pipeline.dataset, weights, state.statistics, indices, asked
+    )
+    labels, heads = task.config.data.labels, pipeline.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
     return numbers[metrics.primary_metric(labels, heads)]

@@ -307,9 +307,17 @@ def test_audio_lengths_in_samples(rate: int, window: int, hop: int, fft: int) ->
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_file_in_configs_traces_a_step(path: Path) -> None:
+def test_every_file_in_configs_is_stored_and_read_back(path: Path) -> None:
     config = settings.load_config(path)
     assert settings.from_dict(json.loads(json.dumps(msgspec.to_builtins(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[] if p.stem in ("esc10", "audioset") else pytest.mark.slow, id=p.stem) for p in CONFIGS],
+)
+def test_every_file_in_configs_traces_a_step(path: Path) -> None:
+    config = settings.load_config(path)
     classes, frames = 10, config.audio.frames(config.data.window_seconds or 5.0)
     task = Task(config, classes, frames, steps=100)
     state = abstract_state(task)

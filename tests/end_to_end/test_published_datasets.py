@@ -50,7 +50,9 @@ def make_sounds(name: str, lists: Path, audio: Path) -> None:
         soundfile.write(path, sound, RATE)
 
 
-@pytest.mark.parametrize("name", sorted(CORPORA))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "esc50" else pytest.mark.slow) for n in sorted(CORPORA)]
+)
 def test_from_the_rows_to_a_score(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists, audio, out, workdir = (tmp_path / part for part in ("lists", "audio", "prepared", "run"))
     put(lists, LISTS[name])

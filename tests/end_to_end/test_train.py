@@ -28,8 +28,9 @@ from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic import render
 from datar_jax.labels import Head
+from datar_jax.training import input_pipeline
 from datar_jax.training import train_loop as loop
-from datar_jax.training import trainer as run
+from datar_jax.training.input_pipeline import with_classes
 from datar_jax.training.workdir import check_workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -178,6 +179,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been_stopped(
         }
 
 
+@pytest.mark.slow
 def test_several_labels_with_a_validation_split_keep_the_best(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,11 +214,12 @@ def with_heads(dataset: Dataset) -> Dataset:
     return replace(dataset, clips=clips, labels=(*KINDS, "alone", "together"), heads=(Head("kind", 3), Head("how", 2)))
 
 
+@pytest.mark.slow
 def test_two_heads_are_trained_scored_and_drawn_each(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = DataConfig(kind="csv", root=str(sounds), labels="multi")
-    monkeypatch.setattr(run, "read_dataset", lambda config: with_heads(read_dataset(several)))
+    monkeypatch.setattr(input_pipeline, "read_dataset", lambda config: with_heads(read_dataset(several)))
     judged, validate = [], loop._validate
     monkeypatch.setattr(loop, "_validate", lambda *rest: judged.append(validate(*rest)) or judged[-1])
     arguments = command("csv", tmp_path / "run", data__root=str(sounds), train__evaluate_every_epochs="1")
@@ -258,11 +261,12 @@ def test_heads_that_do_not_fit_their_clips_are_refused(sounds: Path, change: dic
         said = f"{dataset.where(7)} {said}"
     config, *_ = train.parse(command("csv", Path("run"), data__root=str(sounds)))
     with pytest.raises(ConfigError) as error:
-        run._resolve(config, replace(dataset, **change))
+        with_classes(config, replace(dataset, **change))
     assert said in str(error.value)
-    assert run._resolve(config, dataset).model.num_classes == 5
+    assert with_classes(config, dataset).model.num_classes == 5
 
 
+@pytest.mark.slow
 def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -> None:
     arguments = command("esc10", tmp_path / "run", data__root=str(sounds), data__fold="0", train__epochs="1")
     assert train.main(arguments) == 0
@@ -287,6 +291,7 @@ def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -
     assert (tmp_path / "run" / "fold_2" / "checkpoints").is_dir()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_none_at_all_is_said(
     sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,7 +356,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
-    check_workdir(run._resolve(config, read_dataset(config.data)), workdir)
+    check_workdir(with_classes(config, read_dataset(config.data)), workdir)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2
     assert "optim.learning_rate=0.5" in capsys.readouterr().err
@@ -380,6 +385,7 @@ def test_no_checkpoint_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_profile_is_left_where_it_was_asked_for(sounds: Path, tmp_path: Path) -> None:
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"), train__epochs="5")
     assert train.main([*arguments, "--profile"]) == 0
@@ -390,6 +396,7 @@ def test_a_profile_is_left_where_it_was_asked_for(sounds: Path, tmp_path: Path) 
     assert all(0 <= row["data_wait"] <= 1 for row in steps)
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_stalls_is_heard(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ def own_samples(batch):
     return np.abs(parts).max(1)[:, None].repeat(2, 1)
 
 
+@pytest.mark.slow
 def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "KEPT", 1_000_000)
     audio = AudioConfig(sample_rate=4_000, n_mels=32, hop_ms=20.0)

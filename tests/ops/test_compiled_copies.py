@@ -78,7 +78,7 @@ def test_no_map_is_transposed_for_the_gradient_of_a_kernel() -> None:
 def test_a_loop_over_rows_copies_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row's gradient is written where the gradient from above was read, so it must have been read before."""
     assert not copies(in_loops(slope_program(*module())))
-    monkeypatch.setattr(rowwise, "unfused", lambda function, *args: function(*args))
+    monkeypatch.setattr(rowwise, "fusion_barrier", lambda function, *args: function(*args))
     assert copies(in_loops(slope_program(*module())))
 
 

@@ -98,6 +98,7 @@ def tables_and_points(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return table, np.stack(columns, -1).astype(np.float32), above, size
 
 
+@pytest.mark.slow
 @given(tables_and_points())
 def test_every_method_gives_the_same_bias(
     case: tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]],

@@ -147,6 +147,7 @@ def test_nothing_but_sums_travels_in_a_train_step() -> None:
     assert collectives(train_program()) and not moved(train_program())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data, fsdp", [(1, 8), (4, 2)])
 def test_a_divided_state_is_gathered_parameter_by_parameter(data: int, fsdp: int) -> None:
     """Each where it is used, and no activation with them."""

@@ -153,6 +153,7 @@ def two_processes(arguments: list[str], expected: int = 0, terminate: Callable[[
     return said
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight devices, in one process or in two: the same steps, the same scores, one set of files.
 
@@ -177,6 +178,7 @@ def test_two_processes_do_what_one_does(sounds: Path, tmp_path: Path, capsys: py
     assert again["clips"] == results[1]["clips"] and again["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_process_that_is_asked_to_end_ends_both_with_one_checkpoint(
     sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

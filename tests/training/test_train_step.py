@@ -266,6 +266,7 @@ def test_eight_devices_do_what_one_does() -> None:
     assert np.abs(ema[0] - ema[1]).mean() < 1e-4 * np.abs(ema[0]).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data, fsdp", [(8, 1), (1, 8), (4, 2)])
 def test_twenty_steps_are_the_same_on_any_mesh(data: int, fsdp: int) -> None:
     """Losses apart by sums in another order, which twenty updates carry on."""
@@ -345,7 +346,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
-    assert_same_run(run(SMALL, mesh_of(1), 2), run(with_train(SMALL, accumulate=2), mesh_of(1), 2))
+    assert_same_run(run(SMALL, mesh_of(1), 2), run(with_train(SMALL, grad_accum_steps=2), mesh_of(1), 2))
 
 
 def sound(clips: Any) -> Any:

@@ -9,9 +9,9 @@ import jax
 
 
 class ProfilerWindow:
-    """A profile of a few steps, for TensorBoard or XProf; no folder: none.
+    """A trace of a few steps for TensorBoard or XProf; without a folder it does nothing.
 
-    The first steps of a call hold compilation and filling, so they are left out.
+    The first steps of a call are left out: they include compilation and the filling of queues.
     """
 
     STEPS = range(5, 10)  # of this call
@@ -21,11 +21,13 @@ class ProfilerWindow:
         self._running = self._done = False
 
     def before(self, step: int) -> bool:
-        """To be asked before each step of this call, counted from 0; true where the steps under way must be awaited."""
+        """Whether the trace starts or stops before this step of the call; steps in flight must finish first."""
         return self._folder is not None and step in (self.STEPS.start, self.STEPS.stop)
 
     def turn(self, step: int) -> None:
-        """Begins or ends the trace, where `before` said so."""
+        """Starts or stops the trace if this is the step for it."""
+        if not self.before(step):
+            return
         if step == self.STEPS.start:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
@@ -33,10 +35,10 @@ class ProfilerWindow:
             self.close()
 
     def close(self) -> None:
-        """Writes what there is."""
+        """Writes the trace, if one is running."""
         if self._running:
             self._running, self._done = False, True
             jax.profiler.stop_trace()
-            self._say(f"{self._folder}: a profile of some steps; look at it with `tensorboard --logdir`")
+            self._say(f"{self._folder}: a profile of some steps; view it with `tensorboard --logdir`")
         elif self._folder and not self._done:
             self._say(f"no profile: fewer than {self.STEPS.start + 1} steps were left to do")
