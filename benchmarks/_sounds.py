@@ -16,7 +16,7 @@ from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns,
 from datar_jax.data.prepare.build import prepare
 from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.synthetic import KINDS, render
+from datar_jax.data.synthetic_sounds import KINDS, render
 from datar_jax.filesystem import place
 
 RATE = 44_100  # Hz of the recordings

@@ -29,7 +29,7 @@ import soundfile
 
 from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig
-from datar_jax.data.synthetic import KINDS
+from datar_jax.data.synthetic_sounds import KINDS
 from datar_jax.inference.events import Event, EventSettings
 from datar_jax.inference.predict import Prediction, Scorer, predict_files
 

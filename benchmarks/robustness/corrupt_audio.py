@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.random import Generator
 
-from datar_jax.data import synthetic as synthesis
+from datar_jax.data import synthetic_sounds
 
 USED, REFUSED, EITHER = "used", "refused", "either"
 
@@ -67,7 +67,7 @@ def bases(seed: int) -> list[Base]:
             ]
         ):
             rng = np.random.default_rng([seed, i])
-            sound_T = synthesis.render(sorted(synthesis.KINDS)[i % 10], rng, rng.uniform(0.5, 3), rate)
+            sound_T = synthetic_sounds.render(sorted(synthetic_sounds.KINDS)[i % 10], rng, rng.uniform(0.5, 3), rate)
             path = Path(folder, f"a.{suffix}")
             channels = int(rng.integers(1, 3))
             store(path, np.stack([sound_T] * channels, 1), rate, subtype, suffix)

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from datar_jax.data.synthetic import KINDS, write_dataset
+from datar_jax.data.synthetic import write_dataset
+from datar_jax.data.synthetic_sounds import KINDS
 from datar_jax.training.monitoring.metric_writer import read_rows
 
 TIMINGS = {"clips_per_second", "steps_per_second", "data_wait", "train_seconds"}

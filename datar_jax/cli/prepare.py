@@ -36,9 +36,10 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.data.datasets import CORPORA
     from datar_jax.data.prepare.build import prepare as write
-    from datar_jax.data.prepare.download import FetchError, fetch
+    from datar_jax.data.prepare.download import fetch
     from datar_jax.data.prepare.encode import EncodeOptions
     from datar_jax.data.prepare.extract import unpack
+    from datar_jax.data.prepare.partial_files import FetchError
     from datar_jax.data.prepared import MANIFEST, tell
     from datar_jax.data.sources.base import DataError
     from datar_jax.filesystem import place

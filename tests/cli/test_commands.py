@@ -27,7 +27,7 @@ from datar_jax.audio.recording import plan_windows
 from datar_jax.checkpoints.model_info import ModelError, find_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
 from datar_jax.cli.main import COMMANDS, main
-from datar_jax.data.synthetic import render
+from datar_jax.data.synthetic_sounds import render
 from datar_jax.inference.predict import predict_files
 from datar_jax.training import evaluate
 from datar_jax.training import train_loop as loop

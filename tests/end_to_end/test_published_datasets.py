@@ -14,7 +14,7 @@ import soundfile
 import train
 from datar_jax.cli.main import main
 from datar_jax.data.datasets import CORPORA
-from datar_jax.data.synthetic import render
+from datar_jax.data.synthetic_sounds import render
 from tests.data.datasets.test_annotations import LISTS, put
 from tests.end_to_end.test_train import TINY
 

@@ -26,7 +26,7 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.synthetic import render
+from datar_jax.data.synthetic_sounds import render
 from datar_jax.labels import Head
 from datar_jax.training import input_pipeline
 from datar_jax.training import train_loop as loop

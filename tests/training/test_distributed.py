@@ -19,7 +19,7 @@ import soundfile
 
 import train
 from datar_jax.config import ConfigError
-from datar_jax.data.synthetic import render
+from datar_jax.data.synthetic_sounds import render
 from datar_jax.training import distributed
 from datar_jax.training.distributed import Cluster, surroundings
 from datar_jax.training.monitoring.metric_writer import read_rows

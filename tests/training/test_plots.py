@@ -128,7 +128,8 @@ def test_the_running_mean_of_a_long_curve_stays_within_it(tmp_path, drawn):
 
 def test_matplotlib_waits_until_something_is_drawn(tmp_path):
     code = (
-        "import sys; from datar_jax.training import plots as plot; import numpy; assert 'matplotlib' not in sys.modules;"
+        "import sys; from datar_jax.training import plots as plot; import numpy;"
+        "assert 'matplotlib' not in sys.modules;"
         f"plot.save_confusion_figure({str(tmp_path / 'c.png')!r}, numpy.eye(2, dtype=int), 'ab');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -9,9 +9,7 @@ For a file NAME there may lie beside it: `.NAME.partial`, what came so far; `.NA
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import http.client
 import json
@@ -31,18 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from datar_jax.data.datasets.base import Download
+from datar_jax.data.prepare.partial_files import BLOCK, FetchError, alone, beside, discard, plain, unwritten
 
 TIMEOUT = 30.0  # seconds in which a server has to say something
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)  # seconds before each further try
 SLOWEST = 1000  # bytes a second; what stays below it over two timeouts is taken for broken
 VERSION = re.compile(r'"[!#-~]{1,200}"|\w{3}, [\w :]{1,40}', re.ASCII)  # an ETag that is not weak, or a date
-BLOCK = 1 << 18  # bytes held at once
 REDIRECTS = 10
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that pass
-
-
-class FetchError(ValueError):
-    """A file that cannot be fetched or unpacked; its text says what to do."""
 
 
 class _Broken(Exception):
@@ -290,52 +284,3 @@ def _sha256(path: Path) -> str:
 
 
 # What stands beside a file while it arrives
-
-
-def beside(path: Path, ending: str) -> Path:
-    """A hidden name next to a file or a folder."""
-    return path.with_name(f".{path.name}.{ending}")
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Only one process is in this block for a path, where the file system has locks."""
-    lock = beside(path, "lock")
-    number = _locked(lock, path)
-    try:
-        yield
-    finally:
-        discard(lock)  # before it is let go, so that who takes it next sees that it is gone
-        os.close(number)
-
-
-def _locked(lock: Path, path: Path) -> int:
-    while True:
-        number = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(number)
-            raise FetchError(f"{path}: another process is at it; wait for that, then run the same command") from error
-        except OSError:  # a file system without locks
-            return number
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(number), os.stat(lock)):
-                return number
-        os.close(number)  # it was let go and removed in between
-
-
-def discard(*paths: Path) -> None:
-    """Removes files, if they are there."""
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def unwritten(path: Path, error: OSError) -> FetchError:
-    """One line for what the disk refused."""
-    return FetchError(f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder")
-
-
-def plain(text: object) -> str:
-    """What a stranger wrote, fit for one line on a terminal."""
-    return ascii(str(text))[1:-1][:200]

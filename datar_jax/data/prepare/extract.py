@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from datar_jax.data.prepare.download import BLOCK, FetchError, alone, beside, plain, unwritten
+from datar_jax.data.prepare.partial_files import BLOCK, FetchError, alone, beside, plain, unwritten
 
 RATIO = 100  # what comes out of an archive may be this much larger than it; wav and text stay far below
 FLOOR = 1 << 26  # bytes that may always come out

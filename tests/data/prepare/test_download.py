@@ -22,8 +22,10 @@ import pytest
 from datar_jax.data.datasets.base import Download
 from datar_jax.data.prepare import download as module
 from datar_jax.data.prepare import extract as unpacking
-from datar_jax.data.prepare.download import FetchError, fetch
+from datar_jax.data.prepare import partial_files
+from datar_jax.data.prepare.download import fetch
 from datar_jax.data.prepare.extract import unpack
+from datar_jax.data.prepare.partial_files import FetchError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 OTHER = np.random.default_rng(1).bytes(3_000_000)
@@ -604,6 +606,6 @@ def test_a_lock_removed_while_it_is_waited_for_is_no_lock(tmp_path, monkeypatch)
         flock(number, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with module.alone(tmp_path / "sounds.zip"):
+    with partial_files.alone(tmp_path / "sounds.zip"):
         assert len(calls) == 2
         assert os.path.samestat(os.fstat(calls[1]), os.stat(tmp_path / LOCK))

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from datar_jax.data.prepare import extract as module
-from datar_jax.data.prepare.download import FetchError
 from datar_jax.data.prepare.extract import unpack
+from datar_jax.data.prepare.partial_files import FetchError
 from tests.data.prepare.test_download import CONTENT, fails, names, umask
 
 TREE = {"meta/list.csv": b"a,b\n", "audio/1.wav": CONTENT[:70_000], "audio/deep/er/2.wav": b"", "read me": b"x" * 512}
