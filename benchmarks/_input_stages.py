@@ -30,7 +30,7 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources import array_record
 from datar_jax.data.sources.base import ClipSource, usable
 from datar_jax.data.sources.feature_cache import prepare
-from datar_jax.filesystem import place
+from datar_jax.filesystem import storage_path
 from datar_jax.models.flops import macs
 from datar_jax.training.sharding import batch_sharding, make_mesh
 
@@ -164,7 +164,7 @@ def opened(root: Path, folder: Path, origin: str, audio: AudioConfig) -> tuple[D
         return dataset, prepare(dataset, audio, folder / "cache")
     dataset = read_dataset(DataConfig(root=str(folder / origin), kind="prepared"))
     assert dataset.card
-    there = place(str(folder / origin), "--workdir")
+    there = storage_path(str(folder / origin), "--workdir")
     return dataset, array_record.open_shards(there, dataset.card, dataset.clips, audio, folder)
 
 

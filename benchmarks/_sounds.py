@@ -17,7 +17,7 @@ from datar_jax.data.prepare.build import prepare
 from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic_sounds import KINDS, render
-from datar_jax.filesystem import place
+from datar_jax.filesystem import storage_path
 
 RATE = 44_100  # Hz of the recordings
 
@@ -43,14 +43,14 @@ def shard(sounds: Path, out: Path, recipe: EncodeOptions) -> None:
         return Annotations(segments, (Head("class", dataset.labels),), "single", ())
 
     corpus = DatasetSpec("sounds of a benchmark", read, "", "")
-    folders = place(str(sounds), "--root"), place(str(out), "--workdir")
+    folders = storage_path(str(sounds), "--root"), storage_path(str(out), "--workdir")
     prepare("benchmark", corpus, sounds, *folders, recipe, lambda done, total: None, lambda line: None)
 
 
 def list_more(prepared: Path, out: Path, train: int, test: int) -> None:
     """A prepared folder that lists as many clips, each under its own name; they share the records of another folder."""
     out.mkdir(parents=True, exist_ok=True)
-    card = shards.read_card(place(str(prepared), "--workdir"))
+    card = shards.read_card(storage_path(str(prepared), "--workdir"))
     with (prepared / shards.MANIFEST).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == shards.FOUND]
     with (out / shards.MANIFEST).open("w", newline="") as file:

@@ -48,7 +48,7 @@ from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.splits import split
-from datar_jax.filesystem import place
+from datar_jax.filesystem import storage_path
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.training.monitoring.accelerators import CHIPS
 from datar_jax.training.monitoring.metric_writer import read_rows
@@ -267,7 +267,7 @@ def start(folder: Path) -> Start:
     train = split(dataset, config).train
     marks.append(time.perf_counter())
     assert dataset.card
-    store = open_shards(place(str(folder), "data.root"), dataset.card, dataset.clips, HOST, folder)
+    store = open_shards(storage_path(str(folder), "data.root"), dataset.card, dataset.clips, HOST, folder)
     marks.append(time.perf_counter())
     with closing(train_batches(store, dataset, train, HOST.frames(SECONDS), BATCH, 0, config)) as batches:
         next(batches)

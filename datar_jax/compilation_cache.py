@@ -1,4 +1,4 @@
-"""Compiled programs, kept on the disk from one start to the next."""
+"""Keeps compiled programs on disk between starts of the program."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def keep_compiled(folder: Path | None = None) -> None:
-    """Lets the next start of this program skip compilation; JAX_COMPILATION_CACHE_DIR names another place.
+    """Turns on jax's persistent compilation cache, unless JAX_COMPILATION_CACHE_DIR has already.
 
     Args:
-      folder: where; None means the user's cache.
+      folder: of the cache; None means the user's cache folder.
     """
     import jax
 
@@ -19,19 +19,21 @@ def keep_compiled(folder: Path | None = None) -> None:
         return
     try:
         folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datar_jax"
-    except RuntimeError:  # a user without a home: every start compiles
+    except RuntimeError:  # no home folder: every start compiles
         return
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if not os.access(there, os.W_OK):  # nor is it made yet: a mistake in the settings leaves nothing behind
+    if not os.access(
+        there, os.W_OK
+    ):  # the folder is not created yet, so that a configuration error leaves nothing behind
         return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    # jax would neither read nor replace a program whose writing was cut off.
+    # jax neither reads nor replaces a truncated file.
     for program in folder.glob("*-cache"):
         try:
             content = program.read_bytes()
-            if content[:1] in (b"", b"\x78"):  # of zlib; newer Pythons have another compression
+            if content[:1] in (b"", b"\x78"):  # zlib; newer Pythons use another compression
                 zlib.decompress(content)
         except zlib.error:
             program.unlink(missing_ok=True)
-        except FileNotFoundError:  # another start was faster
+        except FileNotFoundError:  # another process removed it
             continue

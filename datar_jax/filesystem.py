@@ -1,7 +1,8 @@
-"""Files on this machine or in a bucket, by path or URL, through fsspec.
+"""Local files and buckets: atomic writes, folder walks, and paths or URLs through fsspec.
 
-A path is what the operating system calls so; a URL has a scheme (`gs://`, `s3://`, `https://`, `memory://`), and what
-fsspec needs for it (gcsfs, s3fs, aiohttp) is installed by whoever uses it.
+A URL has a scheme (`gs://`, `s3://`, `https://`, `memory://`); the package that fsspec needs for it (gcsfs, s3fs,
+aiohttp) is installed by its users. etils.epath, which orbax brings, would need TensorFlow or fsspec for buckets and
+knows neither https nor a temporary in-memory system.
 """
 
 from __future__ import annotations
@@ -21,72 +22,66 @@ from datar_jax.config import ConfigError
 
 
 @dataclass(frozen=True)
-class Place:
-    """A file or a folder somewhere."""
+class StoragePath:
+    """A local or remote file or folder."""
 
-    url: str  # as a person wrote it
-    path: str  # as its file system calls it
-    system: Any  # fsspec's; it pickles
+    url: str  # as the user wrote it
+    path: str  # within its file system
+    system: Any  # of fsspec; can be pickled
 
     @property
     def local(self) -> Path | None:
-        """The path, where it lies on this machine."""
+        """The local path; None for a remote one."""
         return Path(self.path) if "file" in _protocols(self.system) else None
 
-    def __truediv__(self, name: str) -> Place:
-        return Place(f"{self.url.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.system)
+    def __truediv__(self, name: str) -> StoragePath:
+        return StoragePath(f"{self.url.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.system)
 
     def is_folder(self) -> bool:
-        """Whether there is a folder of that name; in a bucket, whether a name begins with it."""
+        """Whether the folder exists; in a bucket, whether any name starts with it."""
         return bool(self.system.isdir(self.path))
 
     def size(self) -> int:
-        """Bytes of the file; -1 where there is none."""
+        """Size of the file in bytes; -1 if it does not exist."""
         try:
             return int(self.system.info(self.path)["size"])
         except FileNotFoundError:
             return -1
 
     def read(self) -> bytes:
-        """The content of the file; raises FileNotFoundError."""
+        """Returns the content of the file; raises FileNotFoundError."""
         return bytes(self.system.cat_file(self.path))
 
     def write(self, content: bytes) -> None:
-        """Writes the file, whole or not at all; its folder is made."""
+        """Writes the file atomically and creates its folder."""
         if self.local is None:
             self.system.pipe_file(self.path, content)
-            return
-        self.local.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.local.with_name(f".{self.local.name}.partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.local)
+        else:
+            atomic_write(self.local, content)
 
-    def take(self, file: Path) -> None:
-        """Moves a finished file of this machine here, whole or not at all."""
+    def move_from(self, file: Path) -> None:
+        """Moves a finished local file to this path, atomically."""
         if self.local is None:
             self.system.put_file(str(file), self.path)
             file.unlink()
         else:
             file.replace(self.local)
 
-    def give(self, file: Path) -> None:
-        """Copies this file to a path of this machine, whole or not at all."""
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:  # processes may meet here
+    def copy_to(self, file: Path) -> None:
+        """Copies the file to a local path, atomically."""
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:  # one per process
             partial = Path(folder, file.name)
             self.system.get_file(self.path, str(partial))
             partial.replace(file)
 
     def remove(self) -> None:
-        """Takes the file away, if there is one."""
+        """Removes the file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.system.rm_file(self.path)
 
     @contextlib.contextmanager
-    def here(self) -> Iterator[Path]:
-        """The file as a path of this machine, copied for as long as the block lasts where it lies elsewhere."""
+    def as_local(self) -> Iterator[Path]:
+        """The file as a local path; a remote one is copied for the duration of the block."""
         if self.local is not None:
             yield self.local
             return
@@ -95,8 +90,8 @@ class Place:
             self.system.get_file(self.path, str(copy))
             yield copy
 
-    def files(self) -> Iterator[tuple[str, str]]:
-        """Names of all files below this folder, relative and with forward slashes, and what changes when one does.
+    def list_files(self) -> Iterator[tuple[str, str]]:
+        """Lists all files below this folder: relative name with forward slashes, and a text that changes with the file.
 
         Raises:
           ConfigError: a folder cannot be read: its files would be missing.
@@ -107,9 +102,9 @@ class Place:
                     below = (folder / name).relative_to(self.local).as_posix()
                     try:
                         status = (folder / name).stat()
-                    except FileNotFoundError:  # a link to nothing
+                    except FileNotFoundError:  # a broken link
                         continue
-                    except OSError as error:  # whoever opens it is told again
+                    except OSError as error:  # raised again when it is opened
                         yield below, str(error.strerror)
                     else:
                         yield below, f"{status.st_size} {status.st_mtime_ns}"
@@ -121,19 +116,19 @@ class Place:
                 yield name, f"{about['size']} {next(filter(None, changed), '')}"
 
 
-def place(url: str, field: str) -> Place:
-    """The file or folder of a path or URL.
+def storage_path(url: str, field: str) -> StoragePath:
+    """The file or folder of a path or URL; `field` is named in errors.
 
     Raises:
-      ConfigError: nothing was given, a scheme that is not known, or one whose package is not installed.
+      ConfigError: an empty text, an unknown scheme, or one whose package is not installed.
     """
-    if not url:  # fsspec would take it for the current folder
+    if not url:  # for fsspec this is the current folder
         raise ConfigError(f"{field}='': give a folder or a URL; the current folder is .")
     try:
         system, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{field}={url!r}: {error}") from None
-    return Place(url, path, system)
+    return StoragePath(url, path, system)
 
 
 def _protocols(system: Any) -> tuple[str, ...]:
@@ -141,15 +136,18 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); mend that, or take it away")
+    raise ConfigError(f"{error.filename!r}: cannot be read ({error.strerror}); allow reading it, or remove it")
 
 
 def walk_folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders below `root`, the folders and the files in each, in order; hidden ones left out, links entered once.
+    """Walks the folders below `root` in order, without hidden ones; follows each link once.
 
     Args:
-      root: where to begin.
-      fail: told of a folder that cannot be read, whose files will be missing.
+      root: first folder.
+      fail: called with the error of a folder that cannot be read, whose files will be missing.
+
+    Yields:
+      Folder, names of its folders, names of its files.
 
     Raises:
       ConfigError: a folder cannot be read, unless `fail` is given.
@@ -165,16 +163,21 @@ def walk_folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Itera
 
 
 def printable(name: str) -> str:
-    """A name on one line: control characters and what is no UTF-8 as escapes."""
+    """A name as one printable line: control characters and invalid UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
+    """Writes a JSON file atomically and creates its folder."""
+    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Writes a file so that its name never holds half of it, even after a power failure; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # or a machine that goes down leaves an empty file under the name
+        os.fsync(file.fileno())
     partial.replace(path)

@@ -1,4 +1,4 @@
-"""Classes and heads: what a score means."""
+"""Class names and classification heads: the meaning of each score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Heads = Sequence[tuple[str, int]]  # name and number of classes of each; none: o
 
 
 def head_slices(heads: Heads) -> dict[str, slice]:
-    """Where each head's classes lie, by what stands before the names of its numbers: `verb_`; nothing for one head."""
+    """Slice of each head's classes, by the prefix of its metrics: `verb_`; an empty prefix for a single head."""
     if len(heads) < 2:
         return {"": slice(None)}
     ends = itertools.accumulate(size for _, size in heads)
@@ -21,13 +21,13 @@ def head_slices(heads: Heads) -> dict[str, slice]:
 
 
 def class_names(labels: Sequence[str], heads: Heads = ()) -> tuple[str, ...]:
-    """What a class is known by: its label; with several heads, its head's name before it (`verb: cut`)."""
+    """Display names of classes: the label, with several heads prefixed by the head (`verb: cut`)."""
     of_head = {prefix.removesuffix("_"): labels[part] for prefix, part in head_slices(heads).items()}
     return tuple(f"{head}: {label}" if head else label for head, of in of_head.items() for label in of)
 
 
 class Head(NamedTuple):
-    """A question that is answered of every clip, such as which verb and which noun."""
+    """A classification head, such as verb or noun."""
 
     name: str
-    size: int  # how many classes answer it
+    size: int  # number of classes

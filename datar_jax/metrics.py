@@ -1,4 +1,4 @@
-"""How good a set of scores is, counted on the host in float64.
+"""Classification metrics on the host, in float64.
 
 Shapes: N clips, S classes. A target is positive where it is above zero. Shares are between 0 and 1. With several heads
 (questions answered of each clip), the classes are those of all heads, one head after another.
@@ -18,7 +18,7 @@ _TINY = 1e-7  # a score or an area is kept this far from 0 and 1 before it goes 
 
 
 def primary_metric(labels: Labels, heads: Heads = ()) -> str:
-    """The number of `evaluate` that a run is judged by: the best checkpoint has the highest on validation clips."""
+    """Name of the metric that ranks checkpoints and runs; higher is better."""
     if labels == "multi":
         return "mean_average_precision"
     return "action_top1" if len(heads) > 1 else "top1"
@@ -129,7 +129,7 @@ def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> NDArray[np.int64]:
 def evaluate(
     score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels = "single", heads: Heads = ()
 ) -> dict[str, float]:
-    """All the numbers reported for one split.
+    """All metrics that are reported for one split.
 
     Args:
       score_NxS: probabilities, averaged over the windows of each clip.
@@ -170,7 +170,7 @@ def clip_losses(score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels) -> 
 
 
 def _numbers(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float]:
-    """What is said of one set of classes."""
+    """All metrics of one set of classes."""
     auc = mean_roc_auc(score, target)
     ranked = {
         "mean_average_precision": mean_average_precision(score, target),

@@ -1,4 +1,4 @@
-"""What all pictures share: a sheet, colours, names that fit, an axis of mel bins in hertz.
+"""Shared by all figures: sheet, colors, shortened names, a mel axis in hertz.
 
 matplotlib is imported where it is used, so that a program which draws nothing starts without it.
 """
@@ -26,14 +26,14 @@ _ROUND = (1000, 4000, 250, 2000, 500, 8000, 125, 16_000)  # hertz that an axis n
 
 
 def sheet(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of a size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
 
 
 def save(figure: Figure, path: str | Path, dpi: float | None = None) -> None:
-    """Writes a PNG, PDF or SVG, as the name ends; its folder is made.
+    """Writes a PNG, PDF or SVG, by the file's extension; creates its folder.
 
     Args:
       figure: what to write.

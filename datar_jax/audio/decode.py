@@ -1,4 +1,4 @@
-"""Sound in, samples out: one channel at one rate, and a reason for whatever cannot be used."""
+"""Decodes sound files to one channel at one rate, or raises the reason why a file cannot be used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCK = 2**20  # samples of all channels that are decoded at a time
 
 
 class AudioError(ValueError):
-    """A sound that cannot be used; its text is the short reason, without the file's name."""
+    """A sound that cannot be used; the text is a short reason without the file name."""
 
 
 def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 0.0) -> np.ndarray:
@@ -53,7 +53,7 @@ def decode(path: str | Path, sample_rate: int, start: float = 0.0, end: float = 
 def stream(
     path: str | Path, sample_rate: int, start: float = 0.0, end: float = 0.0, limited: bool = False
 ) -> Iterator[np.ndarray]:
-    """The samples of a sound file, or of a part of it, a block at a time, in memory that does not grow with its length.
+    """Yields the samples of a sound file, or of a part of it, in blocks: constant memory for any length.
 
     What only the whole file tells (that it is truncated, or silent) is raised after all but the last block. Blocks are
     the same on every reading.
@@ -116,14 +116,14 @@ def stream(
 
 
 class _Forward(soundfile.SoundFile):
-    """A sound file that is read from front to back: the seek after each read fails behind the end of a FLAC stream."""
+    """A sound file read from front to back, without the seeks that fail at the end of a FLAC stream."""
 
     def seekable(self) -> bool:
         return False
 
 
 def _check_file(path: str | Path) -> None:
-    """Refuses what is no file, before something waits for it: a pipe opens when somebody writes to it."""
+    """Refuses anything but a regular file, before opening it: opening a pipe would block."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
@@ -150,7 +150,7 @@ def _bounds(total: int, rate: int, start: float, end: float) -> tuple[int, int]:
 
 
 def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[np.ndarray]:
-    """The next `count` frames, or as many as there are, averaged over the channels: float32 (samples,) at a time."""
+    """Yields the next `count` frames or fewer, averaged over the channels: float32 (samples,)."""
     while count > 0:
         asked = min(count, max(1, BLOCK // file.channels))
         samples_NxC = file.read(asked, dtype="float32", always_2d=True)
@@ -166,7 +166,7 @@ def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[np.ndarray]:
 
 
 def _shortfall(path: str | Path, file: soundfile.SoundFile) -> str:
-    """Why the file is known to be cut off or no recording, or nothing.
+    """The reason why the file is truncated or no recording; an empty text if it is neither.
 
     libsndfile silently shortens what it reads to what is there, so that counting samples does not tell: containers of
     plain samples tell by the size of their data chunk, Ogg by a last page that does not end.
@@ -185,7 +185,7 @@ def _shortfall(path: str | Path, file: soundfile.SoundFile) -> str:
 
 
 def _placeholder(size: int) -> bool:
-    """Whether a size in bytes is what a writer leaves that cannot go back: the largest number, more or less."""
+    """Whether a size is the placeholder of a streaming writer, which cannot seek back: about the largest number."""
     return 0x7FFF_0000 <= size <= 0x8000_0000 or size >= 0xFFFF_0000
 
 

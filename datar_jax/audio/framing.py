@@ -10,12 +10,12 @@ from datar_jax.config import AudioConfig
 
 
 def num_samples(audio: AudioConfig, frames: int) -> int:
-    """Samples that so many columns are computed from, what is reflected at a clip's ends counted in."""
+    """Number of samples that `frames` frames are computed from, including what is reflected at a clip's ends."""
     return (frames - 1) * audio.hop_length + audio.win_length
 
 
 def frame_bounds(length: int, audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
-    """First and last (exclusive) of the samples of a clip of `length` that the columns from `start` on need."""
+    """First and last (exclusive) sample of a clip that frames from `start` on are computed from."""
     low, high = window_bounds(audio, start, frames)
     whole = min_samples(length, audio)
     return max(0, min(low, whole - 1 - max(0, high - whole))), min(length, max(high, 1 - low))
@@ -24,7 +24,7 @@ def frame_bounds(length: int, audio: AudioConfig, start: int, frames: int) -> tu
 def frame_samples(
     part_N: np.ndarray, first: int, length: int, audio: AudioConfig, start: int, frames: int
 ) -> np.ndarray:
-    """The samples under columns `start` to `start + frames` of a clip, reflected at its ends.
+    """Samples that frames `start` to `start + frames` of a clip are computed from, reflected at its ends.
 
     Args:
       part_N: samples of the clip from `first` on, at least those of `excerpt_bounds`; any dtype.
@@ -50,12 +50,12 @@ def frame_samples(
 
 
 def left_context(audio: AudioConfig) -> int:
-    """Samples before the middle of a column that it is computed from."""
+    """Number of samples before the center of a frame that it is computed from."""
     return -window_bounds(audio, 0, 1)[0]
 
 
 def window_samples(audio: AudioConfig, frames: int) -> int:
-    """Samples, `lead` included, that hold all that so many columns of a recording are computed from.
+    """Number of samples that `frames` frames of a recording are computed from, `left_context` included.
 
     Also those of any clip that has no more columns.
     """
@@ -64,13 +64,13 @@ def window_samples(audio: AudioConfig, frames: int) -> int:
 
 
 def window_bounds(audio: AudioConfig, start: int, frames: int) -> tuple[int, int]:
-    """First and last (exclusive) of the samples under some columns; negative ones lie before the clip."""
+    """First and last (exclusive) sample of some frames; negative ones are before the clip."""
     first = start * audio.hop_length - audio.n_fft // 2 + (audio.n_fft - audio.win_length) // 2
     return first, first + num_samples(audio, frames)
 
 
 def min_samples(length: int, audio: AudioConfig) -> int:
-    """Samples of a clip once zeros are appended to one that is too short to be reflected by half a transform."""
+    """Length of a clip after padding: one that is too short for reflect padding is extended with zeros."""
     return max(length, audio.n_fft // 2 + 1)
 
 
@@ -78,19 +78,19 @@ INT16_SCALE = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps
 
 
 def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:
-    """Spectrogram columns of clips of so many samples, int64, as `AudioConfig.frames`; none of no sample."""
+    """Number of spectrogram frames of clips of given lengths, int64, as `AudioConfig.frames`; 0 for no samples."""
     rate = audio.sample_rate
     return np.where(lengths > 0, np.maximum(np.round(lengths / rate * rate / audio.hop_length), 1), 0).astype(np.int64)
 
 
 def eval_window_starts(frames: int, window_frames: int) -> np.ndarray:
-    """First columns of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
+    """First frames of the fewest evenly spaced windows that cover a clip, int64; one for a short clip."""
     count = -(-frames // window_frames)
     return np.round(np.linspace(0, max(0, frames - window_frames), max(1, count))).astype(np.int64)
 
 
 def to_int16(samples_N: np.ndarray, peak: float | None = None) -> tuple[np.ndarray, float]:
-    """Float samples as int16 (little-endian), and the power of two that they are to be multiplied by.
+    """Converts float samples to int16 (little-endian); also returns the power of two that scales them back.
 
     A recording of 16 bits keeps its very samples, a quiet one its detail. `peak` is that of the whole clip, where
     these samples are a part of it.

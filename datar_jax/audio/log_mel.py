@@ -1,7 +1,7 @@
-"""Samples in, log-mel spectrogram out, on the host or inside a jitted step.
+"""Log-mel spectrograms on the host.
 
 librosa is the reference for both: reflect-padded centred frames, periodic Hann, power, Slaney mel, decibel with a
-floor. A window of a clip's columns needs a few samples on either side of it; `excerpt` is the one place that knows
+floor. A window of a clip's columns needs a few samples on either side of it; `framing.frame_samples` alone knows
 which, so that a crop has the very columns of the whole clip.
 
 Shapes: B batch, N samples, W samples of a window, F mel bins (low to high), T frames, K bins of the transform.
@@ -47,7 +47,7 @@ def log_mel(samples_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
 
 
 def log_mel_frames(excerpt_N: np.ndarray, audio: AudioConfig) -> np.ndarray:
-    """Log-mel columns of what `excerpt` cut out: float32 (F, T) in decibels."""
+    """Log-mel frames of samples from `framing.frame_samples`: float32 (F, T) in decibels."""
     framed_TxW = np.lib.stride_tricks.sliding_window_view(excerpt_N, audio.win_length)[:: audio.hop_length]
     mel_FxT = np.empty((audio.n_mels, len(framed_TxW)), np.float32)
     for first in range(0, len(framed_TxW), COLUMNS):
@@ -73,7 +73,7 @@ def mel_basis(audio: AudioConfig) -> np.ndarray:
 
 
 def bin_of_hertz(hertz: float | np.ndarray, audio: AudioConfig) -> np.ndarray:
-    """The place of a frequency among the mel bins, float64: 0 at the centre of the first filter, 1 of the second."""
+    """Position of a frequency among the mel bins, float64: 0 at the center of the first filter, 1 of the second."""
     import librosa
 
     low, high, at = (librosa.hz_to_mel(each) for each in (audio.fmin, audio.highest, hertz))
@@ -82,7 +82,7 @@ def bin_of_hertz(hertz: float | np.ndarray, audio: AudioConfig) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _filters(audio: AudioConfig) -> Any:
-    """`mel_basis` by its rows' few numbers that are not zero: of a bin's power at most two filters take a share."""
+    """`mel_basis` as a sparse matrix: every transform bin contributes to at most two filters."""
     import scipy.sparse
 
     return scipy.sparse.csr_array(mel_basis(audio))

@@ -14,7 +14,7 @@ from datar_jax.config import AudioConfig
 
 
 def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig) -> jax.Array:
-    """`log_mel_excerpt` of a batch, traceable and differentiable: matrix products, no transform, no gather.
+    """Log-mel spectrograms of a batch, traceable and differentiable: matrix products, no FFT, no gather.
 
     The window lies in matrices of cosines and sines. Samples at equal distance from a window's middle share a cosine,
     and a sine but for its sign: their sums and differences halve the work. Against librosa in double precision the
@@ -58,7 +58,7 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
 def frame_samples_jax(
     waveform_BxN: jax.Array, length_B: jax.Array, start_B: jax.Array, audio: AudioConfig, frames: int
 ) -> jax.Array:
-    """`excerpt` of a window of clips whose lengths are known only when the program runs, traceable.
+    """`framing.frame_samples` for clips whose lengths are known only at run time, traceable.
 
     Args:
       waveform_BxN: float32, each clip at the start of its row.
@@ -97,7 +97,7 @@ def dft_matrices(audio: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
-    """`x @ matrix` to more than the digits of float32, where the large terms of a sum cancel; entries are -1 to 1.
+    """`x @ matrix` beyond float32 accuracy, for sums whose large terms cancel; entries are -1 to 1.
 
     What x and the matrix have in their first seven bits is multiplied and added without rounding, in bfloat16 too; the
     rest is so much smaller that its rounding is. A program's file holds a byte of the first and a float32 of the rest.
@@ -119,5 +119,5 @@ def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 
 def normalize(mel: Array, mean: Array | float, std: Array | float) -> Array:
-    """Decibels to the data set's zero mean and unit deviation."""
+    """Normalizes decibels to zero mean and unit deviation over the data set."""
     return (mel - mean) / std

@@ -1,4 +1,4 @@
-"""One sound file as windows of its spectrogram or of its samples, in memory that does not grow with its length.
+"""Windows of one sound file, as spectrograms or samples: constant memory for any length.
 
 A file is read once to be measured, with every check that `audio.decode` makes, and once more for its windows; a short
 one is kept from the first reading. Windows hold the very numbers that a trained model was evaluated on: columns of the
@@ -38,7 +38,7 @@ Row = dict[str, Any]  # arrays and numpy scalars: what one window adds to each a
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A sound file that was read to its end and can be used; `measure` makes it."""
+    """A sound file that was read once to its end and can be used; created by `measure`."""
 
     path: str
     audio: AudioConfig
@@ -48,7 +48,7 @@ class Recording:
 
     @property
     def frames(self) -> int:
-        """Columns of the whole spectrogram."""
+        """Number of frames of the whole spectrogram."""
         return self.audio.frames(self.length / self.audio.sample_rate)
 
     @property
@@ -57,7 +57,7 @@ class Recording:
         return self.length / self.audio.sample_rate
 
     def windows(self, starts: Iterable[int], frames: int, reads: Reads) -> Iterator[Row]:
-        """The windows from some columns on, one after another; stacked, they are a batch.
+        """Yields the windows that start at given frames; stacked, they form a batch.
 
         Args:
           starts: first column of each, ascending, less than `frames` of the recording.
@@ -82,11 +82,11 @@ class Recording:
             yield cut(samples.read(first, last), first, start, frames)
 
     def _reach(self, start: int, frames: int) -> tuple[int, int]:
-        """The samples that columns are computed from."""
+        """Samples that frames are computed from."""
         return frame_bounds(self.length, self.audio, start, min(frames, self.frames - start))
 
     def _span(self, start: int, frames: int) -> tuple[int, int]:
-        """The samples that a program is given for columns."""
+        """Samples that an exported program takes for some frames."""
         first = max(0, start * self.audio.hop_length - left_context(self.audio))
         return first, min(self.length, first + window_samples(self.audio, frames))
 
@@ -113,7 +113,7 @@ class Recording:
 
 
 class _Rolling:
-    """The samples of a recording from front to back; what lies behind what was asked for is forgotten."""
+    """Samples of a recording from front to back; forgets samples before the ones last requested."""
 
     def __init__(self, recording: Recording) -> None:
         self._audio = recording.audio
@@ -142,7 +142,7 @@ class _Rolling:
 
 
 def measure(path: str | Path, audio: AudioConfig) -> Recording:
-    """Reads a sound file to its end, so that whatever is wrong with it is known before anything is told of it.
+    """Reads a sound file to its end, so that every defect is found before any result is reported.
 
     Args:
       path: any format that libsndfile reads, of any length.
@@ -163,7 +163,7 @@ def measure(path: str | Path, audio: AudioConfig) -> Recording:
 
 
 def plan_windows(frames: int, window: int, overlap: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """Where windows begin: at the views that a model is evaluated on, and evenly between them.
+    """Start frames of windows: the views that a model is evaluated on, and evenly spaced ones between them.
 
     Between two views come as many more that neighbours share `overlap` of their columns, or more: views overlap by
     themselves unless the window divides the recording.

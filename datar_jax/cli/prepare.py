@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> int:
     from datar_jax.data.prepare.encode import EncodeOptions
     from datar_jax.data.prepare.extract import unpack
     from datar_jax.data.prepare.partial_files import FetchError
-    from datar_jax.data.prepared import MANIFEST, tell
+    from datar_jax.data.prepared import MANIFEST, summary
     from datar_jax.data.sources.base import DataError
-    from datar_jax.filesystem import place
+    from datar_jax.filesystem import storage_path
 
     given, rest = _parser(", ".join(CORPORA)).parse_known_args(arguments)
     if given.name not in CORPORA:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    lists, sounds, out = given.lists, given.audio, place(given.out, "--out")
+    lists, sounds, out = given.lists, given.audio, storage_path(given.out, "--out")
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             for download in spec.downloads if given.fetch else ():
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
                 given.name,
                 spec,
                 lists,
-                place(sounds, "--audio"),
+                storage_path(sounds, "--audio"),
                 out,
                 options,
                 _counter(bar, "clips"),
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("datar-jax: interrupted; the same command continues", file=sys.stderr)
         return 130
-    console.print(f"{tell(info)}; the whole list is in {(out / MANIFEST).url}", markup=False, soft_wrap=True)
+    console.print(f"{summary(info)}; the whole list is in {(out / MANIFEST).url}", markup=False, soft_wrap=True)
     return 0
 
 

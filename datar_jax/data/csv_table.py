@@ -1,4 +1,4 @@
-"""Lists that people wrote: lines of text, comma-separated tables. An error names the file, the row and the column."""
+"""Reads text lists and CSV tables; errors name the file, row and column."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def lines(path: Path) -> Iterator[str]:
 
 
 class Table:
-    """A comma-separated file, read row by row with named columns; knows the row it stands at."""
+    """A CSV file read row by row with named columns; keeps track of the current row."""
 
     def __init__(
         self, path: Path, needed: Sequence[str], optional: Sequence[str] | None = (), header: Sequence[str] = ()
     ) -> None:
-        """Reads the header: `needed` must be there, of others only `optional` ones may be (None: any).
+        """Reads the header: it must have `needed` columns and may have `optional` ones (None: any).
 
         Args:
           path: the file.
@@ -65,7 +65,7 @@ class Table:
                 raise ConfigError(f"{path}, row 1: column {name!r} is unknown or there twice{known}")
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """The rows below the header, blank ones left out."""
+        """Yields the rows below the header, without blank ones."""
         head = not self._titled
         for cells in self._cells():
             self.row = self._reader.line_num
@@ -83,20 +83,20 @@ class Table:
             yield self._values
 
     def _cells(self) -> Iterator[list[str]]:
-        """The rows as they are; a quote that is never closed makes all that follows one cell, too large for one."""
+        """Yields raw rows; an unclosed quote turns the rest of the file into one oversized cell, which is an error."""
         try:
             yield from self._reader
         except csv.Error as error:
             raise ConfigError(f"{self.path}, row {self.row + 1} or below: {error}; is a quote left open?") from None
 
     def text(self, column: str) -> str:
-        """What a column of this row says, which must be something."""
+        """The text in a column of this row; must not be empty."""
         if not self._values[column]:
             self.fail(column, "must not be empty")
         return self._values[column]
 
     def real(self, column: str) -> float:
-        """The finite number in a column of this row; 0 where the column or its value is missing."""
+        """The number in a column of this row, finite; 0 if the column or value is missing."""
         text = self._values.get(column, "")
         try:
             value = float(text or 0)

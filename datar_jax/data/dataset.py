@@ -23,9 +23,9 @@ class Clip:
     split: str | None = None  # one of SIDES
     start: float = 0.0  # seconds
     end: float = 0.0  # seconds; 0 means the end of the file
-    group: str = ""  # clips of one group stay on one side; empty: the clip is a group by itself
+    group: str = ""  # clips of one group stay in one split; empty: the clip is a group by itself
     record: int = 0  # in a shard: the first one of this clip
-    samples: int = 0  # in a shard: how many there are; 0 where only decoding tells
+    samples: int = 0  # number of samples, for clips in shards; 0 if unknown before decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Dataset:
         return len(self.clips)
 
     def where(self, index: int) -> str:
-        """The clip's name for a person, on one line, with its row when a list names it."""
+        """The name of a clip for messages, on one line, with its row if it comes from a list."""
         clip = self.clips[index]
         name = printable(clip.name)
         return f"{name} (row {clip.row} of {self.source})" if clip.row else name

@@ -1,4 +1,4 @@
-"""From cached spectrograms to batches.
+"""Grain pipelines: batches for training and evaluation.
 
 Training batches are a pure function of (seed, batch number): the same on any number of threads, reading processes and
 hosts. So the state of a run is one number, and a run may continue on other hardware. The global batch is the hosts'
@@ -70,15 +70,15 @@ class TrainBatches(Iterator[Batch]):
         return batch
 
     def read(self, number: int) -> Batch:
-        """This process's part of a batch by its number; batch n is that of step n + 1. The iteration is left alone."""
+        """This process's share of batch n, that of step n + 1; does not move the iterator."""
         return self._batches[number]
 
     def clips(self, number: int) -> np.ndarray:
-        """Which clips the whole batch of that number holds: indices into the data set, int64 (batch size,)."""
+        """Clips of global batch n: indices into the data set, int64 (batch size,)."""
         return self._clips(number)
 
     def source(self) -> str:
-        """Where batches come from, for a person who waits for one."""
+        """Description of the data source, for messages about stalls."""
         workers = f"{self._workers} reading processes" if self._workers else "this process"
         return f"{self._threads} threads of {workers} that read {self._path}"
 
@@ -87,7 +87,7 @@ class TrainBatches(Iterator[Batch]):
         return {"next_batch": self._next, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues where `get_state` was called, whatever the threads, workers and processes now are.
+        """Continues where `get_state` was called, with any number of threads, workers and processes.
 
         Raises:
           DataError: the state is of other data, another seed, window or batch size; names each difference.
@@ -135,7 +135,7 @@ def train_batches(
       store: the sounds.
       dataset: their labels.
       indices: usable training clips.
-      window_frames: T; longer clips are cropped at a random place, shorter ones padded at the end.
+      window_frames: T; longer clips are cropped at a random position, shorter ones padded at the end.
       batch_size: over all processes.
       seed: of the order and the crops.
       config: threads and reading processes.
@@ -248,7 +248,7 @@ class _Order:
 def _train_batch(
     order: _Order, gather: Callable[[np.ndarray], Batch], batch_size: int, shard: int, shards: int, number: int
 ) -> Batch:
-    """This process's part of a global batch."""
+    """This process's share of a global batch."""
     rows = batch_size // shards
     first = number * batch_size + shard * rows
     return gather(order(first, first + rows))
@@ -257,7 +257,7 @@ def _train_batch(
 def _gather(
     store: ClipSource, labels: _Labels, indices: np.ndarray, window_frames: int, drawn_Bx2: np.ndarray
 ) -> Batch:
-    """The drawn windows and what is said of them."""
+    """Sampled windows and their multi-hot targets."""
     rows_B, starts_B = drawn_Bx2.T
     return {**store.batch(indices[rows_B], starts_B, window_frames), "target": labels.targets(rows_B)}
 
@@ -281,7 +281,7 @@ def _check(store: ClipSource, indices: np.ndarray, batch_size: int, shards: int)
 
 
 def _parse_flags() -> None:
-    """Reading processes look up absl's flags, which only an absl main function parses."""
+    """Marks absl's flags as parsed: grain's worker processes read them, and only an absl main function parses them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -22,7 +22,7 @@ import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config.migration import upgrade_section
-from datar_jax.filesystem import Place
+from datar_jax.filesystem import StoragePath
 
 FORMAT = 1
 CARD, MANIFEST, STATISTICS = "corpus.json", "manifest.csv", "statistics.json"
@@ -103,7 +103,7 @@ class Statistics(msgspec.Struct, frozen=True):
     parts: dict[str, Moments]  # by side, or by fold as `fold 1`
 
 
-def read_card(folder: Place) -> DatasetInfo:
+def read_card(folder: StoragePath) -> DatasetInfo:
     """The card of a prepared folder.
 
     Raises:
@@ -122,14 +122,14 @@ def read_card(folder: Place) -> DatasetInfo:
     return card
 
 
-def tell(card: DatasetInfo) -> str:
+def summary(card: DatasetInfo) -> str:
     """One line on what there is of a data set, for whoever compares results."""
     lost = ", ".join(f"{n:,} {what}" for n, what in ((card.missing, MISSING), (card.unreadable, UNREADABLE)) if n)
     there = f"{card.here:,} of {card.listed:,} listed clips are here" + (f" ({lost})" if lost else "")
     return f"{card.title}: {there}; the list of those has SHA-256 {card.clips_sha256[:16]}"
 
 
-def read_statistics(folder: Place, audio: AudioConfig, parts: Sequence[str]) -> tuple[float, float] | None:
+def read_statistics(folder: StoragePath, audio: AudioConfig, parts: Sequence[str]) -> tuple[float, float] | None:
     """Mean and deviation, in decibels, of some sides or folds; None where they were taken for another front end."""
     try:
         tree = msgspec.json.decode((folder / STATISTICS).read(), type=dict[str, Any])

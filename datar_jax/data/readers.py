@@ -19,7 +19,7 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
-from datar_jax.filesystem import place, printable, walk_folders
+from datar_jax.filesystem import printable, storage_path, walk_folders
 from datar_jax.labels import Head
 
 
@@ -174,13 +174,13 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
 
 def _read_prepared(root: str) -> Dataset:
     """What `datar-jax prepare` left: the clips of the manifest that are here."""
-    folder = place(root, "data.root")
+    folder = storage_path(root, "data.root")
     card = shards.read_card(folder)
     names = [label for head in card.heads for label in head.classes]
     number = {shard.name: i for i, shard in enumerate(card.shards)}
     labels: dict[str, tuple[int, ...]] = {}  # equal ones are one
     clips = []
-    with (folder / shards.MANIFEST).here() as path:
+    with (folder / shards.MANIFEST).as_local() as path:
         table = Table(path, shards.MANIFEST_COLUMNS)
         for row in table.rows():
             if row["status"] != shards.FOUND:
@@ -204,7 +204,7 @@ def _read_prepared(root: str) -> Dataset:
         raise ConfigError(f"{folder.url}/{shards.MANIFEST}: {many}; prepare the data again")
     folds = tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
     heads = tuple(Head(head.name, len(head.classes)) for head in card.heads)
-    source, notes = f"{folder.url}/{shards.MANIFEST}", (shards.tell(card),)
+    source, notes = f"{folder.url}/{shards.MANIFEST}", (shards.summary(card),)
     return Dataset(tuple(clips), tuple(names), folds, source, notes, heads, card)
 
 

@@ -1,4 +1,4 @@
-"""On which side of a split each clip stands.
+"""Divides clips into training, validation and test splits.
 
 Pure functions of the data set's lists. A clip's side never depends on which other clips there are, except where the
 lists say so.
@@ -19,7 +19,7 @@ from datar_jax.labels import head_slices
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Clip indices of each side, int64, ascending and disjoint."""
+    """Clip indices of each split, int64, ascending and disjoint."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -46,7 +46,7 @@ def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
 
 
 def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
-    """`split`, with sides that may lack clips: a trained model can be scored on what nobody could learn from.
+    """As `split`, but a split may be empty: a trained model can be evaluated on clips that nobody could train on.
 
     Raises:
       ConfigError: no such fold, or a group stands on two sides.
@@ -65,7 +65,7 @@ def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
 
 
 def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
-    """Refuses a split that cannot be learned; worth a second call once unusable clips are taken out.
+    """Refuses a split without enough clips to learn from; called again after unusable clips are dropped.
 
     Returns:
       One line that names the classes without a test clip, or nothing; of prepared data, those without a training clip
@@ -112,13 +112,13 @@ def _sides_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str]
 
 
 def _side_by_hash(key: str, test_fraction: float) -> str:
-    """The side of a group: a function of its name alone."""
+    """The split of a group: a function of its name alone."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8)
     return "test" if int.from_bytes(digest.digest(), "big") < test_fraction * 2**64 else "train"
 
 
 def _refuse_straddling(dataset: Dataset, sides: Sequence[str], grouped: bool) -> None:
-    """Refuses one group, or one and the same sound, on two sides."""
+    """Refuses a group, or the same sound, in two splits."""
     first: dict[object, int] = {}
     for i, clip in enumerate(dataset.clips):
         key = clip.group if grouped else (clip.name, clip.start, clip.end)
@@ -132,7 +132,7 @@ def _refuse_straddling(dataset: Dataset, sides: Sequence[str], grouped: bool) ->
 
 
 def check_heads(data: DataConfig, dataset: Dataset) -> None:
-    """The heads share out the classes, and with one label a clip has one of each.
+    """Checks that the heads partition the classes, and that single-label clips have one class of each.
 
     Raises:
       ConfigError: they do not.

@@ -1,4 +1,4 @@
-"""A picture of one sound as a model sees it: spectrogram, scores, events, and where each deformable block looked.
+"""Figure of one sound: spectrogram, scores, events, and the sampling points and attention of each deformable block.
 
 Shapes: F mel bins, T frames, S classes, G offset groups, N points of a group.
 """
@@ -43,7 +43,7 @@ def save_attention_figure(
     heads: Heads = (),
     title: str = "",
 ) -> None:
-    """Draws one sound, what the model made of it, and where its deformable blocks looked.
+    """Draws one sound with its scores, events, sampling points and attention.
 
     Of more than six blocks, the first, the last and some between them are drawn, and the picture says so.
 
@@ -54,7 +54,7 @@ def save_attention_figure(
       inside: from `inspection.inspect`, of the same columns.
       score_S: probabilities.
       labels: of the S classes.
-      events: what was heard when; may be empty.
+      events: detected events; may be empty.
       heads: name and number of classes of each question, if there are several.
       title: such as the file's name.
 
@@ -85,14 +85,14 @@ def save_attention_figure(
 
 
 def chosen(blocks: Sequence[BlockAttention]) -> list[BlockAttention]:
-    """The blocks that are drawn: all, or the first, the last and some evenly between."""
+    """Blocks to draw: all, or the first, the last and evenly spaced ones between."""
     if len(blocks) <= MOST_BLOCKS:
         return list(blocks)
     return [blocks[i] for i in np.linspace(0, len(blocks) - 1, MOST_BLOCKS).round().astype(int)]
 
 
 def timeline_rows(events: Sequence[Event]) -> list[tuple[str, list[Event]]]:
-    """Events by label, in the order of their first onset; of too many labels, those with the best scores."""
+    """Events by label, in the order of their first onset; with too many labels, those with the best scores."""
     by_label: dict[str, list[Event]] = {}
     for event in events:
         by_label.setdefault(event[0], []).append(event)

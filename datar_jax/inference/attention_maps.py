@@ -1,4 +1,4 @@
-"""Where the deformable blocks of a model look in one sound, and how much of their attention each point receives.
+"""Sampling points of the deformable blocks of a model for one sound, and the attention that each point receives.
 
 Training never keeps the attention of all pairs (`rowwise.attend_rowwise`); here it is computed by its definition, from
 the queries, keys and positions that the blocks themselves made. Shapes: F x T the map of a block, G offset groups, N
@@ -74,7 +74,7 @@ class BlockAttention:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """What a model made of one sound: its logits `(S,)`, its deformable blocks in order, the frames that are sound."""
+    """Logits `(S,)`, deformable blocks in order, and number of valid frames of one sound."""
 
     logits_S: NDArray[np.float32]
     blocks: tuple[BlockAttention, ...]
@@ -90,7 +90,7 @@ def inspect(
     mel_FxT: NDArray[Any],
     valid: int,
 ) -> AttentionMaps:
-    """Scores one sound and keeps where every deformable block looked.
+    """Runs the model on one sound and keeps the sampling points and attention of every deformable block.
 
     The program is compiled once for a model and a T.
 
@@ -232,7 +232,7 @@ def _received(
 
 
 def _references(config: ModelConfig, size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Where an offset network that says nothing leaves the points, `(N, 2)` in pixels."""
+    """Reference points, where zero offsets leave the sampling points: `(N, 2)` in pixels."""
     row, time = (
         np.asarray(sampling_positions(jnp.zeros(keys), pixels, keys, config.offset_range, config.grid))
         for pixels, keys in zip(size, grid)

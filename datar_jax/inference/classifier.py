@@ -1,4 +1,4 @@
-"""A trained model as a function: of a sound file, of samples, of a batch of windows.
+"""A trained model as a function of a sound file, of samples, or of a batch of windows.
 
 Shapes: B batch, N samples, F mel bins, T frames, C channels, S classes.
 """
@@ -29,7 +29,7 @@ BATCH = 32  # windows at a time
 
 
 def load(path: str | Path) -> AudioClassifier:
-    """A trained model, ready to use.
+    """Loads a trained model.
 
         model = datar_jax.load("runs/mine")
         model.top_k(model("dog.wav"))
@@ -44,7 +44,7 @@ def load(path: str | Path) -> AudioClassifier:
 
 
 class AudioClassifier:
-    """Scores and embeds sounds, as the run that trained it evaluates: views of a long clip are averaged.
+    """Classifies and embeds sounds as in evaluation: views of a long clip are averaged.
 
     Attributes:
       description: settings, classes, normalisation, where it comes from.
@@ -78,7 +78,9 @@ class AudioClassifier:
             self._program = _open_program(saved.program)
             return
         if saved.description.normalisation is None:
-            raise ModelError(f"{saved.source}: never heard a sound; train it first (configs/finetune.py, init.from)")
+            raise ModelError(
+                f"{saved.source}: not trained on sound, so it cannot normalize it; fine-tune it first (configs/finetune.py)"
+            )
         self.reads = "mel" if self.audio.frontend == "host" else "samples"
         config = saved.description.config
         model = msgspec.structs.replace(config.model, remat=False)  # there is no backward pass
@@ -149,7 +151,7 @@ class AudioClassifier:
 
 
 def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:
-    """Scores and what they are made from."""
+    """Scores, and the embeddings they are computed from."""
     sound = spectrograms(task, batch)
     mel = normalize(sound["mel"], *statistics)
     logits, said = task.model(train=False).apply({"params": params}, mel, sound["frames"])
@@ -158,7 +160,7 @@ def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict
 
 
 def _batches(recording: Recording, starts: NDArray[np.int64], model: AudioClassifier) -> Iterator[Batch]:
-    """Windows in batches of one size: as many as there are, `BATCH` at most, the last filled up."""
+    """Yields batches of equal size, at most `BATCH` windows; the last one is padded."""
     rows = recording.windows(starts.tolist(), model.frames, model.reads)
     size = min(len(starts), BATCH)
     while block := [row for _, row in zip(range(size), rows)]:

@@ -1,4 +1,4 @@
-"""Vectors of sounds: one for each clip, one for each column of the model's last map, in files.
+"""Embeddings of sounds, one per clip and one per frame of the model's last map, and files of them.
 
 A clip's vector is what the model's head reads, averaged over views. A column's is the part of it that comes from
 2^(stages + 1) frames of sound, at the sound's own times.
@@ -24,7 +24,7 @@ Vectors = NDArray[np.float32]
 
 
 class Embedded(NamedTuple):
-    """The vectors of one sound."""
+    """The embeddings of one sound."""
 
     path: str
     seconds: float
@@ -36,7 +36,7 @@ class Embedded(NamedTuple):
 def embed_files(
     model: AudioClassifier, paths: Iterable[str | Path], batch_size: int = 32
 ) -> Iterator[Embedded | FailedFile]:
-    """The vectors of files and of what is in folders, in order.
+    """Yields the embeddings of files and of the sounds in folders, in order.
 
     Raises:
       ModelError: the model is an exported program, which gives probabilities only.
@@ -72,7 +72,7 @@ def _new_columns(window: Window, wide: int, end: int) -> Iterator[tuple[int, Vec
 
 
 class Writer(Protocol):
-    """Writes the vectors of one sound after another."""
+    """Writes the embeddings of one sound after another."""
 
     def write(self, sound: Embedded) -> None:
         """Adds a sound."""

@@ -1,4 +1,4 @@
-"""From scores of overlapping spans of a recording to events: what was heard, from when to when.
+"""Event detection: from the scores of overlapping spans of a recording to events with onset and offset.
 
 Spans cut the recording into cells, between whose ends no span begins or ends. A class's score in a cell is the
 geometric mean of the probabilities of all spans that cover it: a window that hears an event anywhere scores high as a
@@ -30,7 +30,7 @@ _NONE = -1  # where a run or an event would begin, of a class that has none
 
 
 class Event(NamedTuple):
-    """Something that was heard."""
+    """A detected event."""
 
     label: str
     onset: float  # seconds into the recording
@@ -40,7 +40,7 @@ class Event(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EventSettings:
-    """What counts as an event.
+    """Thresholds and durations of event detection, as in pyannote.audio's `Binarize`.
 
     Raises:
       ValueError: a number out of range, which it names.
@@ -66,11 +66,11 @@ DEFAULT = EventSettings()
 
 
 class EventDetector:
-    """The events of one recording, span by span.
+    """Detects the events of one recording from its spans, in constant memory.
 
     Args:
       labels: the classes.
-      audio: the front end, whose columns spans are told in.
+      audio: the front end, whose frames the spans are given in.
       seconds: length of the recording; no event ends later.
       rules: what counts as an event.
     """
@@ -104,13 +104,13 @@ class EventDetector:
         return [event for cell in self._cells.add(spans, score) for event in self._step(*cell)]
 
     def close(self) -> list[Event]:
-        """The events that were open at the end of the recording."""
+        """Yields the events that are open at the end of the recording."""
         found = [event for cell in self._cells.close() for event in self._step(*cell)]
         nothing_S = np.zeros(len(self._labels))
         return [*found, *self._step(self._cells.end, self._cells.end, nothing_S), *self._emit(math.inf)]
 
     def _step(self, first: int, last: int, score_S: NDArray[np.float64]) -> Iterator[Event]:
-        """One cell, which begins where the one before it ended."""
+        """Processes one cell, which starts where the last one ended."""
         runs, events = self._runs, self._events
         loud_S = score_S >= self._settings.offset
         for s in np.flatnonzero(~loud_S & (runs.first_S != _NONE)).tolist():
@@ -122,7 +122,7 @@ class EventDetector:
         yield from self._emit(last)
 
     def _emit(self, now: float) -> Iterator[Event]:
-        """Events that no run, neither one that is there nor one that begins now, can become a part of."""
+        """Yields events that can no longer be extended."""
         events = self._events
         next_S = np.where(self._runs.first_S != _NONE, self._runs.first_S, now)
         far_S = (
@@ -139,7 +139,7 @@ class EventDetector:
 
 
 class _Runs:
-    """For each class, a stretch of columns and the highest score in it, or none."""
+    """For each class, a run of frames and its highest score, or none."""
 
     def __init__(self, classes: int) -> None:
         self.first_S = np.full(classes, _NONE, np.int64)
@@ -147,7 +147,7 @@ class _Runs:
         self.peak_S = np.zeros(classes)
 
     def extend(self, s: int, first: int, last: int, score: float) -> None:
-        """Makes the stretch of a class reach to `last`; where there is none, it begins at `first`."""
+        """Extends the run of a class to `last`; a new run starts at `first`."""
         if self.first_S[s] == _NONE:
             self.first_S[s], self.peak_S[s] = first, score
         self.last_S[s], self.peak_S[s] = last, max(self.peak_S[s], score)
@@ -157,7 +157,7 @@ _Cell = tuple[int, int, NDArray[np.float64]]  # first column, last (exclusive), 
 
 
 class _Cells:
-    """Spans in, cells out: each as soon as no later span can cover it."""
+    """Turns spans into cells; a cell is complete when no later span can cover it."""
 
     def __init__(self, classes: int) -> None:
         self._spans = np.zeros((0, 2), np.int64)

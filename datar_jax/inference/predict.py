@@ -1,4 +1,4 @@
-"""Files and folders in, scores and events out: windows of many files share batches of one size.
+"""Classes and events of sound files; windows of many files share batches of one size.
 
 Files come one after another and each is held as a few windows only, so that memory depends neither on how many there
 are nor on how long they are. A file that cannot be used is an answer like any other. While a batch is computed, the
@@ -40,7 +40,7 @@ class Scorer(Reader, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model heard in one file."""
+    """Scores and events of one file."""
 
     path: str
     seconds: float
@@ -55,11 +55,11 @@ def predict_files(
     overlap: float = 0.75,
     batch_size: int = 32,
 ) -> Iterator[Prediction | FailedFile]:
-    """What a model hears in files and folders.
+    """Yields scores and events of files and of the sounds in folders.
 
     Args:
       model: what scores windows.
-      paths: files, and folders whose sounds are heard in order, as `sounds`.
+      paths: files, and folders, searched as by `iter_audio_files`.
       rules: what counts as an event.
       overlap: share of a window that the next one has too, 0 to below 1; the more, the finer are the times of events,
         and the longer it takes. Clip scores do not depend on it.

@@ -1,4 +1,4 @@
-"""Draws what a model heard in a file and where it looked."""
+"""Draws one window of a sound file with `save_attention_figure`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datar_jax.inference.classifier import AudioClassifier
 
 
 def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tuple[float, float]:
-    """Draws the window of a sound; returns where it begins and ends, in seconds."""
+    """Draws a window of a sound; returns its start and end in seconds."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -24,7 +24,9 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
 
     description, audio = model.description, model.audio
     if model.params is None or description.normalisation is None:
-        raise ModelError(f"{model.source}: a program shows nothing of its inside; give a run, or an export of weights")
+        raise ModelError(
+            f"{model.source}: an exported program has no attention maps; give a run, or an export of weights"
+        )
     heard = next(iter(predict_files(model, [file])))
     if isinstance(heard, FailedFile):
         raise ConfigError(f"{file}: {heard.reason}")

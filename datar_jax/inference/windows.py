@@ -1,4 +1,4 @@
-"""Runs a model over the windows of sound files, in batches."""
+"""Runs a function over the windows of sound files, in batches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from datar_jax.filesystem import walk_folders
 Output = Any  # of a function of batches: an array, or a dict of arrays, whose first axis is the batch
 
 
-MAX_PENDING_FAILURES = 1024  # bad files that wait for the batch that they stand in
+MAX_PENDING_FAILURES = 1024  # failed files buffered before a flush
 
 
 class Reader(Protocol):
-    """What has to be known of a model to feed it."""
+    """What a model has to declare to be fed with windows."""
 
     @property
     def audio(self) -> AudioConfig:
@@ -48,7 +48,7 @@ class FailedFile:
 
 
 class Window(NamedTuple):
-    """One window of a recording, and what a function of batches made of it."""
+    """One window of a recording, and its outputs."""
 
     recording: Recording
     number: int  # 0 and up
@@ -66,7 +66,7 @@ def map_windows(
     overlap: float = 0.0,
     batch_size: int = 32,
 ) -> Iterator[Window | FailedFile]:
-    """The windows of files and folders through a function of batches, such as `model.score` or `model.embed`.
+    """Applies a function of batches, such as `model.score`, to all windows of files and folders.
 
     Every batch has the same number of rows, the last one filled up with copies, so that one compiled program serves;
     where there is but one, it has the next power of two.
@@ -86,7 +86,7 @@ def map_windows(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
-    plan_windows(1, 1, overlap)  # a mistake is told before anything is read
+    plan_windows(1, 1, overlap)  # a wrong overlap is reported before anything is read
     for items, batch in _ahead(_batches(_rows(model, paths, overlap), batch_size)):
         output = function(batch) if batch else None
         rows = itertools.count()
@@ -95,7 +95,7 @@ def map_windows(
 
 
 def iter_audio_files(paths: Iterable[str | Path]) -> Iterator[str | FailedFile]:
-    """Files to hear: those given, whatever they are called, and in folders, at any depth, what ends like a sound.
+    """Sound files: given files with any name, and files in folders, at any depth, with a sound file's extension.
 
     What is hidden is left out, folders are entered once, and each comes in the order of its names.
     """
@@ -116,7 +116,7 @@ def iter_audio_files(paths: Iterable[str | Path]) -> Iterator[str | FailedFile]:
 
 
 def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterator[tuple[Window | FailedFile, Row]]:
-    """All windows, with what each adds to a batch; of a file that failed, nothing."""
+    """Yields all windows with their rows of a batch; a failed file has none."""
     for path in iter_audio_files(paths):
         if isinstance(path, FailedFile):
             yield path, {}
@@ -135,7 +135,7 @@ def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterato
 def _batches(
     rows: Iterable[tuple[Window | FailedFile, Row]], batch_size: int
 ) -> Iterator[tuple[list[Window | FailedFile], Batch]]:
-    """Windows and the batch that holds them in order; an empty one where there are only files that failed."""
+    """Yields windows with their batch; the batch is empty if all of its files failed."""
     items: list[Window | FailedFile] = []
     waiting: list[Row] = []
     alone = True
@@ -163,7 +163,7 @@ def _row(output: Output, row: int) -> Output:
 
 
 def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The same, each read by another thread while the one before it is used."""
+    """Prefetches each item in another thread while the previous one is used."""
     end = object()
     with concurrent.futures.ThreadPoolExecutor(1, "read") as pool:
         following = pool.submit(next, items, end)

@@ -1,7 +1,7 @@
-"""What was heard, for people and for programs: a table, JSON lines, CSV, and the label tracks of Audacity.
+"""Writers of predictions: table, JSON lines, CSV and Audacity label tracks.
 
 Every writer takes one file's answer at a time and holds nothing of it. Times are seconds with all the digits that they
-have (JSON, CSV) or in microseconds (Audacity), scores have six. Files with names that are no UTF-8 are told as they are
+have (JSON, CSV) or in microseconds (Audacity), scores have six. File names that are not UTF-8 are kept as they are
 called: open what CSV is written to with `errors="surrogateescape"` and `newline=""`.
 """
 
@@ -25,18 +25,18 @@ from datar_jax.inference.predict import Prediction
 from datar_jax.inference.windows import FailedFile
 from datar_jax.labels import Heads, class_names, head_slices
 
-BEST = 5  # classes of each head that are told, if nothing else is said
+BEST = 5  # default number of best classes per head
 
 
 class Writer(Protocol):
-    """Writes answers where it was told to when it was made."""
+    """Writes predictions to its output."""
 
     def write(self, answer: Prediction | FailedFile) -> None:
-        """Writes what is to be said of one file."""
+        """Writes the prediction for one file, or its failure."""
 
 
 class JsonLines:
-    """One object a file: `path`, and `seconds`, `scores` of the best classes of each head and `events`, or `error`."""
+    """One JSON object per file: `path`, and `seconds`, `scores` of the best classes and `events`, or `error`."""
 
     def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._file, self._names, self._heads, self._top = file, class_names(labels, heads), heads, top
@@ -56,7 +56,7 @@ class JsonLines:
 
 
 class EventsCsv:
-    """One row an event: path, onset, offset, label, score. Of a file that failed there is none."""
+    """One row per event: path, onset, offset, label, score; none for a failed file."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._rows = file, csv.writer(file, lineterminator="\n")
@@ -70,7 +70,7 @@ class EventsCsv:
 
 
 class ScoresCsv:
-    """One row for each of a file's best classes: path, seconds, label, score. Of a file that failed there is none."""
+    """One row per best class of a file: path, seconds, label, score; none for a failed file."""
 
     def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._file, self._rows = file, csv.writer(file, lineterminator="\n")
@@ -86,7 +86,7 @@ class ScoresCsv:
 
 
 class Terminal:
-    """For each file its length, the best classes of each head, and a table of its events."""
+    """Prints length, best classes of each head and a table of events for each file."""
 
     def __init__(self, console: Console, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._console, self._names, self._heads, self._top = console, class_names(labels, heads), heads, top
@@ -105,7 +105,7 @@ class Terminal:
 
 
 class LabelTracks:
-    """A label track of Audacity for each file, named after it, in one folder; of a file that failed there is none."""
+    """One Audacity label track per file, named after it, in one folder; none for a failed file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -134,7 +134,7 @@ def audacity(events: Iterable[Event]) -> Iterator[str]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person reads them along a recording: 1:02:03.450, to the millisecond."""
+    """Formats seconds as 1:02:03.450, to the millisecond."""
     thousandths = round(seconds * 1000)
     minutes, rest = divmod(thousandths, 60_000)
     hours, minutes = divmod(minutes, 60)
@@ -162,5 +162,5 @@ def _score(value: float) -> float:
 
 
 def _one_line(label: str) -> str:
-    """A label without tabs and line ends, which would end it."""
+    """A label without tabs and line breaks, which would end it."""
     return re.sub(r"\s+", " ", label).strip()

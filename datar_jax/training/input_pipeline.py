@@ -21,7 +21,7 @@ from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import ClipSource, bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
 from datar_jax.data.splits import Split, check_classes, check_heads, split
-from datar_jax.filesystem import place
+from datar_jax.filesystem import storage_path
 from datar_jax.models.spec import Task
 from datar_jax.training.distributed import wait_for_all
 
@@ -158,7 +158,7 @@ def open_source(config: Config, dataset: Dataset, workdir: Path, console: Consol
     if jax.process_index():
         wait_for_all("sounds")
     if dataset.card:
-        root = place(config.data.root, "data.root")
+        root = storage_path(config.data.root, "data.root")
         store: ClipSource = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
     else:
         store = _decoded(config, dataset, cache, console)
@@ -188,7 +188,7 @@ def normalization_statistics(
     """Mean and deviation (dB) of the training spectrograms; of prepared data the stored ones, or those of a sample."""
     if dataset.card:
         parts = {clip.split or f"fold {clip.fold}" for clip in (dataset.clips[i] for i in train)}
-        known = read_statistics(place(config.data.root, "data.root"), config.audio, sorted(parts))
+        known = read_statistics(storage_path(config.data.root, "data.root"), config.audio, sorted(parts))
         if known:
             return known
         train = train[np.unique(np.linspace(0, len(train) - 1, min(len(train), STATISTICS_CLIPS)).astype(int))]

@@ -1,4 +1,4 @@
-"""Published data sets by name: one small file each."""
+"""Published data sets by name, one file each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the readers of official lists share: finding a list, counting what is left out, one segment per id."""
+"""Shared by all readers of official lists: finds lists, counts skipped rows, keeps one segment per id."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def need(folder: Path, *patterns: str) -> Path:
 
 
 class SkippedRows:
-    """Rows that become no segment, counted by list and reason."""
+    """Counts skipped rows by list and reason."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], list[int]] = {}  # count, first row
@@ -69,7 +69,7 @@ class SkippedRows:
 
 
 def damaged(table: Table, column: str, left: SkippedRows) -> bool:
-    """Whether a spreadsheet has replaced an id by `#NAME?`, which it shows for formulas: an id may begin with `-`.
+    """Whether a spreadsheet replaced an id by `#NAME?`, as it does with an id that starts with `-`.
 
     Raises:
       ConfigError: there is no id.
@@ -88,7 +88,7 @@ def listing(
     left: SkippedRows,
     notes: Sequence[str] = (),
 ) -> Annotations:
-    """The listing of a data set: one segment per id, none that is empty; what is left out is in the notes.
+    """Builds the annotations of a data set: one non-empty segment per id; skipped rows are counted in the notes.
 
     Raises:
       ConfigError: two rows say different things of one segment.

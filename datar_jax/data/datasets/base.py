@@ -1,4 +1,4 @@
-"""What a published data set is to us: its official lists, read into segments. No sound is touched here."""
+"""Types of published data sets: official lists are read into segments. Reads no sound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class FilePatterns:
-    """How people name the files of a data set: patterns without ending, best first.
+    """Common file names of a data set's clips: patterns without extension, best first.
 
     A pattern may hold `{id}` and `{recording}` of a segment, `{start}` and `{end}` in whole seconds (`{start:06d}`:
     six digits), and `{start_ms}` and `{end_ms}` in milliseconds.
@@ -22,7 +22,7 @@ class FilePatterns:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One row of a list: a stretch of sound and what is said of it.
+    """One row of a list: a section of a recording and its labels.
 
     There are millions of them, so that what all rows of a list share (the naming, a set of labels) is one object, and
     names of files are made when they are asked for.
@@ -41,7 +41,7 @@ class Segment:
 
     @property
     def cut(self) -> tuple[str, ...]:
-        """Names of a file that is the segment, without ending, best first.
+        """Names of a file that holds the segment, without extension, best first.
 
         A name may hold folders (`dog/1-100032-A`), which then count from anywhere below the audio folder.
         """
@@ -49,7 +49,7 @@ class Segment:
 
     @property
     def whole(self) -> tuple[str, ...]:
-        """Names of a file that is the recording, or the segment itself if it lasts no longer than that."""
+        """Names of a file that holds the whole recording, or just the segment."""
         return self._named(self.naming.whole)
 
     def _named(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A question that is answered of every clip."""
+    """A classification head: its name and class names."""
 
     name: str  # "class", or "verb" and "noun"
     classes: tuple[str, ...]
@@ -74,7 +74,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Annotations:
-    """All that the official lists say."""
+    """The content of the official lists."""
 
     segments: tuple[Segment, ...]  # in the order of the lists
     heads: tuple[Head, ...]
@@ -85,19 +85,19 @@ class Annotations:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set that can be prepared by name."""
+    """A data set that `datar-jax prepare` knows."""
 
     title: str  # as its authors write it
     read: Callable[[Path], Annotations]  # the folder of its lists; raises ConfigError with file, row and column
     lists: str  # which files that folder must hold, and where they come from, one line
     terms: str  # under which licence the lists and the sounds are published, one line
-    sample_rate: int = 16_000  # Hz that it is prepared at unless told otherwise
-    downloads: tuple[Download, ...] = ()  # what `--fetch` gets; empty where there is no one place
+    sample_rate: int = 16_000  # Hz; default of prepared shards
+    downloads: tuple[Download, ...] = ()  # files that `--fetch` downloads; empty if there is no single source
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on the network and how its content is known."""
+    """A file to download, with its size and checksum."""
 
     url: str
     name: str  # of the file that it is kept as

@@ -1,4 +1,4 @@
-"""From official lists and a folder of sounds to shards.
+"""Builds shards from official lists and a folder of sounds.
 
 What is done is done: a shard that lies there, whole and made of the same files, is not made again, so the same command
 continues a preparation that was stopped, and ends in the same bytes as one that was not.
@@ -23,12 +23,12 @@ import msgspec
 from datar_jax.config import ConfigError
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets.base import DatasetSpec
-from datar_jax.data.prepare.encode import EncodedClip, EncodeOptions, cook, cook_all
+from datar_jax.data.prepare.encode import EncodedClip, EncodeOptions, encode_all, encode_clips
 from datar_jax.data.prepare.manifest import write_manifest
 from datar_jax.data.prepare.match_files import find
 from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan, plan_shards, shard_key
 from datar_jax.data.prepared import DatasetInfo, Moments, Shard
-from datar_jax.filesystem import Place
+from datar_jax.filesystem import StoragePath
 
 PARTS = "parts"  # folder of what is known of each finished shard
 WRITING = ".writing-"  # how the folder of a shard that is being written begins
@@ -38,43 +38,43 @@ Progress = Callable[[int, int], None]
 
 def prepare(
     name: str,
-    corpus: DatasetSpec,
+    spec: DatasetSpec,
     lists: Path,
-    audio: Place,
-    out: Place,
-    recipe: EncodeOptions,
+    audio: StoragePath,
+    out: StoragePath,
+    options: EncodeOptions,
     progress: Progress,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> DatasetInfo:
     """Writes the shards of a data set, its manifest, statistics and card.
 
     Args:
       name: of the data set.
-      corpus: how its lists are read.
+      spec: how its lists are read.
       lists: folder of the official lists.
       audio: folder of sounds, at any depth and in any naming that the data set's adapter knows.
       out: folder to write to.
-      recipe: rate, coding, sizes, processes.
+      options: rate, coding, shard size, processes.
       progress: called with (clips done, clips).
-      tell: called with lines for a person.
+      log: called with lines for the user.
 
     Raises:
       ConfigError: lists that cannot be used, no sound that they name, or a folder that another preparation writes to
         or that holds something else.
     """
-    listing = corpus.read(lists)
+    listing = spec.read(lists)
     for note in listing.notes:
-        tell(note)
-    found = find(listing, audio, tell)
-    plans = plan_shards(listing, found, recipe.shard_clips)
+        log(note)
+    found = find(listing, audio, log)
+    plans = plan_shards(listing, found, options.shard_clips)
     with _alone(out):
         _refuse_others(name, out)
-        done = _finished(out, plans, recipe)
+        done = _finished(out, plans, options)
         if len(done) < len(plans):
             (out / shards.CARD).remove()  # what lies there is no whole data set from here on
-        _write_shards([plan for plan in plans if plan.name not in done], audio, out, recipe, done, progress, plans)
-        card = write_manifest(name, corpus, listing, found, plans, done, out, recipe, tell)
-        _remove_former(out, plans, tell)
+        _write_shards([plan for plan in plans if plan.name not in done], audio, out, options, done, progress, plans)
+        card = write_manifest(name, spec, listing, found, plans, done, out, options, log)
+        _remove_former(out, plans, log)
         return card
 
 
@@ -82,8 +82,8 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(out: Place) -> Iterator[None]:
-    """Refuses a second preparation of the same folder at the same time, on this machine."""
+def _alone(out: StoragePath) -> Iterator[None]:
+    """Holds a lock on the output folder; refuses a second preparation on this machine."""
     if out.local is None:
         yield
         return
@@ -104,8 +104,8 @@ def _alone(out: Place) -> Iterator[None]:
         ) from None
 
 
-def _refuse_others(name: str, out: Place) -> None:
-    """Leaves alone what no preparation wrote, or that of another data set: shards of both would have the same names."""
+def _refuse_others(name: str, out: StoragePath) -> None:
+    """Refuses a folder with foreign files or another data set, whose shards would have the same names."""
     if not (out / PARTS).is_folder():
         for file in (shards.CARD, shards.MANIFEST, shards.STATISTICS):
             if (out / file).size() >= 0:
@@ -115,52 +115,54 @@ def _refuse_others(name: str, out: Place) -> None:
     try:
         card = shards.read_card(out)
     except ConfigError:
-        return  # there is none, or it will be written anew
+        return  # there is none yet, or it is rewritten
     if card.corpus != name:
         raise ConfigError(f"--out={out.url!r}: holds {card.title}; give another folder, or delete that one")
 
 
-def _finished(out: Place, plans: list[Plan], recipe: EncodeOptions) -> dict[str, Part]:
-    """The shards that lie there, whole, and are made of what this preparation would make them of."""
+def _finished(out: StoragePath, plans: list[Plan], options: EncodeOptions) -> dict[str, Part]:
+    """Finished shards in the output folder whose inputs and options are unchanged."""
     done = {}
     for plan in plans:
         with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
             part = msgspec.json.decode((out / PARTS / f"{plan.name}.json").read(), type=Part)
-            if part.key == shard_key(plan, recipe) and (out / plan.name).size() == (part.shard.size or -1):
+            if part.key == shard_key(plan, options) and (out / plan.name).size() == (part.shard.size or -1):
                 done[plan.name] = part
     return done
 
 
 def _write_shards(
     todo: list[Plan],
-    audio: Place,
-    out: Place,
-    recipe: EncodeOptions,
+    audio: StoragePath,
+    out: StoragePath,
+    options: EncodeOptions,
     done: dict[str, Part],
     progress: Progress,
     plans: list[Plan],
 ) -> None:
-    """Makes what is missing, in order, and enters it in `done`."""
+    """Writes missing shards in order and adds them to `done`."""
     total = sum(len(plan.segments) for plan in plans)
     count = total - sum(len(plan.segments) for plan in todo)
     progress(count, total)
     clips = [(segment, file) for plan in todo for segment, file in zip(plan.segments, plan.files)]
-    with contextlib.closing(cook_all(clips, functools.partial(cook, audio, recipe), recipe.workers)) as cooked:
+    with contextlib.closing(
+        encode_all(clips, functools.partial(encode_clips, audio, options), options.workers)
+    ) as encoded:
 
-        def told() -> Iterator[EncodedClip | str]:
-            for number, each in enumerate(cooked, count + 1):
+        def logged() -> Iterator[EncodedClip | str]:
+            for number, each in enumerate(encoded, count + 1):
                 progress(number, total)
                 yield each
 
-        results = told()
+        results = logged()
         for plan in todo:
-            part = _write_shard(plan, itertools.islice(results, len(plan.segments)), out, recipe)
+            part = _write_shard(plan, itertools.islice(results, len(plan.segments)), out, options)
             (out / PARTS / f"{plan.name}.json").write(msgspec.json.encode(part))
             done[plan.name] = part
 
 
-def _write_shard(plan: Plan, cooked: Iterable[EncodedClip | str], out: Place, recipe: EncodeOptions) -> Part:
-    """One shard, whole or not at all."""
+def _write_shard(plan: Plan, encoded: Iterable[EncodedClip | str], out: StoragePath, options: EncodeOptions) -> Part:
+    """Writes one shard atomically."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     outcomes, sums = [], collections.defaultdict[str, Moments](Moments)
@@ -168,7 +170,7 @@ def _write_shard(plan: Plan, cooked: Iterable[EncodedClip | str], out: Place, re
     with tempfile.TemporaryDirectory(dir=out.local, prefix=WRITING) as folder:
         path = Path(folder, plan.name)
         writer = ArrayRecordWriter(str(path), shards.WRITING)
-        for segment, each in zip(plan.segments, cooked, strict=True):
+        for segment, each in zip(plan.segments, encoded, strict=True):
             if isinstance(each, str):
                 outcomes.append(Outcome(reason=each))
                 continue
@@ -185,21 +187,21 @@ def _write_shard(plan: Plan, cooked: Iterable[EncodedClip | str], out: Place, re
         shard = Shard(plan.name, records, path.stat().st_size if records else 0, digest if records else "")
         if records:
             out.system.makedirs(out.path, exist_ok=True)
-            (out / plan.name).take(path)
+            (out / plan.name).move_from(path)
         else:
             (out / plan.name).remove()  # one that was there before, of sounds that could be used then
-    return Part(shard_key(plan, recipe), shard, tuple(outcomes), dict(sums))
+    return Part(shard_key(plan, options), shard, tuple(outcomes), dict(sums))
 
 
 # Finishing
 
 
-def _remove_former(out: Place, plans: list[Plan], tell: Callable[[str], None]) -> None:
-    """Takes away the shards of an earlier preparation that had other lists, sounds or sizes: no card names them."""
+def _remove_former(out: StoragePath, plans: list[Plan], log: Callable[[str], None]) -> None:
+    """Removes shards of an earlier preparation with other lists, sounds or sizes, which the new index does not name."""
     kept = {f"{plan.name}.json" for plan in plans}
-    former = [name for name, _ in (out / PARTS).files() if name not in kept]
+    former = [name for name, _ in (out / PARTS).list_files() if name not in kept]
     for name in former:
         (out / name.removesuffix(".json")).remove()
         (out / PARTS / name).remove()
     if former:
-        tell(f"{len(former)} shards of an earlier preparation are taken away, the first: {former[0][:-5]}")
+        log(f"{len(former)} shards of an earlier preparation are removed, the first: {former[0][:-5]}")

@@ -1,4 +1,4 @@
-"""Published archives, fetched: checked, and resumed where they broke off.
+"""Downloads published archives: verified by checksum, resumed after a failure.
 
 A server is not believed. The whole length has to be known or the transfer has to say where it ends, and a part is only
 gone on with where the server names the same version of it (RFC 9110, sections 13.1.5 and 14).
@@ -40,12 +40,12 @@ BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that pass
 
 
 class _Broken(Exception):
-    """A try that failed, for a reason that may pass."""
+    """A failed attempt that is worth repeating."""
 
 
 @dataclass(frozen=True)
 class _Whole:
-    """What a partial file is a part of, in the words of its server."""
+    """Size and version of the file that a partial download belongs to."""
 
     url: str
     version: str  # ETag, which may be a weak one, or time of change; empty where the server names none
@@ -53,7 +53,7 @@ class _Whole:
 
 
 def fetch(download: Download, folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Has a file lie in a folder: one that is there is verified, else it is fetched, or gone on with.
+    """Downloads a file; verifies an existing one, resumes a partial one.
 
     Proxies are those of the environment, as urllib reads it. What was interrupted in any way is gone on with by the
     next call, if the server can do that. Memory does not grow with the file.
@@ -88,7 +88,7 @@ def fetch(download: Download, folder: Path, progress: Callable[[int, int], None]
 
 
 def _is_there(path: Path, download: Download) -> bool:
-    """Whether the whole file is there; raises FetchError where something else is."""
+    """Whether the complete file exists; raises FetchError if another file has its name."""
     if not os.path.lexists(path):
         return False
     if not path.is_file():
@@ -101,7 +101,7 @@ def _is_there(path: Path, download: Download) -> bool:
 
 
 def _fetch(download: Download, path: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Tries until all bytes are there, verifies them, gives them their name."""
+    """Downloads in several attempts, verifies the content and renames it."""
     partial, notes = beside(path, "partial"), beside(path, "partial.json")
     for wait in (*WAITS, None):
         try:
@@ -131,7 +131,7 @@ def _fetch(download: Download, path: Path, progress: Callable[[int, int], None] 
 def _try(
     download: Download, path: Path, partial: Path, notes: Path, progress: Callable[[int, int], None] | None
 ) -> None:
-    """Receives what is missing, or all of it anew; raises _Broken where another try may help."""
+    """Downloads the missing part, or everything; raises _Broken if another attempt may help."""
     done, whole = _kept(partial, notes, download.url)
     if done and done == whole.size:  # killed before it had its name
         return
@@ -167,7 +167,7 @@ def _try(
 
 
 def _check_size(download: Download, path: Path, size: int) -> None:
-    """Raises FetchError for what is far from as large as it should be: a page that asks to log in, or without end."""
+    """Raises FetchError for a wrong size, such as that of a login page or an endless answer."""
     if download.size and not download.size / 2 <= size <= 2 * download.size:
         raise FetchError(
             f"{path}: {download.url} sends {size / 1e6:.1f} MB, not about {download.size / 1e6:.1f} MB: something else "
@@ -176,7 +176,7 @@ def _check_size(download: Download, path: Path, size: int) -> None:
 
 
 def _kept(partial: Path, notes: Path, url: str) -> tuple[int, _Whole]:
-    """Bytes that are there and can be gone on with, and what they are of; 0 where none can."""
+    """Number of bytes that can be resumed from, and the file they belong to; 0 if none."""
     try:
         whole, done = _Whole(**json.loads(notes.read_bytes())), partial.stat().st_size
         if whole.url == url and VERSION.fullmatch(whole.version) and isinstance(whole.size, int) and done <= whole.size:
@@ -187,12 +187,12 @@ def _kept(partial: Path, notes: Path, url: str) -> tuple[int, _Whole]:
 
 
 def _version(headers: http.client.HTTPMessage) -> str:
-    """What may tell one version of a file from another; empty where the server gives nothing of the kind."""
+    """ETag or date that identifies a version of the file; empty if the server sends neither."""
     return str(headers.get("ETag", headers.get("Last-Modified", ""))).strip()
 
 
 def _goes_on(response: http.client.HTTPResponse, done: int, whole: _Whole) -> bool:
-    """Whether an answer holds exactly what is missing, of the same version."""
+    """Whether a response holds exactly the missing part of the same version."""
     assert whole.size is not None  # _kept keeps no other
     return (
         response.status == HTTPStatus.PARTIAL_CONTENT
@@ -202,7 +202,7 @@ def _goes_on(response: http.client.HTTPResponse, done: int, whole: _Whole) -> bo
 
 
 def _open(url: str, headers: dict[str, str], path: Path) -> Any:
-    """The answer of a server, an http.client.HTTPResponse with status 200 or 206, or what it says with 416.
+    """Opens a URL: an http.client.HTTPResponse with status 200, 206 or 416.
 
     Redirections are followed here because urllib's handler reads their whole bodies and goes on to ftp and from https
     to http; the opener has no handler that reads anything but http and https.
@@ -243,7 +243,7 @@ def _open(url: str, headers: dict[str, str], path: Path) -> Any:
 
 
 def _redirected(url: str, target: str, path: Path) -> str:
-    """Where a redirection leads; raises FetchError where it is not followed: to a file, to ftp, or out of https."""
+    """Target of a redirection; raises FetchError for one to a file, to ftp, or from https to http."""
     try:
         joined = urllib.parse.urljoin(url, urllib.parse.quote(target, string.punctuation, "iso-8859-1"))
         scheme = urllib.parse.urlsplit(joined).scheme
@@ -255,7 +255,7 @@ def _redirected(url: str, target: str, path: Path) -> str:
 
 
 def _receive(response: http.client.HTTPResponse, left: int | None) -> Iterator[bytes]:
-    """Blocks of an answer: `left` bytes, or as many as come where the server did not say.
+    """Yields blocks of a response: `left` bytes, or until its end if the size is unknown.
 
     Raises:
       _Broken: it ends early, or all but stands still.

@@ -1,6 +1,6 @@
-"""Clips made into records, by processes that only read.
+"""Worker processes that decode clips and encode ArrayRecords.
 
-What they are given and give back is small; the first process alone writes, and it alone hears Ctrl-C.
+Workers only read; the main process alone writes, and it alone receives Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from datar_jax.data.datasets.base import Segment
 from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepared import Coding, Moments
 from datar_jax.data.sources.base import DataError
-from datar_jax.filesystem import Place
+from datar_jax.filesystem import StoragePath
 
-WHOLE = 1.0  # seconds by which a file may be longer than a segment and still be taken for the segment itself
-CHUNK = 8  # clips that go to a worker at a time
+WHOLE = 1.0  # seconds that a file may be longer than a segment and still count as cut to it
+CHUNK = 8  # clips per task
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How sounds are kept."""
+    """Encoding of clips: rate, coding, shard size, processes."""
 
-    audio: AudioConfig  # its rate is that of the samples; the rest is what the statistics are of
+    audio: AudioConfig  # sample rate of the shards; the other fields define the statistics
     coding: Coding = "pcm"
     shard_clips: int = 2048
     workers: int = 1
@@ -47,57 +47,59 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """What is kept of a clip."""
+    """The records of one clip, its length and its statistics."""
 
     records: list[bytes]
     samples: int
     sums: Moments
 
 
-def cook(audio: Place, recipe: EncodeOptions, clips: list[tuple[Segment, File]]) -> list[EncodedClip | str]:
-    """Records of some clips, or why there are none."""
-    return [_cook_one(audio, recipe, segment, file) for segment, file in clips]
+def encode_clips(
+    audio: StoragePath, options: EncodeOptions, clips: list[tuple[Segment, File]]
+) -> list[EncodedClip | str]:
+    """Encodes some clips; a clip that cannot be used gives the reason instead."""
+    return [_encode_clip(audio, options, segment, file) for segment, file in clips]
 
 
-def _cook_one(audio: Place, recipe: EncodeOptions, segment: Segment, file: File) -> EncodedClip | str:
+def _encode_clip(audio: StoragePath, options: EncodeOptions, segment: Segment, file: File) -> EncodedClip | str:
     ending = PurePosixPath(file.name).suffix.lower()
     if ending not in SUFFIXES:
         return f"no decoder for {ending or 'a file without an ending'}; extract its sound, as .wav or .flac"
     try:
-        with (audio / file.name).here() as path:
+        with (audio / file.name).as_local() as path:
             start, end = (0.0, 0.0) if file.cut else _bounds(path, segment)
-            samples_N = decode(path, recipe.audio.sample_rate, start, end)
+            samples_N = decode(path, options.audio.sample_rate, start, end)
     except AudioError as error:
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     kept_N, scale = to_int16(samples_N)
-    mel_FxT = log_mel(kept_N * np.float32(scale), recipe.audio).astype(np.float64)
+    mel_FxT = log_mel(kept_N * np.float32(scale), options.audio).astype(np.float64)
     sums = Moments(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
-    records = shards.encode(segment.id, segment.labels, kept_N, scale, recipe.audio.sample_rate, recipe.coding)
+    records = shards.encode(segment.id, segment.labels, kept_N, scale, options.audio.sample_rate, options.coding)
     return EncodedClip(records, len(kept_N), sums)
 
 
 def _bounds(path: Path, segment: Segment) -> tuple[float, float]:
-    """Where in a recording the segment lies; nowhere special in a file that is no longer than the segment."""
+    """Start and end in seconds; (0, 0) if the file is already cut to the segment."""
     if not segment.end:
         return segment.start, 0.0
     try:
         about = soundfile.info(os.fsencode(path))
     except (soundfile.LibsndfileError, OSError):
-        return segment.start, segment.end  # decoding says what is wrong
+        return segment.start, segment.end  # decoding reports the reason
     seconds = about.frames / about.samplerate
     if seconds <= segment.end - segment.start + WHOLE:
         return 0.0, 0.0
     return segment.start, min(segment.end, seconds)
 
 
-def cook_all(
+def encode_all(
     clips: list[tuple[Segment, File]],
     work: Callable[[list[tuple[Segment, File]]], list[EncodedClip | str]],
     workers: int,
 ) -> Generator[EncodedClip | str, None, None]:
-    """Cooks clips in `workers` processes that run only a little ahead of the reader."""
+    """Encodes clips in `workers` processes that run only a little ahead of the reader."""
     if not clips:
         return
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -108,26 +110,28 @@ def cook_all(
     try:
         while True:
             for chunk in itertools.islice(chunks, 2 * workers + 2 - len(pending)):
-                with _deaf():
+                with _block_sigint():
                     pending.append(pool.submit(work, chunk))
             if not pending:
                 return
             yield from pending.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
         raise DataError(
-            "a process that decodes died, perhaps for want of memory; the same command continues, and fewer --workers "
-            "need less"
+            "a worker process died, perhaps out of memory; the same command continues, and fewer --workers "
+            "need less memory"
         ) from None
     finally:
-        with _deaf():  # a second Ctrl-C in here would leave the pool half shut down, and this process waiting for it
+        with (
+            _block_sigint()
+        ):  # a second Ctrl-C in here would leave the pool half shut down, and this process waiting for it
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that are started in here never hear Ctrl-C, which goes to all of a terminal: the first ends the others.
+def _block_sigint() -> Iterator[None]:
+    """Blocks Ctrl-C for processes started in the block: the main process ends them.
 
-    For this one it is only put off.
+    In the main process it is only delayed until the end of the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -137,7 +141,7 @@ def _deaf() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Lets this process end when the one that started it was killed: its queue would wait for ever."""
+    """Ends this worker when its parent was killed; its queue would block forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

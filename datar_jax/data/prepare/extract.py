@@ -1,4 +1,4 @@
-"""Archives unpacked: into one folder and nowhere else, whole or not at all.
+"""Unpacks archives atomically into one folder, and never outside of it.
 
 An archive is not believed. Out of it come files and folders below one folder, nothing else: links of either kind are
 refused altogether, for they are what holes in `tarfile`'s own filters were made of, and no data set needs them. For a

@@ -18,19 +18,19 @@ from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan
 from datar_jax.data.prepared import DatasetInfo, HeadLabels, Moments, Statistics
-from datar_jax.filesystem import Place
+from datar_jax.filesystem import StoragePath
 
 
 def write_manifest(
     name: str,
-    corpus: DatasetSpec,
+    spec: DatasetSpec,
     listing: Annotations,
     found: list[File | None],
     plans: list[Plan],
     done: dict[str, Part],
-    out: Place,
-    recipe: EncodeOptions,
-    tell: Callable[[str], None],
+    out: StoragePath,
+    options: EncodeOptions,
+    log: Callable[[str], None],
 ) -> DatasetInfo:
     """Manifest, statistics and, last, the card."""
     where = {
@@ -53,10 +53,10 @@ def write_manifest(
         first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
         if not counts[shards.FOUND]:
             raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
-        tell(f"{len(unreadable):,} clips cannot be used; {first}")
+        log(f"{len(unreadable):,} clips cannot be used; {first}")
     sides = {row[2] for row in rows if row[4] == shards.FOUND}
     if lacking := [side for side in ("train", "test") if not {side, ""} & sides]:
-        tell(f"no {' and no '.join(lacking)} clip is here: a run needs one")
+        log(f"no {' and no '.join(lacking)} clip is here: a run needs one")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(shards.MANIFEST_COLUMNS)
@@ -66,16 +66,16 @@ def write_manifest(
     for plan in plans:
         for part, each in done[plan.name].sums.items():
             sums[part] += each
-    (out / shards.STATISTICS).write(_json(Statistics(recipe.audio, dict(sums))))
+    (out / shards.STATISTICS).write(_json(Statistics(options.audio, dict(sums))))
     card = DatasetInfo(
         format=shards.FORMAT,
         corpus=name,
-        title=corpus.title,
-        terms=corpus.terms,
+        title=spec.title,
+        terms=spec.terms,
         labels=listing.labels,
         heads=tuple(HeadLabels(head.name, head.classes) for head in listing.heads),
-        sample_rate=recipe.audio.sample_rate,
-        coding=recipe.coding,
+        sample_rate=options.audio.sample_rate,
+        coding=options.coding,
         listed=len(rows),
         here=counts[shards.FOUND],
         missing=counts[shards.MISSING],

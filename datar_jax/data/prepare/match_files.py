@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.datasets.base import Annotations
-from datar_jax.filesystem import Place
+from datar_jax.filesystem import StoragePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class File:
     cut: bool  # whether its name says that it is the segment and not the recording
 
 
-def find(listing: Annotations, audio: Place, tell: Callable[[str], None]) -> list[File | None]:
+def find(listing: Annotations, audio: StoragePath, log: Callable[[str], None]) -> list[File | None]:
     """The file of each segment, or None."""
     if not audio.is_folder():
         raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")
     by_stem: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-    for name, version in audio.files():
+    for name, version in audio.list_files():
         by_stem[_nfc(PurePosixPath(name).stem)].append((name, version))
     several: list[str] = []
 
@@ -50,7 +50,7 @@ def find(listing: Annotations, audio: Place, tell: Callable[[str], None]) -> lis
         for s in listing.segments
     ]
     if several:
-        tell(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]!r}")
+        log(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]!r}")
     if not any(found):
         names = [*listing.segments[0].cut, *listing.segments[0].whole][:3] if listing.segments else []
         raise ConfigError(

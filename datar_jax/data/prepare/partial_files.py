@@ -22,13 +22,13 @@ def beside(path: Path, ending: str) -> Path:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Only one process is in this block for a path, where the file system has locks."""
+    """Holds an exclusive lock for a path, on file systems that have locks."""
     lock = beside(path, "lock")
     number = _locked(lock, path)
     try:
         yield
     finally:
-        discard(lock)  # before it is let go, so that who takes it next sees that it is gone
+        discard(lock)  # before it is released, so that the next holder sees that it was removed
         os.close(number)
 
 
@@ -39,26 +39,28 @@ def _locked(lock: Path, path: Path) -> int:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(number)
-            raise FetchError(f"{path}: another process is at it; wait for that, then run the same command") from error
+            raise FetchError(
+                f"{path}: another process is writing it; wait for it, then run the same command"
+            ) from error
         except OSError:  # a file system without locks
             return number
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(number), os.stat(lock)):
                 return number
-        os.close(number)  # it was let go and removed in between
+        os.close(number)  # it was released and removed in between
 
 
 def discard(*paths: Path) -> None:
-    """Removes files, if they are there."""
+    """Removes files that exist."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def unwritten(path: Path, error: OSError) -> FetchError:
-    """One line for what the disk refused."""
+    """The error for a file that cannot be written."""
     return FetchError(f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder")
 
 
 def plain(text: object) -> str:
-    """What a stranger wrote, fit for one line on a terminal."""
+    """Untrusted text as one safe line for a terminal."""
     return ascii(str(text))[1:-1][:200]

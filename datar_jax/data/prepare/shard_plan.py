@@ -60,9 +60,9 @@ def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int
     return plans
 
 
-def shard_key(plan: Plan, recipe: EncodeOptions) -> str:
+def shard_key(plan: Plan, options: EncodeOptions) -> str:
     """Names what a shard is made of."""
-    made_of = (shards.FORMAT, shards.PIECE, recipe.audio, recipe.coding)
+    made_of = (shards.FORMAT, shards.PIECE, options.audio, options.coding)
     digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)
     for segment, file in zip(plan.segments, plan.files):
         about = (segment.id, segment.labels, segment.side, segment.fold, segment.start, segment.end, file)

@@ -17,7 +17,7 @@ from datar_jax.audio.framing import columns
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.data.prepared import AGAIN, CARD, DatasetInfo, _mark, decode_record, pieces
 from datar_jax.data.sources.base import DataError, WaveformSource
-from datar_jax.filesystem import Place
+from datar_jax.filesystem import StoragePath
 
 OPEN = 256  # shards whose files are kept open at a time
 
@@ -39,7 +39,7 @@ class ClipLocation(Protocol):
 
 
 def open_shards(
-    folder: Place, card: DatasetInfo, clips: Sequence[ClipLocation], audio: AudioConfig, cache: Path
+    folder: StoragePath, card: DatasetInfo, clips: Sequence[ClipLocation], audio: AudioConfig, cache: Path
 ) -> ArrayRecordSource:
     """The shards of a prepared folder as a store; those of a bucket are copied into `cache` first.
 
@@ -58,7 +58,7 @@ def open_shards(
         path = home / shard.name
         if folder.local is None and not (path.exists() and path.stat().st_size == shard.size):
             home.mkdir(parents=True, exist_ok=True)
-            (folder / shard.name).give(path)
+            (folder / shard.name).copy_to(path)
         if not path.exists() or path.stat().st_size != shard.size:
             raise DataError(f"{path}: missing, or not of {shard.size:,} bytes; prepare the data again")
     names = tuple(shard.name for shard in card.shards)

@@ -1,4 +1,4 @@
-"""Every clip is decoded once: the cache of whole clips, as spectrograms or, for a front end on the device, as samples.
+"""Cache of decoded clips: spectrograms, or samples for a front end on the device.
 
 A cache is two files. `KEY.frames` holds all clips one after another, memory-mapped, as time-major float32 decibels, the
 very numbers that a trained model is later given of a file; `KEY.samples` holds them as int16 samples. `KEY.json`,
@@ -87,7 +87,7 @@ class WaveformCache(WaveformSource):
 
 
 class _Flat:
-    """Arrays one after another in a file that is mapped into memory."""
+    """Concatenated arrays in a memory-mapped file."""
 
     def __init__(self, path: str, counts: np.ndarray, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -106,16 +106,16 @@ def prepare(
     audio: AudioConfig,
     cache_dir: Path,
     progress: Callable[[int, int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> SpectrogramCache | WaveformCache:
-    """Opens the cache of a data set; computes it when there is none or when it is damaged.
+    """Opens the cache of a data set; computes it if it is missing or damaged.
 
     Args:
       dataset: what to decode.
       audio: the front end.
       cache_dir: made when missing. Several processes may prepare the same cache there at once.
       progress: called in this thread with (clips done, clips) while computing.
-      tell: called with one line when there is a cache that cannot be used, before it is computed again.
+      log: called with one line when there is a cache that cannot be used, before it is computed again.
 
     Raises:
       DataError: the cache cannot be written.
@@ -125,8 +125,8 @@ def prepare(
     found = _open(index_path, store_path, dataset, audio)
     if isinstance(found, ClipSource):
         return found
-    if found and tell:
-        tell(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
+    if found and log:
+        log(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
         with _whole(store_path) as store:
@@ -145,7 +145,7 @@ def prepare(
 
 
 def _key(dataset: Dataset, audio: AudioConfig) -> str:
-    """Names the cache: audio settings, and path, size, time of change and part of every clip, in order."""
+    """Key of the cache: audio settings, and path, size, modification time and section of every clip, in order."""
     digest = hashlib.blake2b(repr((FORMAT, audio)).encode(), digest_size=16)
     for clip in dataset.clips:
         try:
@@ -159,7 +159,7 @@ def _key(dataset: Dataset, audio: AudioConfig) -> str:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when the block ends well.
+    """A file that gets its name only when the block succeeds.
 
     The lock on the temporary file ends with its writer, however that ends: what has none was left by one that was
     killed, and goes.
@@ -229,7 +229,7 @@ def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarra
 
 
 def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float] | str:
-    """What is kept of a clip and what it is to be multiplied by, or the reason why it is unusable."""
+    """The stored array of a clip and its scale, or the reason why it is unusable."""
     try:
         samples_N = decode(clip.path, audio.sample_rate, clip.start, clip.end)
     except AudioError as error:
@@ -242,7 +242,7 @@ def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float] | str:
 def _open(
     index_path: Path, store_path: Path, dataset: Dataset, audio: AudioConfig
 ) -> SpectrogramCache | WaveformCache | str:
-    """The cache that lies there, or what is wrong with it; an empty text where there is none."""
+    """The existing cache, or what is wrong with it; an empty text if there is none."""
     try:
         index = json.loads(index_path.read_bytes())
         bad = {int(i): str(reason) for i, reason in index["bad"].items()}

@@ -30,13 +30,13 @@ from datar_jax.data.datasets import CORPORA
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
 from datar_jax.data.prepare import build as room
 from datar_jax.data.prepare.build import prepare
-from datar_jax.data.prepare.encode import EncodeOptions, cook_all
+from datar_jax.data.prepare.encode import EncodeOptions, encode_all
 from datar_jax.data.prepared import pieces
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import prepare as prepare_cache
-from datar_jax.filesystem import Place, place
+from datar_jax.filesystem import StoragePath, storage_path
 from datar_jax.training.input_pipeline import normalization_statistics
 from tests.audio.test_log_mel import sound
 from tests.data.datasets.test_annotations import LISTS
@@ -56,7 +56,7 @@ def segment(name, label, side, cut=(), whole=(), start=0.0, end=0.0, row=0):
     return Segment(name, (label,), side, None, FilePatterns(cut, whole), "", start, end, "list.csv" if row else "", row)
 
 
-def corpus(read):
+def spec(read):
     return DatasetSpec("A Corpus", read, "list.csv", "CC BY 4.0", 8_000)
 
 
@@ -83,18 +83,18 @@ def small(tmp_path):
         ]
         return listing(tmp_path, *cut, *parts, *rest)
 
-    return corpus(read), audio
+    return spec(read), audio
 
 
-def run(small, out, recipe=RECIPE, lines=None, progress=lambda done, total: None):
-    tell = (lines if lines is not None else []).append
-    places = place(str(small[1]), "--audio"), place(str(out), "--out")
-    return prepare("small", small[0], out, *places, recipe, progress, tell)
+def run(small, out, options=RECIPE, lines=None, progress=lambda done, total: None):
+    log = (lines if lines is not None else []).append
+    places = storage_path(str(small[1]), "--audio"), storage_path(str(out), "--out")
+    return prepare("small", small[0], out, *places, options, progress, log)
 
 
 def opened(out, audio=AUDIO, cache=None):
     dataset = read_dataset(DataConfig(root=str(out), kind="prepared"))
-    return dataset, open_shards(place(str(out), "x"), dataset.card, dataset.clips, audio, cache)
+    return dataset, open_shards(storage_path(str(out), "x"), dataset.card, dataset.clips, audio, cache)
 
 
 def content(out):
@@ -146,7 +146,7 @@ def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
     wave = np.random.default_rng(0).normal(0, 0.1, int(seconds * 8_000)).astype(np.float32)
     soundfile.write(audio / "a.wav", wave, 8_000, "PCM_16")
     segments = (segment("a", 0, "train", ("a",)), segment("b", 0, "train", ("a",)))
-    run((corpus(lambda lists: listing(tmp_path, *segments)), audio), tmp_path / "out")
+    run((spec(lambda lists: listing(tmp_path, *segments)), audio), tmp_path / "out")
     dataset, store = opened(tmp_path / "out")
     bounds = pieces(wave.size, 8_000)
     assert len(bounds) == 4 and bounds[-1] == wave.size
@@ -212,7 +212,7 @@ def test_statistics_are_those_of_the_training_clips(small, tmp_path):
     found = normalization_statistics(config, dataset, store, train)
     np.testing.assert_allclose(found, statistics(store, train), rtol=1e-6)
     other = msgspec.structs.replace(config, audio=msgspec.structs.replace(AUDIO, hop_ms=20.0))
-    wider = open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, other.audio, tmp_path)
+    wider = open_shards(storage_path(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, other.audio, tmp_path)
     assert normalization_statistics(other, dataset, wider, train) == statistics(wider, train) != found
 
 
@@ -220,21 +220,30 @@ def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
     bucket = f"memory://{tmp_path.name}"
     for path in small[1].rglob("*"):
         if path.is_file():
-            (place(f"{bucket}/audio", "x") / path.relative_to(small[1]).as_posix()).write(path.read_bytes())
+            (storage_path(f"{bucket}/audio", "x") / path.relative_to(small[1]).as_posix()).write(path.read_bytes())
     # The bucket of this test lives in this process: its sounds are decoded here, not in a process beside it.
-    here, there = place(str(small[1]), "x"), place(f"{bucket}/audio", "x")
-    assert sorted(name for name, _ in there.files()) == sorted(name for name, _ in here.files())
-    with (there / "long.flac").here() as copy:
+    here, there = storage_path(str(small[1]), "x"), storage_path(f"{bucket}/audio", "x")
+    assert sorted(name for name, _ in there.list_files()) == sorted(name for name, _ in here.list_files())
+    with (there / "long.flac").as_local() as copy:
         np.testing.assert_array_equal(decode(copy, 8_000), decode(small[1] / "long.flac", 8_000))
     run(small, tmp_path / "out")
-    arguments = ("small", small[0], tmp_path, here, place(f"{bucket}/out", "--out"), RECIPE, lambda *_: None, print)
+    arguments = (
+        "small",
+        small[0],
+        tmp_path,
+        here,
+        storage_path(f"{bucket}/out", "--out"),
+        RECIPE,
+        lambda *_: None,
+        print,
+    )
     prepare(*arguments)
     for name, data in content(tmp_path / "out").items():
         if name != ".lock":
-            assert (place(f"{bucket}/out", "x") / name).read() == data, name
+            assert (storage_path(f"{bucket}/out", "x") / name).read() == data, name
     assert read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared")).clips == opened(tmp_path / "out")[0].clips
     dataset = read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared"))
-    store = open_shards(place(f"{bucket}/out", "x"), dataset.card, dataset.clips, AUDIO, tmp_path / "cache")
+    store = open_shards(storage_path(f"{bucket}/out", "x"), dataset.card, dataset.clips, AUDIO, tmp_path / "cache")
     np.testing.assert_array_equal(store.get(4), opened(tmp_path / "out")[1].get(4))
     done = prepare(*arguments)
     assert done == dataset.card
@@ -247,7 +256,7 @@ def test_a_shard_of_clips_in_another_order_does_not_give_wrong_labels(tmp_path):
         soundfile.write(audio / f"{i}.wav", sound(AUDIO, 0.5, i), 8_000)
     both = [segment(f"{i}", i, "train", (f"{i}",)) for i in range(2)]
     for out, order in (("one", both), ("two", both[::-1])):
-        run((corpus(lambda lists, order=order: listing(tmp_path, *order)), audio), tmp_path / out)
+        run((spec(lambda lists, order=order: listing(tmp_path, *order)), audio), tmp_path / out)
     name = "train-00000-of-00001.array_record"
     assert (tmp_path / "one" / name).stat().st_size == (tmp_path / "two" / name).stat().st_size
     (tmp_path / "two" / name).replace(tmp_path / "one" / name)
@@ -303,16 +312,16 @@ def test_what_cannot_be_is_said(small, tmp_path):
     run(small, tmp_path / "out")
     dataset, _ = opened(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"audio\.sample_rate=16000: .* holds 8000 Hz"):
-        open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, AudioConfig(), tmp_path)
+        open_shards(storage_path(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, AudioConfig(), tmp_path)
     with pytest.raises(ConfigError, match=r"--audio=.*no such folder"):
         run((small[0], tmp_path / "nowhere"), tmp_path / "other")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"none of the 8 clips.* named bark/-id0_000030 or -id"):
         run((small[0], tmp_path / "empty"), tmp_path / "other")
-    only = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("broken_000001",))))
+    only = spec(lambda lists: listing(tmp_path, segment("x", 0, "train", ("broken_000001",))))
     with pytest.raises(ConfigError, match=r"none of the 1 sounds that were found can be used; the first, .*: cannot"):
         run((only, small[1]), tmp_path / "other")
-    video = corpus(lambda lists: listing(tmp_path, segment("x", 0, "train", ("-id0_000030", "film"))))
+    video = spec(lambda lists: listing(tmp_path, segment("x", 0, "train", ("-id0_000030", "film"))))
     (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.mp4")
     with pytest.raises(ConfigError, match=r"no decoder for \.mp4; extract its sound"):
         run((video, small[1]), tmp_path / "other")
@@ -340,7 +349,7 @@ def test_one_folder_is_written_by_one_preparation(small, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch):
-    take, taken = Place.take, []
+    take, taken = StoragePath.take, []
 
     def full(self, file):
         if taken:
@@ -348,7 +357,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch)
         taken.append(file)
         take(self, file)
 
-    monkeypatch.setattr(Place, "take", full)
+    monkeypatch.setattr(StoragePath, "take", full)
     with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); .*the same command, which"):
         run(small, tmp_path / "out")
     monkeypatch.undo()
@@ -445,7 +454,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 
 def test_processes_do_not_hear_ctrl_c():
-    assert set(cook_all([None] * 3, _blocked, 1)) == {"SIGINT"}
+    assert set(encode_all([None] * 3, _blocked, 1)) == {"SIGINT"}
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
@@ -458,10 +467,10 @@ def test_a_second_ctrl_c_waits_until_the_processes_have_ended(monkeypatch):
             super().shutdown(**how)
 
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
-    cooked = cook_all([None] * 99, _blocked, 1)
-    next(cooked)
+    encoded = encode_all([None] * 99, _blocked, 1)
+    next(encoded)
     with pytest.raises(KeyboardInterrupt):
-        cooked.throw(KeyboardInterrupt)
+        encoded.throw(KeyboardInterrupt)
     assert masks == [{signal.SIGINT}]
 
 
