@@ -79,7 +79,7 @@ class AudioClassifier:
             return
         if saved.description.normalisation is None:
             raise ModelError(
-                f"{saved.source}: not trained on sound, so it cannot normalize it; fine-tune it first (configs/finetune.py)"
+                f"{saved.source}: never trained on sound; fine-tune it first (configs/finetune.py)"
             )
         self.reads = "mel" if self.audio.frontend == "host" else "samples"
         config = saved.description.config
