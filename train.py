@@ -13,8 +13,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from datar_jax.checkpoints.pretrained_config import base_sections
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.training.distributed import Cluster, start
@@ -39,12 +41,12 @@ def main(arguments: list[str]) -> int:
         from datar_jax.data.sources.base import DataError
         from datar_jax.training.eval_loop import TrainingError
         from datar_jax.training.train_loop import Stopped
-        from datar_jax.training.trainer import run
+        from datar_jax.training.trainer import train_and_evaluate
 
         keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
         try:
             start(cluster)
-            run(config, workdir, profile)
+            train_and_evaluate(config, workdir, profile)
         except (ConfigError, DataError, CheckpointError, TrainingError) as error:
             return _fail(error)
         except OSError as error:
@@ -110,7 +112,9 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
     parser.add_argument("--profile", action="store_true", help="leave a trace of a few steps in the work directory")
     known, rest = parser.parse_known_args(arguments)
     cluster = Cluster(known.coordinator, known.processes, known.process)
-    config = settings.load(known.config, settings.read_overrides(rest, USAGE), known.workdir)
+    config = settings.load_config(
+        known.config, settings.read_overrides(rest, USAGE), partial(base_sections, workdir=known.workdir)
+    )
     return config, known.workdir, cluster, known.profile
 
 

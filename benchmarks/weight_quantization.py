@@ -57,7 +57,7 @@ def main() -> None:
     truths = []
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            config = settings.load(given.config, settings.read_overrides(rest, USAGE))
+            config = settings.load_config(given.config, settings.read_overrides(rest, USAGE))
             folds = sorted(given.runs.glob("fold_*"), key=lambda path: int(path.name.removeprefix("fold_")))
             for run in folds or [given.runs]:
                 exports = Path(temporary) / run.name

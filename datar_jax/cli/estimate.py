@@ -8,6 +8,7 @@ import sys
 
 import msgspec
 
+from datar_jax.checkpoints.pretrained_config import base_sections
 from datar_jax.cli.options import make_parser, seconds, whole
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scaling", default="", help="slices of a weak-scaling table; one more compile for each")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
     known, rest = parser.parse_known_args(arguments)
-    config = settings.load(known.config, settings.read_overrides(rest, USAGE))
+    config = settings.load_config(known.config, settings.read_overrides(rest, USAGE), base_sections)
     place = topology(known.topology)
     others = [topology(each, place.chip.name) for each in known.scaling.split(",") if each]
     if importlib.util.find_spec("libtpu") is None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from datar_jax.checkpoints.pretrained_config import base_sections
 from datar_jax.cli.options import folder, make_parser, whole
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config import loader as settings
@@ -66,7 +67,9 @@ def main(arguments: list[str]) -> int:
     if overrides and not known.config:
         raise ConfigError(f"--config.{next(iter(overrides))}: needs --config=configs/NAME.py")
     audio = (
-        settings.load(known.config, overrides).audio if known.config else AudioConfig(sample_rate=corpus.sample_rate)
+        settings.load_config(known.config, overrides, base_sections).audio
+        if known.config
+        else AudioConfig(sample_rate=corpus.sample_rate)
     )
     recipe = EncodeOptions(audio, known.coding, known.shard_clips, known.workers)
 

@@ -1,27 +1,31 @@
-"""From what was typed to a checked configuration: config files, dotted overrides, saved runs. Knows no jax."""
+"""Builds checked configurations from config files, command-line overrides and stored runs. Imports no jax."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_model_info, read_model_info
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
 from datar_jax.config.migration import upgrade
 
 
-def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Path | None = None) -> Config:
-    """Builds the configuration of a file and lays typed overrides over it.
+def load_config(
+    path: str | Path,
+    overrides: dict[str, str] | None = None,
+    base: Callable[[str], dict[str, Any]] | None = None,
+) -> Config:
+    """Builds the configuration of a file and applies typed overrides to it.
 
     Args:
       path: a Python file with `get_config() -> Config`.
       overrides: dotted field (`optim.learning_rate`) to the text that was typed. `model` takes the name of a variant.
-      workdir: of the run; one that began has its sizes from there, should the model that it began from be gone.
+      base: returns the sections that a pretrained model (`init.from`) decides, such as
+        `checkpoints.pretrained_config.base_sections`. They replace those of the file; overrides apply on top.
 
     Raises:
       ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
@@ -40,41 +44,15 @@ def load(path: str | Path, overrides: dict[str, str] | None = None, workdir: Pat
         raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
     tree = msgspec.to_builtins(module.get_config())
     source = (overrides or {}).get("init.from", tree["init"]["from"])
-    if source:
-        tree |= _sizes(source, workdir)
+    if source and base:
+        tree |= base(source)
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
     return from_dict(tree)
 
 
-def _sizes(source: str, workdir: Path | None) -> dict[str, Any]:
-    """Front end and model of what a run starts from; the classes are the data's, not that model's."""
-    try:
-        if Path(source).suffix in OFFICIAL and Path(source).is_file():
-            from datar_jax.checkpoints.dat_weights import read_official
-
-            return {"model": msgspec.to_builtins(read_official(source).config)}
-        config = read_model_info(find_model_info(source)).config
-    except ModelError as error:
-        begun = _begun(workdir / "config.json") if workdir else None
-        if not begun:
-            raise ConfigError(f"init.from={source!r}: {error}") from None
-        config = begun
-    model = {**msgspec.to_builtins(config.model), "num_classes": 0}
-    return {"audio": msgspec.to_builtins(config.audio), "model": model}
-
-
-def _begun(path: Path) -> Config | None:
-    """The configuration of a fine-tuning that was begun, if one lies there."""
-    try:
-        config = from_stored(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
-        return None
-    return config if config.init.source else None
-
-
 def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
-    """Dotted fields and the texts typed for them, from `--config.path.to.field=value` or `... value`.
+    """Reads dotted fields and their texts from `--config.path.to.field=value` or `... value`.
 
     Raises:
       ConfigError: another option, or one without a value.
@@ -98,7 +76,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     """Builds a checked configuration from plain values (a resolved `config.json`).
 
     Raises:
-      ConfigError: as `load`.
+      ConfigError: as `load_config`.
     """
     try:
         return msgspec.convert(tree, Config)
@@ -112,7 +90,7 @@ def from_stored(tree: Any) -> Config:
     """Builds a checked configuration from a stored `config.json`, also one of an earlier version.
 
     Raises:
-      ConfigError: as `load`.
+      ConfigError: as `load_config`.
     """
     return from_dict(upgrade(tree))
 
@@ -145,13 +123,13 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
 
 
 def _fields(kind: type[StrictStruct]) -> dict[str, Any]:
-    """Types of the fields of some settings, by the names that are typed."""
+    """Field types of a settings struct, by the names used on the command line."""
     hints = get_type_hints(kind)
     return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(kind)}
 
 
 def _parse(field: str, text: str, kind: Any) -> Any:
-    """The value that `text` spells for a field of type `kind`."""
+    """Parses the text typed for a field of type `kind`."""
     value: Any = text
     if getattr(kind, "__origin__", None) is tuple:
         inner = text.strip().replace("(", "[").replace(")", "]").replace(",]", "]")
@@ -169,7 +147,7 @@ def _parse(field: str, text: str, kind: Any) -> Any:
 
 
 def _decode(text: str) -> Any:
-    """What JSON says of a text; None if it is none."""
+    """The JSON value of a text, None if it is not JSON."""
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

@@ -13,8 +13,7 @@ from jax import Array
 
 from datar_jax.audio.log_mel import normalize
 from datar_jax.config import AugmentConfig
-
-Batch = dict[str, Array]
+from datar_jax.models.spec import Batch
 
 
 def augment(

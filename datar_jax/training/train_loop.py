@@ -28,7 +28,7 @@ from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.data.loader import TrainBatches
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
-from datar_jax.training.input_pipeline import InputPipeline
+from datar_jax.training.input_pipeline import FoldData
 from datar_jax.training.monitoring.metric_writer import MetricWriter
 from datar_jax.training.monitoring.nan_debug import diagnose
 from datar_jax.training.monitoring.profiler import ProfilerWindow
@@ -65,7 +65,7 @@ class Trained:
 def fit(
     task: Task,
     mesh: Mesh,
-    material: InputPipeline,
+    data: FoldData,
     checkpoints: CheckpointManager,
     report: MetricWriter,
     profile: Path | None = None,
@@ -76,7 +76,7 @@ def fit(
     Args:
       task: what is trained.
       mesh: where.
-      material: on what.
+      data: on what.
       checkpoints: where states are kept.
       report: what is told.
       profile: where a trace of steps shall go.
@@ -91,8 +91,8 @@ def fit(
       CheckpointError: there are checkpoints, and none can be read; or the last state cannot be stored.
     """
     config = task.config
-    batches = material.train_batches(task)
-    state = init_state(task, mesh, material.mean, material.std)
+    batches = data.train_batches(task)
+    state = init_state(task, mesh, data.mean, data.std)
     clock = {"train_seconds": 0.0, "clips_per_second": 0.0}
     if checkpoints.latest_step() is not None:
         state, position, clock = checkpoints.restore(state)
@@ -107,9 +107,9 @@ def fit(
 
     train = jit_train_step(task, mesh)
     sharding = batch_sharding(mesh)
-    evaluate_steps = _every(task, len(material.split.train), config.train.evaluate_every_epochs)
-    checkpoint_steps = _every(task, len(material.split.train), config.train.checkpoint_every_epochs)
-    validate = len(material.split.validation) > 0
+    evaluate_steps = _every(task, len(data.split.train), config.train.evaluate_every_epochs)
+    checkpoint_steps = _every(task, len(data.split.train), config.train.checkpoint_every_epochs)
+    validate = len(data.split.validation) > 0
     speed = Throughput(task, mesh)
     trace = ProfilerWindow(profile, report.say)
     flying: deque[tuple[int, dict[str, jax.Array]]] = deque()
@@ -123,7 +123,7 @@ def fit(
             speed.count += 1
             clock["clips_per_second"] = speed.clips_per_second() or clock["clips_per_second"]
             if int(numbers["skipped"]) >= config.train.max_skipped:
-                raise TrainingError(_why_not_finite(task, mesh, material, batches, state, at))
+                raise TrainingError(_why_not_finite(task, mesh, data, batches, state, at))
             _log(report, at, numbers, task, speed)
 
     try:
@@ -142,7 +142,7 @@ def fit(
                 watch.stage("")  # scores and checkpoints may take their time
                 if due and not checkpoints.has_score(step):
                     with suppress(Interrupted):  # then it is scored when the run continues
-                        score = _validate(task, mesh, material, state, report, asked)
+                        score = _validate(task, mesh, data, state, report, asked)
                 stop = bool(asked)  # read once: a signal that comes from here on waits for the next step
                 if stop:
                     land(0)
@@ -177,12 +177,10 @@ def fit(
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
 
 
-def _why_not_finite(
-    task: Task, mesh: Mesh, material: InputPipeline, batches: TrainBatches, state: TrainState, at: int
-) -> str:
+def _why_not_finite(task: Task, mesh: Mesh, data: FoldData, batches: TrainBatches, state: TrainState, at: int) -> str:
     """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
     batch = _place(batches.read(at - 1), batch_sharding(mesh))
-    names = [material.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
+    names = [data.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
     why = diagnose(task, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
     return (
         f"no finite gradient for {task.config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
@@ -210,11 +208,11 @@ def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: T
 
 
 def _validate(
-    task: Task, mesh: Mesh, material: InputPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
+    task: Task, mesh: Mesh, data: FoldData, state: TrainState, report: MetricWriter, asked: Sequence[int]
 ) -> float:
-    weights, indices = state.ema or state.params, material.split.validation
-    score, target = score_clips(task, mesh, material.store, material.dataset, weights, state.statistics, indices, asked)
-    labels, heads = task.config.data.labels, material.dataset.heads
+    weights, indices = state.ema or state.params, data.split.validation
+    score, target = score_clips(task, mesh, data.source, data.dataset, weights, state.statistics, indices, asked)
+    labels, heads = task.config.data.labels, data.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
     return numbers[metrics.primary_metric(labels, heads)]

@@ -29,9 +29,8 @@ from datar_jax.checkpoints.model_info import ModelError, find_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
 from datar_jax.data.synthetic import render
 from datar_jax.inference.predict import predict_files
-from datar_jax.training import evaluate
+from datar_jax.training import evaluate, trainer
 from datar_jax.training import train_loop as loop
-from datar_jax.training import trainer as run
 from datar_jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -101,7 +100,7 @@ def quick_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (run, evaluate):
+        for module in (trainer, evaluate):
             patched.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         patched.setenv("JAX_COMPILATION_CACHE_DIR", "here")  # commands leave the setting as it is
         yield

@@ -191,7 +191,7 @@ TYPED = [
 @pytest.mark.parametrize("field, text, parts", TYPED, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_wrong_override_says_what_would_do(plain: Path, field: str, text: str, parts: list[str]) -> None:
     with pytest.raises(c.ConfigError) as error:
-        settings.load(plain, {field: text})
+        settings.load_config(plain, {field: text})
     says(error, *parts)
 
 
@@ -217,20 +217,20 @@ def test_a_wrong_override_says_what_would_do(plain: Path, field: str, text: str,
     ],
 )
 def test_an_override_has_the_type_of_its_field(plain: Path, field: str, text: str, expected: Any) -> None:
-    got = value(settings.load(plain, {field: text}), field)
+    got = value(settings.load_config(plain, {field: text}), field)
     assert got == expected and type(got) is type(expected)
 
 
 @pytest.mark.parametrize("field", LEAVES)
 def test_every_field_can_be_typed_as_python_prints_it(plain: Path, field: str) -> None:
-    config = settings.load(plain, {field: str(value(c.Config(), field))})
+    config = settings.load_config(plain, {field: str(value(c.Config(), field))})
     assert config == c.Config()
 
 
 def test_a_variant_is_chosen_by_name_before_its_fields_are_changed(plain: Path) -> None:
     for name, variant in c.MODELS.items():
-        assert settings.load(plain, {"model": name}).model == variant()
-    config = settings.load(plain, {"model.drop_path": "0.25", "model": "datar_base"})
+        assert settings.load_config(plain, {"model": name}).model == variant()
+    config = settings.load_config(plain, {"model.drop_path": "0.25", "model": "datar_base"})
     assert config.model == msgspec.structs.replace(c.datar_base(), drop_path=0.25)
     tiny, small = msgspec.structs.asdict(c.datar_tiny()), msgspec.structs.asdict(c.datar_small())
     assert {k for k in tiny if tiny[k] != small[k]} == {"spec", "drop_path"}
@@ -238,10 +238,10 @@ def test_a_variant_is_chosen_by_name_before_its_fields_are_changed(plain: Path) 
 
 def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
     with pytest.raises(c.ConfigError) as error:
-        settings.load(plain.with_name("plane.py"))
+        settings.load_config(plain.with_name("plane.py"))
     says(error, "plane.py: no such file", str(plain))
     with pytest.raises(c.ConfigError) as error:
-        settings.load(plain.parent / "nowhere" / "a.py")
+        settings.load_config(plain.parent / "nowhere" / "a.py")
     says(error, "no file there")
 
 
@@ -308,7 +308,7 @@ def test_audio_lengths_in_samples(rate: int, window: int, hop: int, fft: int) ->
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_file_in_configs_traces_a_step(path: Path) -> None:
-    config = settings.load(path)
+    config = settings.load_config(path)
     assert settings.from_dict(json.loads(json.dumps(msgspec.to_builtins(config)))) == config
     classes, frames = 10, config.audio.frames(config.data.window_seconds or 5.0)
     task = Task(config, classes, frames, steps=100)

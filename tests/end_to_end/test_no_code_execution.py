@@ -1,6 +1,6 @@
 """Nothing that is read is executed: no call in the source could do it, and a pickle in place of a cache does not.
 
-One exception is meant: `--config` names a Python file, which `settings.load` runs. Who names a file there asks for it
+One exception is meant: `--config` names a Python file, which `load_config` runs. Who names a file there asks for it
 to be run; nothing else that a user gives, no sound, list, cache, checkpoint or saved setting, is a program.
 """
 

@@ -28,8 +28,9 @@ from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic import render
 from datar_jax.labels import Head
+from datar_jax.training import input_pipeline
 from datar_jax.training import train_loop as loop
-from datar_jax.training import trainer as run
+from datar_jax.training.workdir import check_workdir
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -215,7 +216,7 @@ def test_two_heads_are_trained_scored_and_drawn_each(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = DataConfig(kind="csv", root=str(sounds), labels="multi")
-    monkeypatch.setattr(run, "read_dataset", lambda config: with_heads(read_dataset(several)))
+    monkeypatch.setattr(input_pipeline, "read_dataset", lambda config: with_heads(read_dataset(several)))
     judged, validate = [], loop._validate
     monkeypatch.setattr(loop, "_validate", lambda *rest: judged.append(validate(*rest)) or judged[-1])
     arguments = command("csv", tmp_path / "run", data__root=str(sounds), train__evaluate_every_epochs="1")
@@ -257,9 +258,9 @@ def test_heads_that_do_not_fit_their_clips_are_refused(sounds: Path, change: dic
         said = f"{dataset.where(7)} {said}"
     config, *_ = train.parse(command("csv", Path("run"), data__root=str(sounds)))
     with pytest.raises(ConfigError) as error:
-        run._resolve(config, replace(dataset, **change))
+        input_pipeline.resolve(config, replace(dataset, **change))
     assert said in str(error.value)
-    assert run._resolve(config, dataset).model.num_classes == 5
+    assert input_pipeline.resolve(config, dataset).model.num_classes == 5
 
 
 def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -> None:
@@ -278,7 +279,7 @@ def test_cross_validation_scores_every_clip_once(sounds: Path, tmp_path: Path) -
     with (tmp_path / "run" / "hardest.csv").open() as file:
         clips = list(csv.DictReader(file))
     assert len({clip["clip"] for clip in clips}) == 36, "of all folds"
-    right = [clip["truth"] == clip["taken_for"] for clip in clips]
+    right = [clip["truth"] == clip["predicted_instead"] for clip in clips]
     assert np.mean(right) == pytest.approx(np.mean(tops))  # of folds of equal size
     assert all(clip["truth"] in clip["clip"] for clip in clips), "each clip has its own truth"
     losses = [float(clip["loss"]) for clip in clips]
@@ -350,7 +351,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
-    workdir.check_workdir(run._resolve(config, read_dataset(config.data)), workdir)
+    check_workdir(input_pipeline.resolve(config, read_dataset(config.data)), workdir)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2
     assert "optim.learning_rate=0.5" in capsys.readouterr().err

@@ -128,8 +128,8 @@ def test_the_running_mean_of_a_long_curve_stays_within_it(tmp_path, drawn):
 
 def test_matplotlib_waits_until_something_is_drawn(tmp_path):
     code = (
-        "import sys; from datar_jax import plot; import numpy; assert 'matplotlib' not in sys.modules;"
-        f"plot.confusion_png({str(tmp_path / 'c.png')!r}, numpy.eye(2, dtype=int), 'ab');"
+        "import sys; from datar_jax.training import plots; import numpy; assert 'matplotlib' not in sys.modules;"
+        f"plots.save_confusion_figure({str(tmp_path / 'c.png')!r}, numpy.eye(2, dtype=int), 'ab');"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from datar_jax.models.spec import Task, spectrograms
-from datar_jax.training.augment import Batch
+from datar_jax.models.spec import Batch, Task, spectrograms
 from datar_jax.training.sharding import replicated
 from datar_jax.training.train_step import TrainState, draw, loss_and_gradient
 

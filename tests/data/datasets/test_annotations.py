@@ -194,7 +194,7 @@ def test_a_missing_list_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LISTS)
 def test_a_config_of_its_name_fits_the_data_set(name: str, tmp_path: Path) -> None:
     override = {"data.kind": "prepared"} if name == "esc50" else {}
-    config = settings.load(Path(__file__).parent.parent.parent.parent / "configs" / f"{name}.py", override)
+    config = settings.load_config(Path(__file__).parent.parent.parent.parent / "configs" / f"{name}.py", override)
     assert config.data.kind == "prepared" and not config.data.subset
     assert config.data.labels == read(name, tmp_path).labels
     assert config.audio.sample_rate == CORPORA[name].sample_rate

@@ -37,7 +37,7 @@ from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import prepare as prepare_cache
 from datar_jax.filesystem import Place, place
-from datar_jax.training.input_pipeline import normalisation
+from datar_jax.training.input_pipeline import training_statistics
 from tests.audio.test_log_mel import sound
 from tests.data.datasets.test_annotations import LISTS
 from tests.data.sources.test_sources import SMALL
@@ -209,11 +209,11 @@ def test_statistics_are_those_of_the_training_clips(small, tmp_path):
     dataset, store = opened(tmp_path / "out")
     train = np.array([i for i, clip in enumerate(dataset.clips) if clip.split == "train"])
     config = Config(audio=AUDIO, data=DataConfig(root=str(tmp_path / "out"), kind="prepared"), model=SMALL)
-    found = normalisation(config, dataset, store, train)
+    found = training_statistics(config, dataset, store, train)
     np.testing.assert_allclose(found, statistics(store, train), rtol=1e-6)
     other = msgspec.structs.replace(config, audio=msgspec.structs.replace(AUDIO, hop_ms=20.0))
     wider = open_shards(place(str(tmp_path / "out"), "x"), dataset.card, dataset.clips, other.audio, tmp_path)
-    assert normalisation(other, dataset, wider, train) == statistics(wider, train) != found
+    assert training_statistics(other, dataset, wider, train) == statistics(wider, train) != found
 
 
 def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):

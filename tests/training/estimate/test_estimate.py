@@ -428,7 +428,7 @@ def test_slices_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_libtpu_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else pytest.fail(name))
-    monkeypatch.setattr(plan_command.settings, "load", lambda *_: c.Config())
+    monkeypatch.setattr(plan_command.settings, "load_config", lambda *_: c.Config())
     assert command.main(["plan", "--config=configs/esc10.py", "--topology=v5e:2x2"]) == 2
     assert "pip install libtpu==" in capsys.readouterr().err
     assert plan_command.LIBTPU in (ROOT / "requirements-bench.txt").read_text().splitlines()
@@ -535,7 +535,7 @@ def python(*arguments: str) -> str:
 def test_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four chips of 15.75 GiB; the compiler's answers are given, for 4 clips on a chip and for 8."""
     (tmp_path / "tiny.py").write_text(TINY)
-    config, place, answers = settings.load(tmp_path / "tiny.py"), topology("v5e:2x2"), {}
+    config, place, answers = settings.load_config(tmp_path / "tiny.py"), topology("v5e:2x2"), {}
     monkeypatch.setattr(plan, "macs_per_clip", lambda *_: 1)
     monkeypatch.setattr(plan, "abstract_state", cache(abstract_state))
     monkeypatch.setattr(plan, "devices", lambda place: jax.devices()[: place.chips])
@@ -576,7 +576,7 @@ def test_compiled_for_four_chips(tmp_path: Path) -> None:
         )
     )
     assert (found["chips"], found["hosts"], found["global_batch"], found["data"], found["fsdp"]) == (4, 1, 8, 2, 2)
-    macs = macs_per_clip(settings.load(tmp_path / "tiny.py").model, 4, 32, 32)
+    macs = macs_per_clip(settings.load_config(tmp_path / "tiny.py").model, 4, 32, 32)
     assert (found["macs_per_clip"], found["operations"]) == (macs, 12 * macs)
     assert found["fits"] and found["unread_loops"] == 0
     kinds = {(each["kind"], each["devices"]) for each in found["collectives"]}

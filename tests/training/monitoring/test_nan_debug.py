@@ -21,7 +21,7 @@ from datar_jax.data.loader import TrainBatches
 from datar_jax.data.splits import Split
 from datar_jax.models.spec import Task
 from datar_jax.training.eval_loop import TrainingError
-from datar_jax.training.input_pipeline import InputPipeline
+from datar_jax.training.input_pipeline import FoldData
 from datar_jax.training.monitoring.metric_writer import MetricWriter
 from datar_jax.training.monitoring.nan_debug import diagnose
 from datar_jax.training.tasks import classification as objective
@@ -88,7 +88,7 @@ def test_parameters_are_named_whose_gradient_alone_is_not_finite(monkeypatch: py
     assert " more; lower" in text
 
 
-class Clips(InputPipeline):
+class Clips(FoldData):
     """Every batch is the same, with one clip that is not finite from the third batch on."""
 
     def train_batches(self, task: Task) -> TrainBatches:
