@@ -1,7 +1,7 @@
-"""Classification metrics on the host, in float64.
+"""Metrics of classification scores, computed on the host in float64.
 
-Shapes: N clips, S classes. A target is positive where it is above zero. Shares are between 0 and 1. With several heads
-(questions answered of each clip), the classes are those of all heads, one head after another.
+Shapes: N clips, S classes. A target is positive where it is above zero. Shares are between 0 and 1. With several heads,
+the classes are those of all heads, one head after another.
 """
 
 from __future__ import annotations
@@ -14,14 +14,34 @@ from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.labels import Heads, Labels, head_slices
 
-_TINY = 1e-7  # a score or an area is kept this far from 0 and 1 before it goes where these are infinite
+_TINY = 1e-7  # scores and areas are clipped this far from 0 and 1, where logarithm and quantile are infinite
+
+# Name and format of each metric that `evaluate` returns, for any head.
+METRIC_FORMATS = {
+    "top1": ("top-1", ".1%"),
+    "top5": ("top-5", ".1%"),
+    "mean_class_accuracy": ("mean class accuracy", ".1%"),
+    "mean_average_precision": ("mean average precision", ".3f"),
+    "roc_auc": ("area under the ROC", ".3f"),
+    "d_prime": ("d-prime", ".3f"),
+    "loss": ("loss", ".3f"),
+}
 
 
 def primary_metric(labels: Labels, heads: Heads = ()) -> str:
-    """Name of the metric that ranks checkpoints and runs; higher is better."""
+    """The metric that checkpoints are ranked by, on the validation clips; higher is better."""
     if labels == "multi":
         return "mean_average_precision"
     return "action_top1" if len(heads) > 1 else "top1"
+
+
+def format_metric(field: str, value: float) -> tuple[str, str] | None:
+    """Name and text of a metric (`verb_top1`, 0.5 -> "verb top-1", "50.0%"); None if the field is no metric."""
+    name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), None)
+    if name is None:
+        return None
+    words, form = METRIC_FORMATS[name]
+    return f"{field.removesuffix(name).replace('_', ' ')}{words}", f"{value:{form}}"
 
 
 def top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, k: int) -> float:
@@ -107,7 +127,7 @@ def d_prime(auc: float) -> float:
 
 
 def mean_class_accuracy(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
-    """Share of a class's clips that are taken for it, averaged over the classes that occur; for one class a clip."""
+    """Recall of each class, averaged over the classes that occur; for one class a clip."""
     matrix = confusion(score_NxS, target_NxS)
     clips_S = matrix.sum(axis=1)
     occurs_S = clips_S > 0
@@ -129,13 +149,13 @@ def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> NDArray[np.int64]:
 def evaluate(
     score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels = "single", heads: Heads = ()
 ) -> dict[str, float]:
-    """All metrics that are reported for one split.
+    """Computes all metrics of one split.
 
     Args:
       score_NxS: probabilities, averaged over the windows of each clip.
       target_NxS: 0 or 1.
       labels: whether a clip has one class of each head or any number of classes.
-      heads: several have their numbers under their names (`verb_top1`), and what is asked of all together besides.
+      heads: each of several adds its metrics under its name (`verb_top1`), next to those of all heads together.
 
     Returns:
       mean_average_precision, roc_auc and d_prime; with one label also top1, top5 (of as many classes as there are, if
@@ -151,12 +171,12 @@ def evaluate(
     numbers = {
         f"{prefix}{name}": value
         for prefix, part in head_slices(heads).items()
-        for name, value in _numbers(score[:, part], target[:, part], labels).items()
+        for name, value in _head_metrics(score[:, part], target[:, part], labels).items()
     }
     if len(heads) > 1 and labels == "single":
         numbers |= {f"action_top{k}": joint_top_k(score, target, heads, k) for k in (1, 5)}
     elif len(heads) > 1:
-        numbers |= _numbers(score, target, labels)
+        numbers |= _head_metrics(score, target, labels)
     return {**numbers, "loss": float(loss), "clips": len(score), "classes": score.shape[1]}
 
 
@@ -169,8 +189,8 @@ def clip_losses(score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels) -> 
     return -np.where(target, np.log(kept), np.log1p(-kept)).mean(axis=1)
 
 
-def _numbers(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float]:
-    """All metrics of one set of classes."""
+def _head_metrics(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float]:
+    """Metrics of one set of classes."""
     auc = mean_roc_auc(score, target)
     ranked = {
         "mean_average_precision": mean_average_precision(score, target),
@@ -212,15 +232,3 @@ def _pair(score: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDA
         bad = int(np.flatnonzero(~np.isfinite(score).all(axis=1))[0])
         raise ValueError(f"scores of clip {bad} are not finite: the model diverged or its weights are damaged")
     return score, target
-
-
-# Numbers of `metrics.evaluate`, whatever head they are of: how they are called and written.
-METRIC_FORMATS = {
-    "top1": ("top-1", ".1%"),
-    "top5": ("top-5", ".1%"),
-    "mean_class_accuracy": ("mean class accuracy", ".1%"),
-    "mean_average_precision": ("mean average precision", ".3f"),
-    "roc_auc": ("area under the ROC", ".3f"),
-    "d_prime": ("d-prime", ".3f"),
-    "loss": ("loss", ".3f"),
-}

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.checkpoints.pretrained import load_pretrained
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
-    from datar_jax.metrics import METRIC_FORMATS
+    from datar_jax.metrics import format_metric
     from datar_jax.training.eval_loop import TrainingError
     from datar_jax.training.evaluate import evaluate
 
@@ -56,9 +56,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
     for field, value in result.items():
-        name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), "")
-        if name:
-            words, form = METRIC_FORMATS[name]
-            console.print(f"{field.removesuffix(name).replace('_', ' ')}{words} {value:{form}}")
+        if metric := format_metric(field, value):
+            console.print(" ".join(metric))
     console.print(f"{result['clips']:,} clips; in {given.out}: result.json, classes.csv, pictures", soft_wrap=True)
     return 0

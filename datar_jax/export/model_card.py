@@ -12,7 +12,7 @@ from typing import Any
 
 from datar_jax.audio.framing import left_context, window_samples
 from datar_jax.checkpoints.model_info import ModelInfo
-from datar_jax.metrics import METRIC_FORMATS
+from datar_jax.metrics import format_metric
 
 UNKNOWN = "not stated"
 SHOWN = 100  # classes that are listed by name
@@ -126,10 +126,8 @@ def _numbers(numbers: Mapping[str, Any] | None, weights: str) -> list[str]:
     stored = "" if weights == "float32" else f", measured before the weights were stored as {weights}"
     lines += [f"On {numbers['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
     for field, value in numbers.items():
-        name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), "")
-        if name:
-            words, form = METRIC_FORMATS[name]
-            lines.append(f"| {field.removesuffix(name).replace('_', ' ')}{words} | {value:{form}} |")
+        if metric := format_metric(field, value):
+            lines.append(f"| {' | '.join(metric)} |")
     return [*lines, f"| multiply-accumulates per window | {numbers['macs_per_clip'] / 1e6:,.0f} M |"]
 
 

@@ -20,10 +20,9 @@ import numpy as np
 from jax import Array
 
 from datar_jax.audio.framing import columns, window_samples
-from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax, normalize
+from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
-from datar_jax.models.datar import DATAR
-from datar_jax.models.heads import probabilities
+from datar_jax.models.spec import Task, predict
 
 Program = Callable[[Any, Array, Array, Array], Array]
 
@@ -55,7 +54,7 @@ def waveform_program(
     """
     audio, samples = config.audio, window_samples(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
-    model = DATAR(settings, classes, audio.n_mels, frames, False, jnp.dtype(settings.dtype).type)
+    task = Task(msgspec.structs.replace(config, model=settings), classes, frames, 1, heads)
 
     def program(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:
@@ -63,9 +62,8 @@ def waveform_program(
         with jax.named_scope("front_end"):
             frames_B = columns_jax(length_B - start_B, audio, frames)
             excerpt_BxW = frame_samples_jax(waveform_BxN, length_B, start_B, audio, frames)
-            mel_BxFxT = normalize(log_mel_jax(excerpt_BxW, frames_B, audio), mean, std)
-        logits_BxS, _ = model.apply({"params": params}, mel_BxFxT, frames_B)
-        return probabilities(logits_BxS, config.data.labels, heads)
+            mel_BxFxT = log_mel_jax(excerpt_BxW, frames_B, audio)
+        return predict(task, params, mel_BxFxT, frames_B, mean, std)[0]
 
     return program
 

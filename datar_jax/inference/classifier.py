@@ -17,13 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.decode import AudioError
 from datar_jax.audio.framing import eval_window_starts
-from datar_jax.audio.log_mel_jax import normalize
 from datar_jax.audio.recording import Batch, Reads, Recording, measure
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
-from datar_jax.models.heads import probabilities
-from datar_jax.models.spec import Task, spectrograms
+from datar_jax.models.spec import Task, predict, spectrograms
 
 BATCH = 32  # windows at a time
 
@@ -78,9 +76,7 @@ class AudioClassifier:
             self._program = _open_program(saved.program)
             return
         if saved.description.normalisation is None:
-            raise ModelError(
-                f"{saved.source}: never trained on sound; fine-tune it first (configs/finetune.py)"
-            )
+            raise ModelError(f"{saved.source}: never trained on sound; fine-tune it first (configs/finetune.py)")
         self.reads = "mel" if self.audio.frontend == "host" else "samples"
         config = saved.description.config
         model = msgspec.structs.replace(config.model, remat=False)  # there is no backward pass
@@ -153,10 +149,8 @@ class AudioClassifier:
 def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:
     """Scores, and the embeddings they are computed from."""
     sound = spectrograms(task, batch)
-    mel = normalize(sound["mel"], *statistics)
-    logits, said = task.model(train=False).apply({"params": params}, mel, sound["frames"])
-    scores = probabilities(logits, task.config.data.labels, task.heads)
-    return {"scores": scores, "clip": said["features"], "columns": said["columns"]}
+    scores, outputs = predict(task, params, sound["mel"], sound["frames"], *statistics)
+    return {"scores": scores, "clip": outputs["features"], "columns": outputs["columns"]}
 
 
 def _batches(recording: Recording, starts: NDArray[np.int64], model: AudioClassifier) -> Iterator[Batch]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.audio.log_mel_jax import log_mel_jax
+from datar_jax.audio.log_mel_jax import log_mel_jax, normalize
 from datar_jax.config import Config
 from datar_jax.models.datar import DATAR
+from datar_jax.models.heads import probabilities
 
 Batch = dict[str, Array]
 
@@ -39,3 +41,25 @@ def spectrograms(task: Task, batch: Batch) -> Batch:
     with jax.named_scope("front_end"):
         samples_BxN = batch["samples"].astype(jnp.float32) * batch["scale"][:, None]
         return {"mel": log_mel_jax(samples_BxN, batch["frames"], task.config.audio), "frames": batch["frames"]}
+
+
+def predict(
+    task: Task, params: Any, mel_BxFxT: Array, frames_B: Array, mean: Array | float, std: Array | float
+) -> tuple[Array, Any]:
+    """The evaluation forward pass: normalizes spectrograms and applies the model and its heads.
+
+    Args:
+      task: static.
+      params: of the model.
+      mel_BxFxT: decibels.
+      frames_B: int32, valid columns.
+      mean: of the training spectrograms, decibels.
+      std: their standard deviation, decibels.
+
+    Returns:
+      Probabilities `(B, S)` float32, over each head's classes ("single") or of each class ("multi"), and the other
+      outputs of the model.
+    """
+    mel_BxFxT = normalize(mel_BxFxT, mean, std)
+    logits_BxS, outputs = task.model(train=False).apply({"params": params}, mel_BxFxT, frames_B)
+    return probabilities(logits_BxS, task.config.data.labels, task.heads), outputs

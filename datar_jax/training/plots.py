@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datar_jax.metrics import format_metric
 from datar_jax.plotting import FAINT, INK, save, sheet, shorten
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _COLOURS = {"train": "#3b6fb6", "validation": "#d9822b", "test": "#2e8b57"}
-_SCORES = {
-    "top1": "accuracy (top 1)",
-    "action_top1": "action accuracy (top 1)",
-    "mean_average_precision": "mean average precision",
-}
 _LONG = 60  # points from which a curve counts as long
 _COUNTED = 20  # classes up to which every cell carries its count
 
@@ -115,7 +111,7 @@ def save_training_curves(path: str | Path, rows: Iterable[Row], score: str = "to
             _draw_lines(axes[1], rows, split, score)
         axes[1].set_ylim(0, 1.02)
         axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes[1].set_ylabel(_SCORES[score])
+        axes[1].set_ylabel((format_metric(score, 0.0) or (score,))[0])
         axes[1].legend(loc="best", fontsize=8, frameon=False)
     if stepped:
         _draw_steps(axes[-1], rows)
@@ -159,7 +155,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], split: str, field: str) -> None
     """One line per fold in the colour of the split; a long noisy one is drawn as its running mean."""
     folds = _folds(rows, split, field)
     label = split if len(folds) == 1 else f"{split} ({len(folds)} folds)"
-    if field in _SCORES and folds:
+    if folds and field != "loss" and format_metric(field, 0.0):
         mean = float(np.mean([values[-1] for _, values in folds]))
         label = f"{split}: {mean:.1%}" if len(folds) == 1 else f"{split}: {mean:.1%}, mean of {len(folds)} folds"
     for steps, values in folds:

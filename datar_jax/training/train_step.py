@@ -13,9 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from datar_jax.audio.framing import num_samples
-from datar_jax.audio.log_mel_jax import normalize
-from datar_jax.models.heads import probabilities
-from datar_jax.models.spec import Batch, Task, spectrograms
+from datar_jax.models.spec import Batch, Task, predict, spectrograms
 from datar_jax.training.augment import augment
 from datar_jax.training.optimizer import optimiser, rates, schedule
 from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
@@ -156,9 +154,7 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
 def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array:
     """Scores `(B, S)` of a batch (as `batch_shapes`, no target): probabilities, over each head's classes or of each."""
     sound = spectrograms(task, batch)
-    mel = normalize(sound["mel"], *statistics)
-    logits, _ = task.model(train=False).apply({"params": params}, mel, sound["frames"])
-    return probabilities(logits, task.config.data.labels, task.heads)
+    return predict(task, params, sound["mel"], sound["frames"], *statistics)[0]
 
 
 @cache

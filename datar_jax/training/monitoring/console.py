@@ -9,21 +9,18 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from datar_jax.metrics import METRIC_FORMATS
+from datar_jax.metrics import format_metric
 from datar_jax.training.monitoring.metric_writer import Row
 
 
 def show_result(console: Console, result: Row, folder: Path) -> None:
-    """The short table at the end of a run, and where everything lies."""
+    """Prints the table of results at the end of a run, and the files that it wrote."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = []
     for field, value in result.items():
-        name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), "")
-        if name:
-            words, form = METRIC_FORMATS[name]
-            deviation = result.get(f"{field}_std")
-            spread = "" if deviation is None else f" (deviation over folds {deviation:{form}})"
-            rows.append((f"{field.removesuffix(name).replace('_', ' ')}{words}", f"{value:{form}}{spread}"))
+        if metric := format_metric(field, value):
+            deviation = format_metric(field, result[f"{field}_std"]) if f"{field}_std" in result else None
+            rows.append((metric[0], metric[1] + (f" (deviation over folds {deviation[1]})" if deviation else "")))
     rows += [
         ("test clips, classes", f"{result['clips']}, {result['classes']}"),
         ("parameters", f"{result['parameters']:,}"),
@@ -37,10 +34,10 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
-    pictures = sorted(path.name for path in (*folder.glob("*.png"), *folder.glob("hardest.csv")))
+    figures = sorted(path.name for path in (*folder.glob("*.png"), *folder.glob("hardest.csv")))
     own = "metrics.jsonl, tensorboard/, checkpoints/, model.json"
     console.print(
-        f"In {folder}: result.json, {', '.join(pictures)}, config.json, "
+        f"In {folder}: result.json, {', '.join(figures)}, config.json, "
         + (f"and in each fold_N/ {own}" if "folds" in result else own),
         highlight=False,
         markup=False,

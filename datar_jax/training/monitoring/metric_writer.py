@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from datar_jax.metrics import format_metric
+
 LINE_SECONDS = 10.0  # at least so long between two plain lines
 
 Row = dict[str, Any]
@@ -244,14 +246,10 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
 
 
 def _sentence(row: Row) -> str:
-    forms = {
-        "split": "{}",
-        "top1": "top-1 {:.1%}",
-        "action_top1": "action top-1 {:.1%}",
-        "mean_average_precision": "mAP {:.3f}",
-        "loss": "loss {:.3f}",
-        "learning_rate": "lr {:.1e}",
-        "clips_per_second": "{:.0f} clips/s",
-        "data_wait": "data wait {:.0%}",
-    }
-    return "  ".join(form.format(row[field]) for field, form in forms.items() if field in row)
+    forms = {"split": "{}"} | dict.fromkeys(("top1", "action_top1", "mean_average_precision", "loss"), "")
+    forms |= {"learning_rate": "lr {:.1e}", "clips_per_second": "{:.0f} clips/s", "data_wait": "data wait {:.0%}"}
+    return "  ".join(
+        form.format(row[field]) if form else " ".join(format_metric(field, row[field]) or ())
+        for field, form in forms.items()
+        if field in row
+    )
