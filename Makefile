@@ -40,7 +40,7 @@ fuzz: $(RUNTIME)  ## send 2,000 spoiled sound files through the pipeline and che
 
 docs: $(DOCUMENTATION)  ## run the example notebooks and build the documentation in build/site
 	PYTHONPATH=$(CURDIR) $(RUN) -m nbconvert --to markdown --execute --output-dir docs/examples examples/*.ipynb
-	$(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
