@@ -7,10 +7,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RUNTIME := $(VENV)/.installed-requirements.txt
 DEVELOPMENT := $(VENV)/.installed-requirements-dev.txt
+DOCUMENTATION := $(VENV)/.installed-requirements-docs.txt
 DATA := runs/quickstart-data
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-all docs chaos fuzz lint format clean
+.PHONY: help quickstart test test-slow test-all chaos fuzz lint format docs clean
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-18s%s\n", $$1, $$2 }'
@@ -42,6 +43,10 @@ format: $(DEVELOPMENT)  ## rewrite the code in the house format
 fuzz: $(RUNTIME)  ## send 2,000 spoiled sound files through the pipeline and check what becomes of them
 	$(RUN) benchmarks/robustness/fuzz_audio.py
 
+docs: $(DOCUMENTATION)  ## run the example notebooks and build the documentation in build/site
+	PYTHONPATH=$(CURDIR) $(RUN) -m nbconvert --to markdown --execute --output-dir docs/examples examples/*.ipynb
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
 clean:  ## remove caches and builds; .venv and runs stay
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -57,6 +62,10 @@ $(DEVELOPMENT): requirements-dev.txt requirements-onnx.txt $(RUNTIME)
 	  $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt && \
 	  $(RUN) -m pip install --disable-pip-version-check --quiet --no-deps -r requirements-onnx.txt; }
 	@cat requirements-dev.txt requirements-onnx.txt > $@
+
+$(DOCUMENTATION): requirements-docs.txt $(RUNTIME)
+	@cmp -s requirements-docs.txt $@ || $(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-docs.txt
+	@cp requirements-docs.txt $@
 
 $(RUN):
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }

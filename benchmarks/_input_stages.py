@@ -1,4 +1,4 @@
-"""Stages that `input_pipeline.py` times on one core: the plain chain, ours from every source, and the parts of both."""
+"""Stages that `input_pipeline.py` times on one core: the baseline, the pipeline for every source, and parts of both."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def over(items: Sequence[Item], count: int, work: Callable[[Item], object]) -> T
     return turn
 
 
-# The plain chain: what one would write with soundfile and librosa, one clip after another.
+# The plain chain: as written with soundfile and librosa, one clip after another.
 
 
 def load(path: str) -> tuple[np.ndarray, float]:
@@ -145,7 +145,7 @@ def plain(files: list[str], clips: int) -> dict[str, Turn]:
 
 
 def compare(dataset: Dataset, store: array_record.ArrayRecordSource, files: list[str]) -> None:
-    """Refuses to time two chains that do not compute the same."""
+    """Raises unless both chains compute the same."""
     for i, clip in enumerate(dataset.clips[:4]):
         path = next(path for path in files if path.rpartition(".")[0].endswith(f"/{clip.name}"))
         theirs_FxT, ours_FxT = features(resample(*load(path))), store.get(i).T
@@ -187,7 +187,7 @@ def batching(batches: TrainBatches, count: int) -> dict[str, Turn]:
 
 
 def parts(dataset: Dataset, store: array_record.ArrayRecordSource, clips: int) -> dict[str, Turn]:
-    """What a batch from shards is made of, each by itself; of a clip the first window."""
+    """Times the parts of a batch from shards separately; first window of each clip."""
     readers = {name: ArrayRecordReader(f"{store.path}/{name}", array_record.READING) for name in store.names}
     contents = [readers[clip.path].read([clip.record])[0] for clip in dataset.clips]
     turns = {

@@ -1,4 +1,4 @@
-"""What the parts of DATAR are worth on ESC-10: input adaptors, and deformable against window attention.
+"""Ablation on ESC-10: input adaptors, and deformable against window attention.
 
     python benchmarks/ablation.py --root=ESC10 --workdir=runs/ablation [--epochs=N] [--only=NAME,...]
 

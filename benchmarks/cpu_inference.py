@@ -1,4 +1,4 @@
-"""What each variant costs on one CPU core: weights, memory, the first answer and those that follow.
+"""Inference cost of each variant on one CPU core: file sizes, memory, time of the first and later predictions.
 
     python benchmarks/cpu_inference.py [--only=datar_nano,datar_tiny] [--answers=30] [--starts=3]
 

@@ -1,4 +1,4 @@
-"""Deformable attention: ours against PyTorch, our formulations against each other, and what compilers make of it.
+"""Deformable attention: speed against PyTorch, of each formulation, and programs compiled for a TPU.
 
     python benchmarks/deformable_attention.py [--batch=8] [--rounds=7] [--parts=torch,formulations,tpu] [--settings=...]
 
@@ -6,8 +6,8 @@ Prints tables in Markdown. `torch` needs the packages of requirements-bench.txt,
 a TPU; a part whose package is missing says so. On a machine with a GPU both sides run there, in bfloat16, PyTorch with
 and without `torch.compile`, and operations and bytes are set against the GPU's peaks (--peak-tflops, --peak-gbs).
 
-Times are medians. Every round runs each contestant three times in turn and counts the last two, so that all see the
-same machine; what matters are the ratios.
+Times are medians. Every round runs each variant three times in turn and counts the last two, so that all run under
+the same load; compare ratios.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def torch_forms(setting: Setting, ours: Ours, gpu: bool) -> dict[str, dict[str, 
 
 
 def compare(ours: Ours, rivals: dict[str, dict[str, Callable]], tolerance: float) -> None:
-    """Refuses to time two modules that do not compute the same."""
+    """Raises unless both modules compute the same."""
     out, (_, d_x) = ours.forward(ours.params, ours.x), ours.both(*ours[2:])
     for name, forms in rivals.items():
         for mine, rival in ((out, forms["fwd"]()), (d_x, forms["both"]())):

@@ -1,4 +1,4 @@
-"""What fine-tuning is worth: nine classes of ESC-10 learned before, then all ten from four clips a class.
+"""Few-shot fine-tuning on ESC-10: from nine classes to all ten, with four clips per class.
 
     python benchmarks/few_shot_finetuning.py --root=ESC10 --workdir=runs/few_clips [--new=sneezing] [--clips=4]
         [--only=1,2,3,4,5]
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--new", default="sneezing", help="the class that the first model never hears")
+    parser.add_argument("--new", default="sneezing", help="the class that the first model is not trained on")
     parser.add_argument("--clips", type=int, default=4, help="of each class")
     parser.add_argument("--only", default="1,2,3,4,5", help="folds to test on")
     given = parser.parse_args()

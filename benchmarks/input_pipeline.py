@@ -1,4 +1,4 @@
-"""How fast sound becomes batches: what a core makes of it, what more of them do, how long a start takes.
+"""Throughput of the input pipeline: one core, several processes and threads, start-up, and waiting in training.
 
     python benchmarks/input_pipeline.py [--root=SOUNDS] [--workdir=DIR] [--clips=200] [--parts=chain,scaling,start,wait]
         [--rounds=9] [--rows=100000,2000000] [--rates=datar_tiny=5000,...]
@@ -8,8 +8,8 @@ Ogg Vorbis. They are prepared as shards at 16 kHz, and decoded into the cache of
 Linux.
 
 `chain` counts CPU time, in a process of its own that is held to one core and to one thread of numpy and XLA, so that
-other work on the machine hardly shows in ratios: every round runs each contestant in turn, the first round is not
-counted, and medians are told. The other parts go by the wall clock.
+other work on the machine hardly affects ratios: every round runs each variant in turn, the first round is not
+counted, and medians are reported. The other parts use the wall clock.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ PARTS = ("chain", "scaling", "start", "wait")
 STAGES = ("read", "decode", "resample", "mel")
 TARGETS = {"host": 5, "device": 20}  # times the plain chain, from pcm shards
 EXACT = 6  # passes in bfloat16 that make up a product at the highest precision
-PLANNED = {"datar_base": 2 * 277}  # docs/plan.md: 277 clips of 10 s a second on one v5e chip, so twice as many of 5 s
+# docs/guides/tpu-estimate.md: 277 clips of 10 s a second on one v5e chip, so twice as many of 5 s.
+PLANNED = {"datar_base": 2 * 277}
 PACKAGES = ("jax", "grain", "array_record", "librosa", "numpy", "scipy", "soundfile")
 
 Given = TypeVar("Given")
@@ -157,7 +158,7 @@ def show_cores(costs: Costs, rates: dict[str, float]) -> None:
     """The cores that keep a host of eight v5e chips supplied; its vCPUs: cloud.google.com/tpu/docs/v5e, VM types."""
     print("## Cores for a host of eight v5e chips\n")
     tell(
-        f"From pcm shards, {SECONDS:g} s a clip. Clips/s of a chip: as given by --rates; else as docs/plan.md expects; "
+        f"From pcm shards, {SECONDS:g} s a clip. Clips/s of a chip: as given by --rates; else as the estimate expects; "
         "else what its published peak allows at six operations a multiply-accumulate, which no chip reaches, so that "
         "no host needs more. Such a host has 224 vCPUs."
     )
@@ -167,7 +168,7 @@ def show_cores(costs: Costs, rates: dict[str, float]) -> None:
         macs = macs_per_clip(MODELS[name](), 527, HOST.n_mels, HOST.frames(SECONDS))
         peak = CHIPS["v5e"].flops / (6 * macs)
         rate = rates.get(name, PLANNED.get(name, peak))
-        source = "given" if name in rates else "docs/plan.md" if name in PLANNED else "peak"
+        source = "given" if name in rates else "estimate" if name in PLANNED else "peak"
         cells = [
             f"{rate:,.0f} ({source})",
             f"{8 * rate:,.0f}",

@@ -1,4 +1,4 @@
-"""How far both front ends are from librosa in double precision, on the sounds of a folder.
+"""Accuracy of both log-mel front ends against librosa in double precision, on the sounds of a folder.
 
     python benchmarks/log_mel_accuracy.py --root=SOUNDS
 

@@ -1,11 +1,11 @@
-"""Hours of sound with events at known times: how far from them a model puts them, how much memory and time that takes.
+"""Event detection in long recordings: onset errors, memory and time.
 
     python benchmarks/long_recordings.py [--model=RUN] [--minutes=10,60] [--rate=44100] [--overlap=0.75]
         [--onset=0.5] [--offset=0.4] [--workdir=DIR]
 
 Events of 1 to 6 s are made as `datar_jax.data.synthetic` makes them, some seconds apart, over faint noise, the last one
-up to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that hears any sound
-by its level, whose errors are those of the windows alone. Every length is heard in a process of its own. Prints a table
+up to the end. `RUN` is what `datar_jax.load` reads, a model of those kinds; without one, a model that detects any sound
+by its level, whose errors are those of the windows alone. Every length runs in a process of its own. Prints a table
 in Markdown: the drift is the slope of the onsets' errors over the recording, with its standard error. Linux.
 """
 
@@ -44,7 +44,7 @@ class Truth(NamedTuple):
 
 
 class Level:
-    """Hears a sound wherever a window has something louder than the noise."""
+    """Detects a sound wherever a window is louder than the noise."""
 
     labels, heads, audio, frames, reads = ("sound",), (), AudioConfig(n_mels=32, hop_ms=20.0), 100, "mel"
 

@@ -1,4 +1,4 @@
-"""The rival: deformable attention in PyTorch, as its users write it, on `torch.nn.functional.grid_sample`.
+"""Baseline: deformable attention in PyTorch, on `torch.nn.functional.grid_sample`.
 
 The same mathematics as `datar_jax.models.mixers.deformable.DeformableAttention` (grid `centre`, bounded offsets,
 position table), with the same weights. Maps are `(B, C, F, T)`. `fused` takes PyTorch's own

@@ -1,9 +1,9 @@
-"""What XLA makes of our programs for a TPU v5e chip, without a TPU: libtpu compiles, nothing runs.
+"""Compiles attention and train steps for a TPU v5e chip, without a TPU: memory, gathers, loops. Nothing is executed.
 
     python benchmarks/tpu_compile.py attention ["tiny, stage 3;..."]    # every formulation, batch 64, bfloat16
     python benchmarks/tpu_compile.py step [datar_base] [--seconds=10] [--batches=16,32]    # the whole train step
 
-Bytes are what XLA's memory analysis says. Its time estimate is bytes over bandwidth, counts the body of a loop once and
+Bytes are from XLA's memory analysis. Its time estimate is bytes over bandwidth, counts the body of a loop once and
 goes negative with some operations: it is shown only for programs without loops, and means little even there.
 """
 

@@ -1,11 +1,11 @@
-"""What smaller weights cost in accuracy: trained models as float32, bfloat16 and int8 on their test clips.
+"""Accuracy of stored weights in float32, bfloat16 and int8: trained models on their test clips.
 
     python benchmarks/weight_quantization.py --runs=runs/esc10 --config=configs/esc10.py --config.data.root=ESC10
         [--config.data.field=value ...] [--cache=DIR]
 
 `--runs` is a work directory: each fold_K in it is scored on the clips of fold K; one without folds on the test clips of
 the configuration. Every model is exported in each form to a temporary folder and read from there; computing is float32
-always. Runs of versions without model.json are named and left out. One label a clip. Prints a table in Markdown.
+always. Runs of versions without model.json are reported and skipped. One label a clip. Prints a table in Markdown.
 """
 
 from __future__ import annotations

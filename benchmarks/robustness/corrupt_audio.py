@@ -1,6 +1,7 @@
-"""How a sound file is spoiled: intact files of every format, what is done to them, and what has to become of each.
+"""Corrupt audio files: intact files of every format, how they are corrupted, and the expected outcome of each.
 
-`make` writes them below a folder; what it writes depends on the seed alone. `fuzz.py` sends them through the pipeline.
+`make` writes them below a folder; what it writes depends on the seed alone. `fuzz_audio.py` runs the
+pipeline on them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ USED, REFUSED, EITHER = "used", "refused", "either"
 
 
 class Made(NamedTuple):
-    """One file that was written, and what has to become of it."""
+    """A written file and its expected outcome."""
 
     name: str  # relative to the root, as the data set spells it
     kind: str

@@ -1,4 +1,4 @@
-"""Spoils sound files in every way that came to mind and sends them through the real pipeline.
+"""Sends corrupt audio files through the real pipeline and checks what happens to each.
 
     python benchmarks/robustness/fuzz_audio.py [--files=2000] [--seed=0]
 

@@ -1,7 +1,7 @@
-"""Kills a training run again and again, and compares what it comes to with a run that was left alone.
+"""Kills a training run repeatedly and compares its results with an uninterrupted run.
 
 `python benchmarks/robustness/kill_and_resume.py [--kills=30] [--seed=0] [--keep=DIR]`: a few minutes on two cores.
-Prints where the kills fell and what was compared; ends with 1 if anything differs.
+Prints what each kill interrupted and what was compared; ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EVALUATE_STEPS = EVALUATE_EVERY * LAST // EPOCHS
 
 
 class Broken(Exception):
-    """A law that does not hold."""
+    """A check that failed."""
 
 
 class Run:
@@ -81,7 +81,7 @@ class Run:
         self._process.wait()
 
     def terminate(self) -> float:
-        """Seconds until it ends after SIGTERM."""
+        """Sends SIGTERM; returns the seconds until the process ends."""
         assert self._process
         asked = time.monotonic()
         self._process.terminate()

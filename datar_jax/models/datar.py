@@ -1,7 +1,7 @@
 """DATAR: a pyramid transformer over log-mel spectrograms with deformable attention (arXiv 2312.16228).
 
 The paper gives the pyramid, the offset generator, bilinear sampling of keys and values, and a learnable input adaptor;
-sizes, block order and the adaptor's form are this project's (see docs/model.md).
+sizes, block order and the adaptor's form are this project's (see docs/concepts/model.md).
 
 Legend of shapes: B batch, F mel bins / frequency rows, T frames / time columns, C channels, H heads, D head width,
 G offset groups, N queries, K keys (sampled points), S classes. Maps are `(B, F, T, C)`; coordinates `(freq, time)`.

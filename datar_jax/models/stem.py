@@ -18,7 +18,7 @@ class Stem(nn.Module):
 
     What follows is a LayerNorm, to which a bias is what keeps the level of the sound: without one, only the shape of a
     patch is left. The patch starts with the published bias. The convolutions start with zero, for
-    reasons that are weak (docs/model.md).
+    reasons that are weak (docs/concepts/model.md).
     """
 
     dim: int

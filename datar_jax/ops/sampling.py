@@ -103,7 +103,7 @@ def sample_features(x_BxFxTxGxC: Array, position_BxGxNx2: Array, method: Method 
       method: formulation. `map_coordinates`: the definition. `gather`: four neighbours, whose derivative scatters.
         `window`: one patch of 2 x 2 pixels, whose derivative is a product and does not scatter. `hat`: one product with
         the weights of all pixels. `separable`: rows first, then columns. `auto`: the fastest that was measured
-        (benchmarks/README.md). On TPU products: no gather, sort or scatter survives in their program. Elsewhere four
+        (docs/benchmarks.md). On TPU products: no gather, sort or scatter survives in their program. Elsewhere four
         reads are cheap; what costs is the scatter of their derivative, which `window` avoids as long as the map is
         small.
 

@@ -59,7 +59,7 @@ def test_the_tables_say_what_was_found(costs, capsys, monkeypatch):
     cells = {line.split(" | ")[0]: line.split(" | ")[2:] for line in rows if line.startswith("| datar")}
     assert cells["| datar_tiny"] == ["1,000 (given)", "8,000", "1.3", "1.6", "1.6 |"]
     assert cells["| datar_small"][:2] == ["3,283 (peak)", "26,267"]
-    assert cells["| datar_base"][:2] == ["554 (docs/plan.md)", "4,432"]
+    assert cells["| datar_base"][:2] == ["554 (estimate)", "4,432"]
 
 
 def test_chains_that_are_not_the_same_are_not_timed(made, monkeypatch):

@@ -1,0 +1,1 @@
+"""From labelled files to grain batches. Imports no jax of its own."""

@@ -1,0 +1,1 @@
+"""Prepares published data sets: download, extract, match files, encode shards."""

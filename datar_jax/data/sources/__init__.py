@@ -1,0 +1,1 @@
+"""Random access to clips: cached features, or ArrayRecord shards."""

@@ -1,0 +1,1 @@
+"""Applies a trained model to sounds: files, events, embeddings, attention maps."""

@@ -1,0 +1,1 @@
+"""Flax modules, from layers and mixers to DATAR."""

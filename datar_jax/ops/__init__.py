@@ -1,0 +1,1 @@
+"""Pure array functions: sampling, attention, position bias, convolutions. Imports no flax."""

@@ -1,0 +1,1 @@
+"""Trains and evaluates a model on labelled data."""

@@ -1,0 +1,1 @@
+"""Estimates a train step on a TPU slice from its compiled program."""

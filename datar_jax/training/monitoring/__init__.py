@@ -1,0 +1,1 @@
+"""Metrics, throughput, stalls, profiles and non-finite values of a run."""
