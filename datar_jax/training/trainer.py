@@ -18,7 +18,7 @@ from rich.console import Console
 
 from datar_jax import metrics
 from datar_jax.checkpoints.manager import CheckpointManager
-from datar_jax.checkpoints.model_info import RUN, ModelInfo, write_model_info
+from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.data.dataset import Dataset
@@ -162,7 +162,7 @@ def _run_split(
         provenance=provenance(config, dataset, each, fold, steps, pretraining),
     )
     if not jax.process_index():
-        write_model_info(folder / RUN, description)
+        write_model_info(folder / MODEL_FILE, description)
     checkpoints = CheckpointManager(folder / "checkpoints", report.say)
     try:
         sides = f"{len(each.train)} training, {len(each.validation)} validation, {len(each.test)} test clips"
