@@ -94,9 +94,9 @@ def test_classes_are_known_by_name_and_head() -> None:
 def test_a_parameter_of_one_side_only_stops_unless_it_is_named() -> None:
     source, plain = described(), {"model": {"adaptor": "none"}}
     params, without = state_of(source).params, state_of(described(**plain)).params
-    with pytest.raises(c.ConfigError, match=r"init\.left=''.*stage_1_0/adaptor/signal.*this model has not"):
+    with pytest.raises(c.ConfigError, match=r"init\.allow_unexpected=''.*stage_1_0/adaptor/signal.*this model has not"):
         transfer(params, source, without, described(**plain))
-    with pytest.raises(c.ConfigError, match=r"init\.new=''.*stage_1_0/adaptor/signal.*runs/old has not"):
+    with pytest.raises(c.ConfigError, match=r"init\.allow_missing=''.*stage_1_0/adaptor/signal.*runs/old has not"):
         transfer(without, described(**plain), params, source)
     given = transfer(params, source, without, described(**plain, init={"allow_unexpected": "adaptor"}))
     assert given.left == ("stage_1_0/adaptor/signal",)
