@@ -127,8 +127,8 @@ def make(name: str, folder: Path) -> AudioClassifier:
     import msgspec
 
     from configs.folder import get_config
-    from datar_jax.checkpoints.model_info import EXPORT, ModelInfo, write_model_info
-    from datar_jax.checkpoints.pretrained import SAFETENSORS, structure
+    from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
+    from datar_jax.checkpoints.pretrained import SAFETENSORS, structure_checksum
     from datar_jax.checkpoints.safetensors import save_safetensors
     from datar_jax.config import MODELS
     from datar_jax.export.exporter import export
@@ -152,7 +152,9 @@ def make(name: str, folder: Path) -> AudioClassifier:
     first = folder / FORMS[0]
     first.mkdir(parents=True)
     description = ModelInfo(config=config, labels=labels, frames=frames, mean_db=-40.0, std_db=15.0)
-    write_model_info(first / EXPORT, msgspec.structs.replace(description, structure=structure(description, params)))
+    write_model_info(
+        first / MODEL_FILE, msgspec.structs.replace(description, structure=structure_checksum(description, params))
+    )
     save_safetensors(first / SAFETENSORS, params, "float32")
     written = [first / SAFETENSORS]
     written += [export(first, folder / form, "safetensors", form) for form in FORMS[1:]]  # type: ignore[arg-type]

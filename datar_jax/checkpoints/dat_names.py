@@ -55,7 +55,7 @@ CONV_STEM: Names = (
 )
 
 
-AROUND: Names = (
+OUTSIDE_BLOCKS: Names = (
     *((rf"down_projs\.{i}\.0\.(weight)", rf"down_{i + 1}/project/\1") for i in range(3)),
     *((rf"down_projs\.{i}\.1\.norm\.(weight|bias)", rf"down_{i + 1}/norm/\1") for i in range(3)),
     (r"stages\.(\d)\.local_perception_units\.(\d+)\.(weight|bias)", r"stage_\1_\2/local/\3"),
@@ -64,7 +64,7 @@ AROUND: Names = (
 )
 
 
-# What the official modules compute for themselves, and keep among their weights.
+# Buffers of the official modules, which can be recomputed.
 BUFFERS = re.compile(
     r"(.*\.)?(relative_position_index|attn_mask|q_grid|reference|rpb_index|rel_pos_index|num_batches(_tracked)?)"
 )
@@ -80,7 +80,7 @@ def path_in(names: Names, name: str) -> str | None:
 
 def model_paths(names: Collection[str]) -> Callable[[str], str | None]:
     """The function from an official name to our path, for a whole model that has these official names."""
-    around = AROUND + (CONV_STEM if "patch_proj.3.weight" in names else PATCH_STEM)
+    outside = OUTSIDE_BLOCKS + (CONV_STEM if "patch_proj.3.weight" in names else PATCH_STEM)
 
     def path(name: str) -> str | None:
         if match := re.fullmatch(r"stages\.(\d)\.(attns|mlps|layer_norms)\.(\d+)\.(.+)", name):
@@ -92,7 +92,7 @@ def model_paths(names: Collection[str]) -> Callable[[str], str | None]:
             where, table = ("mixer", MIXER) if room == "attns" else ("mlp", MLP)
             inner = path_in(table, rest)
             return inner and f"stage_{stage}_{number}/{where}/{inner}"
-        return path_in(around, name)
+        return path_in(outside, name)
 
     return path
 

@@ -1,8 +1,6 @@
-"""Weights of the official DAT (Xia et al., CVPR 2022) and DAT++ (2023) as ours: names, layout, and the settings.
+"""Converts official weights of DAT (Xia et al., CVPR 2022) and DAT++ (2023): names, layout and model settings.
 
-Official names are those of the PyTorch modules, on the left of each pair below; ours are paths of our parameters,
-without what they are inside of. A file of weights says nothing about strides and offset bounds: those are the ones of
-the configurations that were published.
+A weights file does not hold strides and offset bounds; they are taken from the published configurations.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from datar_jax.models.datar import DATAR
 
 
 class Official(NamedTuple):
-    """Official weights, ready for a model of ours.
+    """Official weights, converted for a model of this package.
 
     Attributes:
       config: of our model, with `adaptor="none"` and no stochastic depth; `classes` is left to the data.
@@ -44,7 +42,7 @@ class Official(NamedTuple):
 
 
 def read_official(path: Path | str) -> Official:
-    """Reads a checkpoint of the official DAT or DAT++, without PyTorch and without running what it holds.
+    """Reads a checkpoint of the official DAT or DAT++, without PyTorch and without executing anything in it.
 
     The settings follow from names and shapes: widths, blocks, heads, offset groups, kernels, windows. Neighbourhood
     attention, a convolutional stem or MLP, local perception or a bias network make it `dat2023` (offsets clamped to the
@@ -52,7 +50,7 @@ def read_official(path: Path | str) -> Official:
     window block is a shifted one where the file has its mask; in a file without masks, where it follows another.
 
     Args:
-      path: a `.pth` or `.npz`, see `pth.read_arrays`.
+      path: a `.pth` or `.npz`, see `torch_file.read_arrays`.
 
     Raises:
       ModelError: not such a file; names that are unknown, missing or of another shape, all of them.
@@ -61,7 +59,7 @@ def read_official(path: Path | str) -> Official:
     try:
         params = to_ours(arrays, model_paths(arrays))
         official = _infer(params, arrays.keys())
-        _compare(official)
+        _check_parameters(official)
     except (ModelError, ConfigError) as error:
         raise ModelError(f"{path}: {error}") from None
     return official
@@ -119,7 +117,7 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
 
 
 class _Stage(NamedTuple):
-    """What the blocks of a stage agree on; `maps` are those that its position tables were made for."""
+    """Settings that the blocks of a stage share; `maps` are the sizes of its position tables."""
 
     width: int
     spec: str
@@ -169,21 +167,21 @@ def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarr
 
 
 def _size(stages: list[_Stage]) -> tuple[int, int] | None:
-    """Of the input, from the maps that the tables were made for."""
+    """Size of the input, inferred from the sizes of the position tables."""
     maps = {(i, size) for i, stage in enumerate(stages) for size in stage.maps}
     if not maps:
         return None
     sizes = {tuple(side << (i + 2) for side in size) for i, size in maps}
     if len(sizes) > 1:
-        told = ", ".join(f"stage {i}: {f} x {t}" for i, (f, t) in sorted(maps))
-        raise ModelError(f"its tables are made for maps that do not halve from stage to stage ({told})")
+        listed = ", ".join(f"stage {i}: {f} x {t}" for i, (f, t) in sorted(maps))
+        raise ModelError(f"its tables are made for maps that do not halve from stage to stage ({listed})")
     rows, times = sizes.pop()
     return rows, times
 
 
-def _compare(official: Official) -> None:
-    """Refuses parameters that are not exactly those of the model that they seem to be."""
-    size = official.size or (224, 224)  # any would do
+def _check_parameters(official: Official) -> None:
+    """Checks that the parameters are exactly those of the inferred model."""
+    size = official.size or (224, 224)  # any size works
     model = DATAR(official.config, official.classes, *size)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]

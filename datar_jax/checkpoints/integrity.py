@@ -1,12 +1,14 @@
-"""What a stored state is known by: shape, dtype and CRC-32 of every distinct part of every array.
+"""Checkpoint metadata (JSON with its own CRC-32), and shape, dtype and per-shard CRC-32 of a train state.
 
-Each part is summed by the process that holds it, and can be verified on any other mesh.
+Each shard is summed by the process that holds it, and can be verified on any other mesh.
 """
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +18,58 @@ from jax.experimental import multihost_utils
 _Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
 
+class BadCheckpoint(Exception):
+    """Why one checkpoint cannot be used."""
+
+
 class Mismatch(Exception):
-    """A state is not the one that was described; its text says where."""
+    """A state differs from its fingerprint; the message names the first array that does."""
+
+
+def metadata_path(folder: Path, step: int) -> Path:
+    """Path of the metadata of a checkpoint."""
+    return folder / str(step) / "meta" / "metadata"
+
+
+def read_metadata(folder: Path, step: int) -> dict[str, Any]:
+    """Reads and verifies the metadata of a checkpoint.
+
+    Raises:
+      BadCheckpoint: it is missing, damaged, or of another checkpoint.
+    """
+    try:
+        metadata = json.loads(metadata_path(folder, step).read_bytes())
+        crc = metadata.pop("crc", None)
+        whole = crc == with_checksum(metadata)["crc"]
+    except FileNotFoundError:
+        raise BadCheckpoint("it has no meta/metadata: not a complete checkpoint of this program") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadCheckpoint(f"meta/metadata cannot be read: {short_message(error)}") from None
+    if not whole or not {"step", "data", "run", "score", "leaves"} <= set(metadata):
+        raise BadCheckpoint("meta/metadata is not what was written")
+    if metadata["step"] != step:
+        raise BadCheckpoint(f"it is of step {metadata['step']}")
+    return metadata
+
+
+def with_checksum(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Adds the CRC-32 of the metadata under `crc`."""
+    return {**metadata, "crc": zlib.crc32(json.dumps(metadata, sort_keys=True).encode())}
+
+
+def rank_by_score(scores: Mapping[int, float], steps: Sequence[int]) -> list[int]:
+    """Scored steps, best first; of equal scores the later step first."""
+    return sorted((step for step in steps if step in scores), key=lambda step: (scores[step], step), reverse=True)
+
+
+def short_message(error: BaseException) -> str:
+    """One line of an error: the operating system's message, else the first line of the root cause."""
+    while error.__cause__:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]
 
 
 def _leaves(state: Any) -> Iterator[tuple[str, jax.Array]]:
@@ -25,8 +77,8 @@ def _leaves(state: Any) -> Iterator[tuple[str, jax.Array]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def describe(state: Any) -> dict[str, Any]:
-    """Shape, dtype and checksums of every leaf; the same on every process."""
+def fingerprint(state: Any) -> dict[str, Any]:
+    """Shape, dtype and per-shard checksums of every leaf of a pytree of jax arrays; equal on every process."""
     parts, mine = [], []
     for name, leaf in _leaves(state):
         held = {
@@ -37,19 +89,19 @@ def describe(state: Any) -> dict[str, Any]:
         ):
             parts.append((name, leaf, span))
             mine.append(_crc(np.asarray(held[span])) if span in held else 0)
-    # Each part is held once as the first copy: elsewhere stands 0.
+    # One process holds replica 0 of each shard; the others contribute 0.
     sums = np.array(mine, np.uint32)
     if jax.process_count() > 1:
         sums = np.asarray(multihost_utils.process_allgather(sums)).max(0)
-    described: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for (name, leaf, span), crc in zip(parts, sums):
-        entry = described.setdefault(name, {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc": {}})
+        entry = leaves.setdefault(name, {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc": {}})
         entry["crc"][",".join(f"{a}:{b}" for a, b in span)] = int(crc)
-    return described
+    return leaves
 
 
-def compare(leaves: dict[str, Any], like: Any) -> None:
-    """Refuses what was described of another model.
+def check_structure(leaves: Mapping[str, Any], like: Any) -> None:
+    """Checks that a fingerprint has the names, shapes and dtypes of a pytree.
 
     Raises:
       Mismatch: the first array that differs in name, shape or dtype.
@@ -57,18 +109,19 @@ def compare(leaves: dict[str, Any], like: Any) -> None:
     wanted = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(like)}
     for name in [*wanted, *leaves]:
         if name not in leaves or name not in wanted:
-            raise Mismatch(f"of another model: {name} is only in {'this' if name in wanted else 'that'} one")
-        there = (leaves[name]["shape"], leaves[name]["dtype"])
-        if there != wanted[name]:
+            raise Mismatch(f"of another model: {name} is only in the {'model' if name in wanted else 'checkpoint'}")
+        stored = (leaves[name]["shape"], leaves[name]["dtype"])
+        if stored != wanted[name]:
             raise Mismatch(
-                f"of another model: {name} is {there[1]}{there[0]} there, {wanted[name][1]}{wanted[name][0]} here"
+                f"of another model: {name} is {stored[1]}{stored[0]} in the checkpoint, "
+                f"{wanted[name][1]}{wanted[name][0]} in the model"
             )
 
 
-def verify(leaves: Mapping[str, Any], state: Any) -> None:
-    """Compares checksums of a state, or of a part of one, on any mesh.
+def verify_checksums(leaves: Mapping[str, Any], state: Any) -> None:
+    """Compares checksums of a state, or of a subtree of one, on any mesh.
 
-    Of several processes, each looks at the parts that lie whole with it.
+    Of several processes, each verifies the shards that it holds completely.
 
     Raises:
       Mismatch: the first array that differs.
@@ -78,11 +131,11 @@ def verify(leaves: Mapping[str, Any], state: Any) -> None:
             span = tuple(tuple(map(int, pair.split(":"))) for pair in text.split(",") if pair)
             part = _part(leaf, span)  # type: ignore[arg-type]
             if part is not None and _crc(part) != crc:
-                raise Mismatch(f"{name} does not hold the numbers that were written")
+                raise Mismatch(f"{name} differs from what was written")
 
 
 def _part(leaf: jax.Array, span: _Span) -> np.ndarray | None:
-    """A part of a leaf, if this process can see it whole."""
+    """A span of a leaf, if this process can address all of it."""
     for shard in leaf.addressable_shards:
         home = _span(shard.index, leaf.shape)
         if all(h[0] <= s[0] and s[1] <= h[1] for h, s in zip(home, span)):

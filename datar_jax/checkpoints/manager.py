@@ -1,8 +1,8 @@
-"""Checkpoints of a run: the whole train state, the data position, and what was measured. Built on orbax.
+"""Checkpoints of a run: train state, data position and scores, saved asynchronously with orbax.
 
-A checkpoint is a folder named by its step: `state` (orbax) and `meta/metadata`, a line of JSON with the rest and with a
-CRC-32 of every part of the state, since orbax itself does not notice a flipped bit. What was read and is not what was
-written is renamed to `STEP.damaged`, said, and never counted again.
+A checkpoint is a folder named by its step: `state` (orbax) and `meta/metadata`, one line of JSON with everything else
+and with a CRC-32 of every shard of the state, since orbax does not detect a flipped bit. A damaged checkpoint is
+reported, renamed to `STEP.damaged` and ignored from then on.
 """
 
 from __future__ import annotations
@@ -14,26 +14,36 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from datar_jax.checkpoints.integrity import compare, describe, verify
-from datar_jax.checkpoints.metadata import BadCheckpoint, rank_by_score, read_record, reason, record_path, sealed
+from datar_jax.checkpoints.integrity import (
+    BadCheckpoint,
+    check_structure,
+    fingerprint,
+    metadata_path,
+    rank_by_score,
+    read_metadata,
+    short_message,
+    verify_checksums,
+    with_checksum,
+)
 
-DELETED = "deleted"  # where old checkpoints go in one move: one whose deletion was cut off must not look like one
+State = TypeVar("State")  # any pytree of jax arrays with a scalar attribute `step`
+DELETED = "deleted"  # old checkpoints are moved here at once: a half-deleted one must not look like a checkpoint
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints that cannot be used; its text says what to do."""
+    """Checkpoints cannot be read or written; the message says what to do."""
 
 
 @dataclass
 class _Keep:
-    """`_kept` as a preservation policy of orbax."""
+    """`_kept` as an orbax preservation policy."""
 
     scores: dict[int, float]
 
@@ -44,23 +54,24 @@ class _Keep:
 
 
 class CheckpointManager:
-    """The checkpoints of one work directory: the latest two and the best one are kept, written in the background.
+    """Saves and restores the checkpoints of one work directory; keeps the latest two and the best one.
 
-    A write that was cut off never counts as a checkpoint, and older ones are deleted only after a newer one is whole.
+    Writes are asynchronous. An interrupted write never counts as a checkpoint, and older checkpoints are deleted only
+    after a newer one is complete.
 
     Args:
-      folder: made when missing.
-      say: takes a line for the person who watches: a damaged checkpoint, a write that failed.
+      folder: created if missing.
+      say: logs one line, such as a damaged checkpoint or a failed write.
 
     Raises:
-      CheckpointError: the folder cannot be made.
+      CheckpointError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
         self._folder, self._say = folder.absolute(), say
         self._scores: dict[int, float] = {}
-        self._trusted: set[int] = set()  # written or read here
-        self._pending: int | None = None  # the write under way
+        self._trusted: set[int] = set()  # written or verified by this process
+        self._pending: int | None = None  # step that is being written
         self._failed: tuple[int, str] | None = None  # the last write, if it failed, and why
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Keep(self._scores),
@@ -73,25 +84,25 @@ class CheckpointManager:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise CheckpointError(
-                f"{folder}: no place for checkpoints ({reason(error)}); give another --workdir"
+                f"{folder}: cannot hold checkpoints ({short_message(error)}); give another --workdir"
             ) from None
         self._sweep()
         for step in self._manager.all_steps():
             try:
-                score = read_record(self._folder, step)["score"]
-            except BadCheckpoint:  # said when it is asked for
+                score = read_metadata(self._folder, step)["score"]
+            except BadCheckpoint:  # reported by restore
                 continue
             if score is not None:
                 self._scores[step] = score
 
     def save(self, state: Any, data: dict[str, Any], meta: dict[str, Any], score: float | None = None) -> None:
-        """Starts to store a state. If that fails, it is said, older checkpoints stay, and `finish` raises.
+        """Saves asynchronously. On failure logs why, keeps older checkpoints; `finish` raises.
 
         Args:
-          state: the state; may be donated as soon as this returns.
+          state: pytree of jax arrays with a scalar attribute `step`; may be donated as soon as this returns.
           data: position of the training batches.
-          meta: plain values that are wanted back, such as the seconds trained so far.
-          score: of the validation clips, where there are any; the highest is the best. May be given later.
+          meta: JSON values that `restore` returns, such as the seconds trained so far.
+          score: on the validation clips, if any; the highest is the best. A later call for the same step may add it.
         """
         self._settle()
         step = int(state.step)
@@ -100,45 +111,45 @@ class CheckpointManager:
                 self._add_score(step, score)
             return
         if step in self._manager.all_steps():
-            self._set_aside(step, "not of this run, which now stores that step itself")
-        record = {"step": step, "data": data, "run": meta, "score": score, "leaves": describe(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed(record)))
+            self._set_aside(step, "written by another run; this run now saves that step")
+        metadata = {"step": step, "data": data, "run": meta, "score": score, "leaves": fingerprint(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(with_checksum(metadata)))
         if score is not None:
             self._scores[step] = score
         self._pending = step
         try:
             self._manager.save(step, args=args, force=True)
-        except Exception as error:  # of many kinds, as below
+        except Exception as error:  # orbax raises many kinds
             self._give_up(step, error)
 
     def finish(self) -> None:
-        """Waits for the write under way.
+        """Waits for the pending write.
 
         Raises:
-          CheckpointError: the state that was saved last is not stored.
+          CheckpointError: the last write failed.
         """
         self._settle()
         if self._failed:
             step, why = self._failed
             newest = self.latest_step()
-            there = "there is no older one" if newest is None else f"the newest one is of step {newest}"
+            older = "there is no older one" if newest is None else f"the newest one is of step {newest}"
             raise CheckpointError(
-                f"{self._folder}: the checkpoint of step {step} could not be written ({why}); {there}; "
-                "mend that, and the same command continues"
+                f"{self._folder}: the checkpoint of step {step} could not be written ({why}); {older}; "
+                "fix that, and the same command resumes"
             )
 
-    def restore(self, like: Any, best: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """Reads a checkpoint onto the devices of `like`. A damaged one is said, renamed, and the next one read.
+    def restore(self, like: State, best: bool = False) -> tuple[State, dict[str, Any], dict[str, Any]]:
+        """Restores a checkpoint with the shardings of `like`. Corrupt checkpoints are reported, renamed and skipped.
 
         Args:
-          like: a state of the same shapes, on the devices that the result shall have; its values do not matter.
-          best: the one with the best score, then the next best, before the newest.
+          like: a state with the shapes, dtypes and shardings of the result; its values are ignored.
+          best: try checkpoints by score, best first, before the newest.
 
         Returns:
           State, data position, meta.
 
         Raises:
-          CheckpointError: none can be read. Then nothing is renamed.
+          CheckpointError: no checkpoint can be read; none is renamed.
         """
         self._settle()
         newest_first = sorted(self._manager.all_steps(), reverse=True)
@@ -149,13 +160,13 @@ class CheckpointManager:
             try:
                 state, meta = self._read(step, like)
             except Exception as error:  # orbax raises six kinds for a damaged folder, bare Exception among them
-                why = reason(error)
+                why = short_message(error)
             if _any_process(bool(why)):
                 bad[step] = why or "another process cannot read it"
                 continue
             self._trusted.add(step)
             if not best:
-                bad = self._strangers() | bad
+                bad = self._foreign() | bad
             for each, why in bad.items():
                 self._set_aside(each, f"{why}; taking step {step}")
             if not best:
@@ -164,32 +175,27 @@ class CheckpointManager:
         reasons = "; ".join(f"step {step}: {why}" for step, why in bad.items()) or "there is none"
         raise CheckpointError(
             f"{self._folder}: no checkpoint can be read ({reasons}); "
-            "delete that folder to start anew, or give another --workdir"
+            "delete that folder to start over, or give another --workdir"
         )
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint; None without one."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """Step of the checkpoint with the best validation score; the latest one when nothing was scored."""
-        self._settle()
-        return next(iter(rank_by_score(self._scores, self._manager.all_steps())), self.latest_step())
-
     def has_score(self, step: int) -> bool:
-        """Whether a score is stored with that step."""
+        """Whether the checkpoint of that step has a score."""
         return step in self._scores
 
     def close(self) -> None:
-        """Waits for the write under way; a failure is said."""
+        """Waits for the pending write; logs a failure."""
         self._settle()
-        with suppress(Exception):  # orbax raises once more what was said
+        with suppress(Exception):  # orbax raises again what was already logged
             self._manager.close()
 
     # Writing
 
     def _settle(self) -> None:
-        """Waits for the write under way."""
+        """Waits for the pending write."""
         if self._pending is not None:
             step = self._pending
             try:
@@ -202,87 +208,87 @@ class CheckpointManager:
         self._sweep()  # also after an earlier failure, whose threads may have gone on writing
 
     def _give_up(self, step: int, error: Exception) -> None:
-        """A write failed: what is left of it goes, since it may be what fills the disk."""
-        why = reason(error)
+        """Handles a failed write: deletes its partial files, which may be what fills the disk."""
+        why = short_message(error)
         self._pending, self._failed = None, (step, why)
         self._scores.pop(step, None)
         self._sweep()
-        self._manager.reload()  # orbax has struck out what it meant to delete
+        self._manager.reload()  # orbax has already dropped the checkpoints that it meant to delete
         self._say(f"{self._folder / str(step)}: could not be written ({why}); trying again at the next checkpoint")
 
     def _prune(self) -> None:
-        """Deletes what a run that was killed would have deleted next. Only after the newest one was read."""
+        """Applies the retention policy that a killed run did not reach; only after the newest checkpoint was read."""
         steps = self._manager.all_steps()
         for step in set(steps) - _kept(self._scores, steps):
             self._manager.delete(step)
         self._sweep()
 
     def _sweep(self) -> None:
-        """Removes old checkpoints, and what failed writes have left, which orbax does only at the next start."""
+        """Removes deleted checkpoints and partial files of failed writes, which orbax does only at the next start."""
         if jax.process_index() == 0:
             shutil.rmtree(self._folder / DELETED, ignore_errors=True)
             for part in self._folder.glob("*.orbax-checkpoint-tmp*") if self._failed else ():
                 shutil.rmtree(part, ignore_errors=True)
 
     def _add_score(self, step: int, score: float) -> None:
-        """Writes the line of a checkpoint anew."""
-        path = record_path(self._folder, step)
-        record = {**read_record(self._folder, step), "score": score}
+        """Rewrites the metadata of a checkpoint with its score."""
+        path = metadata_path(self._folder, step)
+        metadata = {**read_metadata(self._folder, step), "score": score}
         try:
             if jax.process_index() == 0:
                 partial = path.with_name("metadata.partial")
                 with partial.open("w", encoding="utf-8") as file:
-                    json.dump(sealed(record), file)
+                    json.dump(with_checksum(metadata), file)
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(path)
         except OSError as error:
-            self._failed = (step, reason(error))
-            self._say(f"{path}: its score could not be written ({reason(error)})")
+            self._failed = (step, short_message(error))
+            self._say(f"{path}: its score could not be written ({short_message(error)})")
             return
         self._scores[step] = score
 
     def _set_aside(self, step: int, why: str) -> None:
-        """Renames a checkpoint that shall not count; nothing is deleted that somebody may want to look at."""
+        """Renames a checkpoint that is to be ignored; it is not deleted, so that it can be examined."""
         path = self._folder / str(step)
         names = (f"{step}.damaged{i or ''}" for i in range(1000))
         aside = next(self._folder / name for name in names if not (self._folder / name).exists())
-        _any_process(False)  # all have looked
+        _any_process(False)  # every process has chosen the name
         if jax.process_index() == 0:
             path.rename(aside)
-        _any_process(False)  # and see it gone
+        _any_process(False)  # the rename is done
         self._manager.reload()
         self._scores.pop(step, None)
         self._trusted.discard(step)
-        self._say(f"{path}: passed over and renamed to {aside.name} ({why})")
+        self._say(f"{path}: skipped and renamed to {aside.name} ({why})")
 
     # Reading
 
-    def _strangers(self) -> dict[int, str]:
-        """Folders named like a checkpoint that are none of this program: they must not be deleted as old ones."""
+    def _foreign(self) -> dict[int, str]:
+        """Folders named like a checkpoint that this program did not write; they must not be deleted as old ones."""
         found = {}
         for step in self._manager.all_steps():
             try:
-                read_record(self._folder, step)
+                read_metadata(self._folder, step)
             except BadCheckpoint as bad:
                 found[step] = str(bad)
         return found
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        meta = read_record(self._folder, step)
-        compare(meta["leaves"], like)
+        meta = read_metadata(self._folder, step)
+        check_structure(meta["leaves"], like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args).state
-        verify(meta["leaves"], state)
+        verify_checksums(meta["leaves"], state)
         return state, meta
 
 
 def _kept(scores: dict[int, float], steps: Sequence[int]) -> set[int]:
-    """The latest two, and the best one."""
+    """Steps of the latest two checkpoints and of the best one."""
     return {*sorted(steps)[-2:], *rank_by_score(scores, steps)[:1]}
 
 
 def _any_process(flag: bool) -> bool:
-    """Whether it holds on any process; waits for all of them."""
+    """Whether `flag` is true on any process; waits for all of them."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())

@@ -1,4 +1,4 @@
-"""A model at rest: description and weights, from a run's checkpoints or from an export. Nothing is changed there."""
+"""Loads a trained model, description and weights, from the checkpoints of a run or from an export; read-only."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from datar_jax.checkpoints.integrity import Mismatch, verify
-from datar_jax.checkpoints.metadata import BadCheckpoint, rank_by_score, read_record, reason
+from datar_jax.checkpoints.integrity import (
+    BadCheckpoint,
+    Mismatch,
+    rank_by_score,
+    read_metadata,
+    short_message,
+    verify_checksums,
+)
 from datar_jax.checkpoints.model_info import (
-    EXPORT,
     OFFICIAL,
-    RUN,
     ModelError,
     ModelInfo,
     find_model_info,
+    is_run,
     read_model_info,
 )
 from datar_jax.config import AudioConfig, Config
@@ -34,14 +39,14 @@ PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.sta
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A model as it lies on a disk.
+    """A model as loaded from disk.
 
     Attributes:
-      source: where, for a person: the folder, and the step of a checkpoint.
-      description: everything but the weights.
-      params: the tree of parameters, float32; None where there is only a program.
-      program: the file of a whole program (StableHLO or ONNX); None where there are weights.
-      notes: what a person should know of how it was read, such as checkpoints that were passed over.
+      source: the folder and, of a run, the step of the checkpoint; for messages.
+      description: everything except the weights.
+      params: tree of float32 parameters; None if there is only a program.
+      program: file of a StableHLO or ONNX program; None if there are weights.
+      notes: warnings, such as checkpoints that were skipped.
     """
 
     source: str
@@ -52,30 +57,30 @@ class PretrainedModel:
 
 
 def load_pretrained(path: str | Path) -> PretrainedModel:
-    """Reads a model.
+    """Loads a trained model.
 
     Args:
-      path: a run's work directory (of one fold), one of its checkpoints, an export in any form, or a file of official
-        DAT weights. Of a run the weights are those that it evaluates: of the best checkpoint by validation score, or of
-        the newest; averaged ones where it averages.
+      path: a run's work directory (of one fold), one of its checkpoints, an export of any format, or a file of
+        official DAT weights. Of a run, loads the weights that it evaluates: of the checkpoint with the best validation
+        score, or of the newest; averaged ones (EMA) if it has them.
 
     Raises:
-      ModelError: there is none, or it is damaged.
+      ModelError: no model there, or a damaged one.
     """
     if Path(path).suffix in OFFICIAL and Path(path).is_file():
         return _from_official(Path(path))
     found = find_model_info(path)
     description, folder = read_model_info(found), found.parent
-    if found.name == RUN:
+    if is_run(found):
         step = int(Path(path).name) if Path(path).name.isdecimal() and Path(path).parent != folder.parent else None
         step, params, bad = _from_checkpoint(folder / "checkpoints", step)
-        notes = tuple(f"{folder / 'checkpoints'}: {each}; passed over, the weights are of step {step}" for each in bad)
+        notes = tuple(f"{folder / 'checkpoints'}: {each}; skipped, the weights are of step {step}" for each in bad)
         return PretrainedModel(f"{folder} (step {step})", description, params, notes=notes)
     return _from_export(folder, description, Path(path))
 
 
 def _from_official(path: Path) -> PretrainedModel:
-    """Official DAT weights, the stem's three channels folded to one; it was trained on pictures, not on sound."""
+    """Loads official DAT weights, trained on images; the stem's three input channels are folded to one."""
     from datar_jax.checkpoints.dat_weights import fold_channels, read_official
 
     official = read_official(path)
@@ -95,10 +100,12 @@ def _from_official(path: Path) -> PretrainedModel:
 
 
 def _from_export(folder: Path, description: ModelInfo, path: Path) -> PretrainedModel:
-    forms = [name for name in (SAFETENSORS, PARAMS, STABLEHLO, ONNX) if (folder / name).exists()]
-    name = path.name if path.name in forms else next(iter(forms), "")
+    formats = [name for name in (SAFETENSORS, PARAMS, STABLEHLO, ONNX) if (folder / name).exists()]
+    name = path.name if path.name in formats else next(iter(formats), "")
     if not name:
-        raise ModelError(f"{folder}: has {EXPORT}, but no weights beside it; export the model again")
+        raise ModelError(
+            f"{folder}: no checkpoint can be read (there is none yet), nor exported weights; train or export the model"
+        )
     if name in (STABLEHLO, ONNX):
         return PretrainedModel(str(folder), description, None, folder / name)
     if name == SAFETENSORS:
@@ -111,8 +118,8 @@ def _from_export(folder: Path, description: ModelInfo, path: Path) -> Pretrained
     return PretrainedModel(str(folder), description, params)
 
 
-def structure(description: ModelInfo, params: Any) -> str:
-    """A checksum of a model's settings and of the names and shapes of its weights: of one that was put together."""
+def structure_checksum(description: ModelInfo, params: Any) -> str:
+    """CRC-32 of a model's settings and of the names and shapes of its weights, in hexadecimal."""
     config = description.config
     shapes = {name: list(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
     about = [msgspec.to_builtins(config.model), config.audio.n_mels, description.frames, sorted(shapes.items())]
@@ -120,8 +127,10 @@ def structure(description: ModelInfo, params: Any) -> str:
 
 
 def _check(folder: Path, description: ModelInfo, params: Any) -> None:
-    """Refuses weights that lie beside the description of another model."""
-    if description.structure == structure(description, params):  # or the model is traced, which takes a second
+    """Checks that the weights have the names and shapes of the described model."""
+    if description.structure == structure_checksum(
+        description, params
+    ):  # else the model is traced, which takes a second
         return
     flat = {name: tuple(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
     wanted = {name: tuple(leaf.shape) for name, leaf in _shapes(description).items()}
@@ -129,12 +138,12 @@ def _check(folder: Path, description: ModelInfo, params: Any) -> None:
         name = wrong[0]
         raise ModelError(
             f"{folder}: its weights are of another model than its description: {name} is {flat.get(name, 'missing')}, "
-            f"described is {wanted.get(name, 'none')} ({len(wrong)} such)"
+            f"expected {wanted.get(name, 'none')} ({len(wrong)} such)"
         )
 
 
 def _shapes(description: ModelInfo) -> dict[str, Any]:
-    """Shapes of the parameters of a model that is described."""
+    """Shapes of the parameters of the described model, by path."""
     audio, frames = description.audio, description.frames
     model = DATAR(description.config.model, len(description.labels), audio.n_mels, frames, False)
     mel_BxFxT, frames_B = jnp.zeros((1, audio.n_mels, frames)), jnp.full((1,), frames)
@@ -143,66 +152,66 @@ def _shapes(description: ModelInfo) -> dict[str, Any]:
 
 
 def read_params(folder: Path) -> Any:
-    """The parameters that `export` stored through orbax, as a tree of numpy arrays.
+    """Reads parameters that `export` stored with orbax, as a tree of numpy arrays.
 
     Raises:
       ModelError: they cannot be read.
     """
-    import orbax.checkpoint as ocp  # seconds, which only those pay who read through it
+    import orbax.checkpoint as ocp  # takes seconds to import
 
     try:
         with ocp.StandardCheckpointer() as reader:
             shapes = reader.metadata(folder.absolute()).item_metadata.tree
-            params = reader.restore(folder.absolute(), jax.tree.map(_here, shapes))
+            params = reader.restore(folder.absolute(), jax.tree.map(_on_one_device, shapes))
     except Exception as error:  # orbax raises six kinds for a damaged folder
-        raise ModelError(f"{folder}: cannot be read ({reason(error)}); export the model again") from None
+        raise ModelError(f"{folder}: cannot be read ({short_message(error)}); export the model again") from None
     return jax.tree.map(np.asarray, params)
 
 
 def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any, list[str]]:
-    """Step and evaluated weights of a checkpoint: of that step, else of the best, else of the newest that is whole.
+    """Step and weights of a checkpoint: the given step, else the best, else the newest that is intact.
 
-    The third is what is wrong with those that were passed over.
+    The third value lists what is wrong with the checkpoints that were skipped.
     """
     steps = sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True)
     if step is not None:
         steps = [each for each in steps if each == step]
-    records, bad = {}, []
+    metadata, bad = {}, []
     for each in steps:
         try:
-            records[each] = read_record(folder, each)
+            metadata[each] = read_metadata(folder, each)
         except BadCheckpoint as why:
             bad.append(f"step {each}: {why}")
-    scores = {each: record["score"] for each, record in records.items() if record["score"] is not None}
-    order = rank_by_score(scores, list(records))
-    for each in [*order, *(each for each in records if each not in order)]:
+    scores = {each: found["score"] for each, found in metadata.items() if found["score"] is not None}
+    order = rank_by_score(scores, list(metadata))
+    for each in [*order, *(each for each in metadata if each not in order)]:
         try:
-            return each, _weights(folder / str(each), records[each]["leaves"]), bad
-        except Exception as error:  # as above
-            bad.append(f"step {each}: {reason(error)}")
+            return each, _weights(folder / str(each), metadata[each]["leaves"]), bad
+        except Exception as error:  # many kinds, as in `read_params`
+            bad.append(f"step {each}: {short_message(error)}")
     raise ModelError(f"{folder}: no checkpoint can be read ({'; '.join(bad) or 'there is none yet'})")
 
 
 def _weights(folder: Path, leaves: Mapping[str, Any]) -> Any:
-    """The averaged parameters of one checkpoint, or where there are none the parameters, verified."""
+    """Reads and verifies the averaged parameters of a checkpoint, or its parameters if it has no averages."""
     import orbax.checkpoint as ocp
 
     part = "ema" if any(name.startswith("ema/") for name in leaves) else "params"
     kept = {name: leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
     shapes = {name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]) for name, leaf in kept.items()}
-    like = jax.tree.map(_here, flax.traverse_util.unflatten_dict(shapes, sep="/"))
+    like = jax.tree.map(_on_one_device, flax.traverse_util.unflatten_dict(shapes, sep="/"))
     arguments = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         wanted = ocp.args.PyTreeRestore(item=like, restore_args=arguments, partial_restore=True)
         state = reader.restore(folder.absolute() / "state", args=wanted)
     try:
-        verify(leaves, state)
+        verify_checksums(leaves, state)
     except Mismatch as error:
         raise ModelError(str(error)) from None
     return jax.tree.map(np.asarray, state[part])
 
 
-def _here(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a leaf, on one device of this process."""
+def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a leaf, placed on one device of this process."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=device)

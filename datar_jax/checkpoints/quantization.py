@@ -1,4 +1,8 @@
-"""Weights in float32, bfloat16 or int8."""
+"""Stores weights as float32, bfloat16 or int8; computation is always float32.
+
+`bfloat16` halves every tensor. `int8` quantizes the kernels that mix channels (nearly all weights), with one scale per
+output channel (symmetric: zero stays zero); depthwise kernels, position tables, biases and norms stay float32.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +14,32 @@ import numpy as np
 
 WeightDtype = Literal["float32", "bfloat16", "int8"]
 
-
-LARGEST = 127  # of an int8 value: as far down as up
+INT8_MAX = 127  # symmetric range
 
 
 class Quantized(NamedTuple):
-    """A kernel as whole numbers: `values * scale` along the last axis."""
+    """A kernel in int8: `values * scale` along the last axis."""
 
     values: Any  # int8 (..., S)
     scale: Any  # float32 (S,)
 
 
 def quantize(params: Any, form: WeightDtype) -> Any:
-    """Parameters in a smaller form.
+    """Converts parameters to a storage dtype.
 
     Args:
       params: nested dictionaries of floating arrays.
-      form: `bfloat16` errs by a 256th of a weight at most, `int8` by half a scale, which is a 254th of the largest
-        weight of its output channel.
+      form: the error is at most 1/256 of a weight for `bfloat16`, and half a scale for `int8`, which is 1/254 of the
+        largest weight of the output channel.
 
     Returns:
-      The same dictionaries; leaves are numpy arrays, or `Quantised`.
+      The same dictionaries; leaves are numpy arrays, or `Quantized`.
 
     Raises:
-      ValueError: an unknown form, or a weight that is not finite.
+      ValueError: an unknown dtype, or a weight that is not finite.
     """
     if form not in get_args(WeightDtype):
-        raise ValueError(f"no form {form!r} of weights; there are {', '.join(get_args(WeightDtype))}")
+        raise ValueError(f"weights={form!r}: give one of {', '.join(get_args(WeightDtype))}")
 
     def small(path: Any, leaf: Any) -> Any:
         weight = np.asarray(leaf, np.float32)
@@ -50,14 +53,14 @@ def quantize(params: Any, form: WeightDtype) -> Any:
 
 
 def quantize_leaf(weight_xS: np.ndarray) -> Quantized:
-    """Whole numbers from -127 to 127 and a scale per output channel, the last axis."""
+    """Quantizes to integers from -127 to 127, with a scale per output channel (last axis)."""
     most_S = np.abs(weight_xS).reshape(-1, weight_xS.shape[-1]).max(0)
-    scale_S = np.maximum(most_S / np.float32(LARGEST), np.finfo(np.float32).tiny)  # a channel may be zero throughout
+    scale_S = np.maximum(most_S / np.float32(INT8_MAX), np.finfo(np.float32).tiny)  # a channel may be all zeros
     return Quantized(np.round(weight_xS / scale_S).astype(np.int8), scale_S)
 
 
 def dequantize(stored: Any) -> Any:
-    """What `compress` stored, in float32; of numpy or, inside a traced function, of jax arrays."""
+    """Converts the result of `quantize` to float32; works on numpy arrays and on traced jax arrays."""
 
     def wide(leaf: Any) -> Any:
         if isinstance(leaf, Quantized):

@@ -1,4 +1,4 @@
-"""Position tables brought to another map or window: numpy in, numpy out.
+"""Resizes position tables to another map or window, in numpy.
 
 Shapes: H heads, R x S a table of displacements (query - key), its centre zero displacement; F x T a map.
 """
@@ -19,7 +19,7 @@ def resize_table(
     grid: Grid,
     scale: tuple[float, float] = (1.0, 1.0),
 ) -> np.ndarray:
-    """The table of deformable attention for another map.
+    """Resizes the table of deformable attention to another map.
 
     `centre`: a table is read in pixels, so what a displacement reads stays what it was: the table is cut, or its edge
     repeated. Where pixels have another meaning (`scale`), it is read bilinearly at the old displacement. The published

@@ -1,11 +1,7 @@
-"""Parameters in small forms, and as a safetensors file.
+"""Saves and loads parameters as a safetensors file.
 
-`bfloat16` halves every tensor. `int8` stores the kernels that mix channels, which are nearly all there is, as whole
-numbers and one scale per output channel (symmetric: zero stays zero); depthwise kernels, position tables, biases and
-norms stay float32. Computing is always done in what `restore` gives, float32.
-
-In a file a tensor is called as in the tree, with dots: `stage_0_0.mixer.qkv.kernel`. Beside an int8 tensor lies the
-float32 tensor `NAME.scale`, one number for each entry of its last axis, by which it is to be multiplied.
+A tensor has the dotted path of its parameter: `stage_0_0.mixer.qkv.kernel`. Each int8 tensor has a float32 companion
+`NAME.scale`, which holds one factor for each entry of its last axis.
 """
 
 from __future__ import annotations
@@ -30,30 +26,30 @@ def save_safetensors(
     """Writes parameters to one file, which any safetensors reader opens.
 
     Args:
-      path: of the file.
+      path: output file.
       params: nested dictionaries of floating arrays.
-      form: see `compress`.
-      metadata: texts that lie in the file's head.
+      form: see `quantization.quantize`.
+      metadata: strings for the header of the file.
     """
     from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray] = {}
     for name, leaf in flax.traverse_util.flatten_dict(quantize(params, form), sep=".").items():
         tensors |= {name: leaf.values, f"{name}.scale": leaf.scale} if isinstance(leaf, Quantized) else {name: leaf}
-    # The writer takes memory as it lies, whatever an array's strides say.
-    laid = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    Path(path).write_bytes(save(laid, dict(metadata or {})))
+    # The writer ignores strides.
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    Path(path).write_bytes(save(contiguous, dict(metadata or {})))
 
 
 def load_safetensors(path: str | Path) -> Any:
-    """Reads parameters that `save_safetensors` wrote, of any form.
+    """Reads parameters that `save_safetensors` wrote, in any dtype.
 
     Returns:
       Nested dictionaries of float32 numpy arrays.
 
     Raises:
-      ModelError: no such file, no safetensors file, a tensor of another dtype, an int8 tensor without its scale or a
-        scale that does not fit, a number that is not finite.
+      ModelError: no such file, not a safetensors file, a tensor of another dtype, an int8 tensor without a scale of
+        the right shape, a value that is not finite.
     """
     tensors = _read(Path(path))
     flat: dict[tuple[str, ...], np.ndarray] = {}
@@ -62,7 +58,7 @@ def load_safetensors(path: str | Path) -> Any:
         if parent is not None and parent.dtype == np.int8:
             continue
         if parent is not None:
-            raise ModelError(f"{path}: {name}: a scale beside a tensor of {parent.dtype}; only int8 has one")
+            raise ModelError(f"{path}: {name}: a scale for a {parent.dtype} tensor; only int8 tensors have one")
         if tensor.dtype == np.int8:
             tensor = _scaled(path, name, tensor, tensors.get(f"{name}.scale"))
         flat[tuple(name.split("."))] = _finite(path, name, tensor.astype(np.float32))
@@ -73,23 +69,8 @@ def load_safetensors(path: str | Path) -> Any:
     return flax.traverse_util.unflatten_dict(flat)
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The texts in the head of a safetensors file.
-
-    Raises:
-      ModelError: no such file, or no safetensors file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
-
-
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file by name, in the dtype that they are stored in."""
+    """All tensors of a file by name, in their stored dtype."""
     from safetensors import SafetensorError, deserialize
 
     try:

@@ -1,10 +1,10 @@
-"""What a pickle describes, found out without running it.
+"""Parses the pickle in a `.pth` file without executing it.
 
-A pickle is a program for a small stack machine, whose instructions may call any function by its name. Here its
-instructions are listed by `pickletools` and interpreted by a machine that knows containers, numbers, texts and the few
-names by which PyTorch describes a tensor. Every other name is a placeholder: to call it, to build it or to give it a
-state gives a placeholder, and runs nothing. Nothing that was built is walked through, compared or hashed, so that no
-nesting of it can take long.
+`pickle.Unpickler` with a restricted `find_class` runs no code, but is no defense against exhaustion: hashing a dict key
+of nested tuples takes 2**depth steps (two bytes a level), and one 9-byte LONG_BINPUT allocates gigabytes. This parser
+reads the opcodes with `pickletools` and knows containers, numbers, strings and the few names by which PyTorch describes
+a tensor. Every other name, and whatever is called or built with it, becomes an `Opaque`. Values are never walked,
+compared or hashed, so nesting costs nothing.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+MAX_NAME_LENGTH = 60  # characters kept: a long name that is referenced many times would fill the memory
 
 
 class Opaque(NamedTuple):
-    """What stands for a name, a call or an object that is not looked into."""
+    """Placeholder for a name, call or object that is not interpreted."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """Numbers in the archive: their type, the file, how many."""
+    """A storage in the archive: name of its type, file, number of elements."""
 
     kind: str
     key: str
@@ -45,7 +46,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, as the pickle describes it; nothing is checked yet."""
+    """A view of a storage as the pickle describes it; not validated yet."""
 
     storage: Any
     offset: Any
@@ -57,112 +58,116 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return Tensor(storage, offset, shape, strides)
 
 
-KNOWN: dict[str, Callable[..., Any]] = {
+ALLOWED: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor": _rebuild_tensor,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
     "collections OrderedDict": lambda *_: {},
 }
-LONGEST_NAME = 60  # letters that are kept: a long name that is put together many times would fill the memory
-VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 MARK = Opaque("(mark)")
 
 
-def interpret(data: bytes) -> Any:
-    """What a pickle builds, of dicts, lists, tuples, numbers, texts, `Tensor` and `Inert`; nothing is imported or run.
+def parse_pickle(data: bytes) -> Any:
+    """Returns the value that a pickle describes; imports and calls nothing that it names.
 
-    Dicts keep what has a text or a whole number for a key: no other key is of use here, and to hash one may take long.
+    The value consists of dicts, lists, tuples, numbers, strings, `Tensor` and `Opaque`. Dicts keep only str and int
+    keys, because hashing any other key may take exponential time.
 
     Raises:
-      ValueError, IndexError, KeyError, TypeError: this is no pickle, or not one that is complete.
+      ValueError, IndexError, KeyError, TypeError: not a pickle, or an incomplete one.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-
-    def items() -> list[Any]:
-        at = len(stack) - 1
-        while stack[at] is not MARK:
-            at -= 1
-        taken = stack[at + 1 :]
-        del stack[at:]
-        return taken
-
     instructions: Any = pickletools.genops(data)
     for opcode, arg, _ in instructions:
         name = opcode.name
         if name == "STOP":
             return stack.pop()
-        if name in ("PROTO", "FRAME", "READONLY_BUFFER"):
-            continue
-        if name in VALUES:
-            stack.append(VALUES[name])
-        elif name == "MARK":
+        if name == "MARK":
             stack.append(MARK)
-        elif name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
-            stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            last = [stack.pop() for _ in range(int(name[-1]))]
-            stack.append(tuple(reversed(last)))
-        elif name in ("TUPLE", "LIST", "DICT"):
-            taken = items()
-            stack.append(tuple(taken) if name == "TUPLE" else taken if name == "LIST" else _pairs(taken))
-        elif name in ("APPEND", "APPENDS"):
-            taken = items() if name == "APPENDS" else [stack.pop()]
-            if isinstance(stack[-1], list):
-                stack[-1].extend(taken)
-        elif name in ("SETITEM", "SETITEMS"):
-            taken = items() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
-            if isinstance(stack[-1], dict):
-                stack[-1].update(_pairs(taken))
-        elif name == "POP":
-            stack.pop()
-        elif name == "POP_MARK":
-            items()
         elif name == "DUP":
             stack.append(stack[-1])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[arg])
-        elif name == "GLOBAL":
-            stack.append(Opaque(arg[:LONGEST_NAME]))
-        elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
-            texts = type(module) is str and type(attribute) is str
-            stack.append(Opaque(f"{module[:LONGEST_NAME]} {attribute[:LONGEST_NAME]}" if texts else "?"))
-        elif name in ("REDUCE", "NEWOBJ"):
-            args, function = stack.pop(), stack.pop()
-            stack.append(_call(function, args))
-        elif name == "BUILD":  # an object's state; none that is known here needs one
-            stack.pop()
-        elif name == "BINPERSID":
-            stack.append(_storage(stack.pop()))
-        elif name == "NEWOBJ_EX":
-            stack[-3:] = [Opaque(name)]
-        elif name in ("OBJ", "INST", "FROZENSET", "ADDITEMS"):
-            items()
-            if name != "ADDITEMS":  # that one adds to a set, which is there already
-                stack.append(Opaque(name))
-        elif name in ("EMPTY_SET", "PERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER"):
-            stack.append(Opaque(name))
-        else:  # every other instruction pushes the number or text that it carries
-            stack.append(arg)
+        else:
+            operands = _pop_operands(stack, opcode.stack_before)
+            if opcode.stack_after:
+                stack.append(_apply_opcode(opcode, arg, operands))
     raise ValueError("ends too early")
 
 
-def _pairs(taken: list[Any]) -> dict[Any, Any]:
-    return {key: value for key, value in zip(taken[::2], taken[1::2]) if type(key) in (str, int)}
+def _pop_operands(stack: list[Any], before: list[Any]) -> list[Any]:
+    """Operands of an opcode, lowest first; all values above the topmost mark are one list, the last operand."""
+    items: list[Any] = []
+    marked = pickletools.markobject in before
+    if marked:
+        while (value := stack.pop()) is not MARK:
+            items.append(value)
+    count = before.index(pickletools.markobject) if marked else len(before)
+    if count > len(stack):
+        raise IndexError("pop from an empty stack")
+    operands = stack[len(stack) - count :]
+    del stack[len(stack) - count :]
+    return [*operands, items[::-1]] if marked else operands
+
+
+def _apply_opcode(opcode: Any, arg: Any, operands: list[Any]) -> Any:
+    """The one value that an opcode leaves on the stack."""
+    match opcode.name, operands:
+        case "NONE", _:
+            return None
+        case ("NEWTRUE" | "NEWFALSE") as name, _:
+            return name == "NEWTRUE"
+        case "EMPTY_LIST", _:
+            return []
+        case "EMPTY_DICT", _:
+            return {}
+        case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3", _:
+            return tuple(operands)
+        case "TUPLE", [items]:
+            return tuple(items)
+        case "LIST", [items]:
+            return items
+        case "DICT", [items]:
+            return _pairs(items)
+        case ("APPEND" | "APPENDS") as name, [target, value]:
+            if isinstance(target, list):
+                target.extend(value if name == "APPENDS" else [value])
+            return target
+        case "SETITEM" | "SETITEMS", [target, *rest]:
+            if isinstance(target, dict):
+                target.update(_pairs(rest if opcode.name == "SETITEM" else rest[0]))
+            return target
+        case "GLOBAL", _:
+            return Opaque(arg[:MAX_NAME_LENGTH])
+        case "STACK_GLOBAL", [module, attribute]:
+            names = type(module) is str and type(attribute) is str
+            return Opaque(f"{module[:MAX_NAME_LENGTH]} {attribute[:MAX_NAME_LENGTH]}" if names else "?")
+        case "REDUCE" | "NEWOBJ", [function, args]:
+            return _call(function, args)
+        case "BUILD", [target, _]:  # the state of an object; no allowed one needs it
+            return target
+        case "BINPERSID", [description]:
+            return _storage(description)
+    literal = opcode.arg and not operands and opcode.stack_after != [pickletools.anyobject]
+    return arg if literal else Opaque(opcode.name)
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return {key: value for key, value in zip(items[::2], items[1::2]) if type(key) in (str, int)}
 
 
 def _call(function: Any, args: Any) -> Any:
-    known = KNOWN.get(function.name) if isinstance(function, Opaque) else None
+    known = ALLOWED.get(function.name) if isinstance(function, Opaque) else None
     if known is None:
         return Opaque(f"{name_of(function)}(...)")
     return known(*args) if isinstance(args, tuple) else Opaque("?")
 
 
 def _storage(given: Any) -> Any:
-    """What torch.save writes for a storage: ("storage", its class, file, device, how many numbers)."""
+    """Parses what torch.save writes for a storage: ("storage", class, file, device, number of elements)."""
     if isinstance(given, tuple) and len(given) == 5 and isinstance(given[1], Opaque):
         module, _, kind = given[1].name.partition(" ")
         if module == "torch" and kind in STORAGES and type(given[2]) is str and type(given[4]) is int:
@@ -171,5 +176,7 @@ def _storage(given: Any) -> Any:
 
 
 def name_of(value: Any) -> str:
-    """A placeholder's name, or the type of what is none."""
-    return value.name.replace(" ", ".")[:LONGEST_NAME] if isinstance(value, Opaque) else f"a {type(value).__name__}"
+    """Name of a placeholder, or the type of any other value."""
+    if isinstance(value, Opaque):
+        return value.name.replace(" ", ".")[:MAX_NAME_LENGTH]
+    return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Fine-tuning: the weights of one model as the start of another, and an account of every parameter.
+"""Transfers the weights of a trained model to a new one for fine-tuning, and accounts for every parameter.
 
 Shapes: C channels, S classes; maps (F, T).
 """
@@ -24,14 +24,14 @@ MOST = 6  # names in one line of an account
 
 @dataclass(frozen=True)
 class Transfer:
-    """What another model gives to a new one, by the new one's parameter names.
+    """Transferred values, by parameter name of the new model.
 
     Attributes:
       values: numpy arrays of the new shapes.
       classes: for each class of the new head the class of the old one whose column it takes, or -1.
       resized: names, old and new shapes.
-      left: what the other model has and the new one has not.
-      new: what is made anew.
+      left: parameters that only the source model has.
+      new: parameters that are newly initialized.
     """
 
     values: dict[str, np.ndarray]
@@ -41,7 +41,7 @@ class Transfer:
     new: tuple[str, ...] = ()
 
     def account(self, labels: Sequence[str]) -> list[str]:
-        """Lines for a person: what was loaded, resized, left out and newly made."""
+        """Lines for the log: what was loaded, resized, left out and newly initialized."""
         kept = len(self.values) - len(self.resized)
         known = [label for label, source in zip(labels, self.classes) if source >= 0]
         fresh = [label for label, source in zip(labels, self.classes) if source < 0]
@@ -99,7 +99,7 @@ def transfer(params: Any, source: ModelInfo, like: Any, target: ModelInfo) -> Tr
 
 
 class _Resize:
-    """Parameters whose shape goes with the map, brought to another one."""
+    """Resizes parameters whose shape depends on the size of the map."""
 
     def __init__(self, source: ModelInfo, target: ModelInfo) -> None:
         before, now = source.config, target.config
@@ -112,7 +112,7 @@ class _Resize:
         self._scale = (now.audio.n_mels / before.audio.n_mels, hop)  # new pixels for each old one
 
     def __call__(self, name: str, value: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
-        """`value` as a parameter of the new model; of any other name as it is."""
+        """Returns `value` resized for the new model; other parameters are returned unchanged."""
         found = re.match(r"stage_(\d+)_\d+/", name)
         stage = int(found[1]) if found else 0
         if name.endswith("mixer/table") and value.ndim == 3:
@@ -128,8 +128,8 @@ class _Resize:
 
 def _same_classes(source: ModelInfo, target: ModelInfo) -> np.ndarray:
     """For each new class the old one of the same name in the head of the same name, or -1."""
-    there, wanted = (class_names(model.labels, tuple(model.heads.items())) for model in (source, target))
-    number = {name: i for i, name in enumerate(there)}
+    known, wanted = (class_names(model.labels, tuple(model.heads.items())) for model in (source, target))
+    number = {name: i for i, name in enumerate(known)}
     return np.array([number.get(name, -1) for name in wanted], np.int64)
 
 

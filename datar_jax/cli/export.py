@@ -10,7 +10,7 @@ USAGE = (
     "datar-jax export MODEL OUT [--format=params|safetensors|stablehlo|onnx] "
     "[--weights=float32|bfloat16|int8] [--licence=TEXT] [--data-licence=TEXT]"
 )
-SUMMARY = """Writes a folder with the model's settings, a model card (README.md), and one of
+SUMMARY = """Writes a folder with model.json, a model card (README.md), and one of
   params       weights for orbax, jax and flax
   safetensors  weights for PyTorch, numpy and others
   stablehlo    a program from waveform to probabilities, run by jax alone
@@ -43,5 +43,5 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
     size = sum(each.stat().st_size for each in [written, *written.rglob("*")] if each.is_file())
-    print(f"{written}: {size / 1e6:.1f} MB; with config.json and README.md beside it")
+    print(f"{written}: {size / 1e6:.1f} MB; with model.json and README.md beside it")
     return 0

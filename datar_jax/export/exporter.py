@@ -1,16 +1,24 @@
-"""A trained model as files that others can use: its weights, or the whole of it as one program, and a model card."""
+"""Exports a trained model: weights or a whole program, `model.json` and a model card."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
 from datar_jax.audio.framing import window_samples
-from datar_jax.checkpoints.model_info import EXPORT, RUN, ModelError, ModelInfo, find_model_info, write_model_info
+from datar_jax.checkpoints.model_info import (
+    LEGACY_EXPORT_FILE,
+    MODEL_FILE,
+    ModelError,
+    ModelInfo,
+    find_model_info,
+    is_run,
+    write_model_info,
+)
 from datar_jax.checkpoints.pretrained import (
     ONNX,
     PARAMS,
@@ -18,12 +26,15 @@ from datar_jax.checkpoints.pretrained import (
     STABLEHLO,
     PretrainedModel,
     load_pretrained,
-    structure,
+    structure_checksum,
 )
 from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
 from datar_jax.models.flops import count_parameters
+
+if TYPE_CHECKING:
+    from datar_jax.export.waveform_model import WaveformModel
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
 
@@ -34,69 +45,70 @@ CARD = "README.md"
 def export(
     path: str | Path, out: Path, form: Format, weights: WeightDtype = "float32", licences: dict[str, str] | None = None
 ) -> Path:
-    """Writes a model as a folder: `config.json`, a model card, and the weights or the program.
+    """Writes a model to a folder: `model.json`, a model card, and the weights or the program.
 
     Args:
-      path: the model, as `saved.read_saved`; it has weights.
+      path: a model with weights, as for `load_pretrained`.
       out: a folder that is new or empty, or holds an export of the same format, which is replaced.
-      form: `params` through orbax, `safetensors`, or a whole program from waveform to probabilities.
-      weights: how numbers are stored; what computes is float32.
+      form: `params` (orbax), `safetensors`, or a whole program from waveform to probabilities (`stablehlo`, `onnx`).
+      weights: storage dtype; computation is float32.
       licences: of `weights` and of `data`, for the card.
 
     Returns:
-      What holds the weights.
+      The file or folder that holds the weights.
 
     Raises:
-      ModelError: the model cannot be read, the folder holds something else, or the form cannot be had.
+      ModelError: the model cannot be read, the folder holds something else, or the format is not available.
     """
     saved = load_pretrained(path)
-    if saved.notes:  # not the weights that its numbers are of, perhaps
+    if saved.notes:  # a checkpoint was skipped: its metrics may belong to other weights
         raise ModelError(f"{saved.notes[0]}; to export those, give that checkpoint: {Path(path).name}/checkpoints/STEP")
     if saved.params is None:
         raise ModelError(f"{saved.source}: a program, without weights to export; give the run, or an export of weights")
     if form in ("stablehlo", "onnx") and saved.description.normalisation is None:
-        raise ModelError(f"{saved.source}: never heard a sound; train it first (configs/finetune.py, init.from)")
+        raise ModelError(f"{saved.source}: not trained on audio; train it first (configs/finetune.py, init.from)")
     if form not in get_args(Format):
         raise ModelError(f"--format={form}: give one of {', '.join(get_args(Format))}")
     if form == "params" and weights == "int8":
         raise ModelError("--weights=int8: orbax stores arrays as they are; give bfloat16, or --format=safetensors")
     if form == "onnx" and weights != "float32":
         raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
-    _claim(out, form)
-    description = with_numbers(saved.description, Path(path))
+    _prepare_folder(out, form)
+    description = with_metrics(saved.description, Path(path))
     target = out / FILES[form]
-    if form == "params":  # orbax leaves it whole or not at all
+    if form == "params":  # orbax writes atomically
         _WRITERS[form](target, saved, weights)
     else:
         partial = out / f"{target.name}.partial"
         _WRITERS[form](partial, saved, weights)
         partial.replace(target)
-    description = msgspec.structs.replace(description, structure=structure(description, saved.params))
-    write_model_info(out / EXPORT, description)
+    description = msgspec.structs.replace(description, structure=structure_checksum(description, saved.params))
+    write_model_info(out / MODEL_FILE, description)
+    (out / LEGACY_EXPORT_FILE).unlink(missing_ok=True)  # of the export of version 0.1 that was replaced
     card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
     (out / CARD).write_text(card, encoding="utf-8")
     return target
 
 
-def with_numbers(model: ModelInfo, path: Path) -> ModelInfo:
-    """The description with what the run has measured of these weights; of a checkpoint by its number it is unsaid."""
+def with_metrics(model: ModelInfo, path: Path) -> ModelInfo:
+    """Adds the run's test metrics to the provenance; omitted for a single checkpoint."""
     with contextlib.suppress(OSError, ValueError):  # official weights have no description
         found = find_model_info(path)
-        if found.name == RUN and not path.name.isdecimal():
-            numbers = json.loads((found.parent / "result.json").read_text(encoding="utf-8"))
-            return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": numbers})
+        if is_run(found) and not path.name.isdecimal():
+            metrics = json.loads((found.parent / "result.json").read_text(encoding="utf-8"))
+            return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": metrics})
     return model
 
 
-def _claim(out: Path, form: str) -> None:
-    """Refuses a folder that holds anything but an export of that format."""
+def _prepare_folder(out: Path, form: str) -> None:
+    """Creates the folder; refuses one that holds anything but an export of that format."""
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: a file; give a folder")
-    known = {EXPORT, CARD, FILES[form]}
+    known = {MODEL_FILE, LEGACY_EXPORT_FILE, CARD, FILES[form]}
     names = (each.name.removesuffix(".partial") for each in out.iterdir()) if out.exists() else ()
-    strangers = sorted(name for name in names if name not in known)
-    if strangers:
-        raise ModelError(f"{out}: holds {', '.join(strangers[:5])}; give a new folder")
+    other = sorted(name for name in names if name not in known)
+    if other:
+        raise ModelError(f"{out}: holds {', '.join(other[:5])}; give a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,37 +123,37 @@ def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) ->
 
 
 def _write_safetensors(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
-    about = {"format": "flax", "program": str(saved.description.provenance.get("program", ""))}
-    save_safetensors(target, saved.params, weights, about)
+    metadata = {"format": "flax", "program": str(saved.description.provenance.get("program", ""))}
+    save_safetensors(target, saved.params, weights, metadata)
 
 
 def _write_stablehlo(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
     from datar_jax.export.stablehlo import to_stablehlo
 
     model = saved.description
-    program, samples = _program(model)
-    target.write_bytes(to_stablehlo(program, quantize(saved.params, weights), samples))
+    waveform_model, samples = _waveform_model(model)
+    target.write_bytes(to_stablehlo(waveform_model, quantize(saved.params, weights), samples))
 
 
 def _write_onnx(target: Path, saved: PretrainedModel, _weights: WeightDtype) -> None:
     from datar_jax.export.onnx import for_onnx, to_onnx
 
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
-    program, samples = _program(model)
+    waveform_model, samples = _waveform_model(model)
     try:
-        target.write_bytes(to_onnx(program, saved.params, samples))
+        target.write_bytes(to_onnx(waveform_model, saved.params, samples))
     except ImportError as error:
         raise ModelError(f"--format=onnx: {error}") from None
 
 
-def _program(model: ModelInfo) -> tuple[Any, int]:
-    """The function from waveforms to probabilities, and the samples of its window."""
-    from datar_jax.export.waveform_model import waveform_program
+def _waveform_model(model: ModelInfo) -> tuple[WaveformModel, int]:
+    """The function from waveforms to probabilities, and the number of samples of its window."""
+    from datar_jax.export.waveform_model import make_waveform_model
 
     assert model.normalisation
     sizes = tuple(model.heads.values())
-    program = waveform_program(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
-    return program, window_samples(model.audio, model.frames)
+    function = make_waveform_model(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
+    return function, window_samples(model.audio, model.frames)
 
 
 _WRITERS = {

@@ -1,6 +1,6 @@
-"""The model card: what a model is, what it was trained on, how well it does there, and what is not known of it.
+"""Writes the model card: architecture, training data, test metrics, licences and limits of a model.
 
-Markdown with the head that model hubs read (Mitchell et al., "Model Cards for Model Reporting", 2019).
+Markdown with the front matter that model hubs read (Mitchell et al., "Model Cards for Model Reporting", 2019).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.metrics import format_metric
 
 UNKNOWN = "not stated"
-SHOWN = 100  # classes that are listed by name
+MAX_LISTED_CLASSES = 100
 
 USES = {
     "params": "`datar_jax.load(FOLDER)`, or `orbax.checkpoint.StandardCheckpointer().restore(FOLDER/params)`",
@@ -27,13 +27,13 @@ USES = {
 
 
 def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licences: Mapping[str, str]) -> str:
-    """The text of a card.
+    """Returns the text of a model card.
 
     Args:
-      model: what is known of the model.
-      parameters: their number.
-      form: of the export, a key of `USES`.
-      weights: how numbers are stored: float32, bfloat16 or int8.
+      model: description of the model.
+      parameters: number of parameters.
+      form: export format, a key of `USES`.
+      weights: storage dtype: float32, bfloat16 or int8.
       licences: of `weights` and of `data`, as the person who exports states them.
     """
     audio, provenance = model.audio, model.provenance
@@ -58,22 +58,22 @@ def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licen
         f"| parameters | {parameters:,}, stored as {weights} |",
         f"| blocks, widths | {' · '.join(shape.spec)}, {' · '.join(map(str, shape.dims))} |",
         f"| input | one channel at {audio.sample_rate:,} Hz, {model.seconds:g} s ({model.frames} frames of "
-        f"{audio.n_mels} mel bins); shorter clips are padded and masked, of longer ones windows are averaged |",
+        f"{audio.n_mels} mel bins); shorter clips are padded and masked, longer ones averaged over windows |",
         f"| output | {_output(model)} |",
         f"| use | {USES[form]} |",
     ]
     if form in ("stablehlo", "onnx"):
         samples, context = window_samples(audio, model.frames), left_context(audio)
         what.append(
-            f"| arguments | `waveform` float32 (batch, {samples}), a clip at its start and zeros "
-            "behind; `length` int32 (batch,), its size; `start` int32 (batch,), 0; of a longer recording a part, in "
-            f"which the window begins at sample `start`, {context} but for its beginning |"
+            f"| arguments | `waveform` float32 (batch, {samples}), a clip padded with zeros at the end; `length` int32 "
+            "(batch,), number of valid samples; `start` int32 (batch,), sample at which the window begins: 0 for a "
+            f"clip or the beginning of a recording, {context} inside a longer recording |"
         )
     parts = [
         head,
         what,
         _training(provenance),
-        _numbers(provenance.get("numbers"), weights),
+        _metrics(provenance.get("numbers"), weights),
         _licences(licences),
         _limits(model),
     ]
@@ -81,15 +81,15 @@ def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licen
 
 
 def _yaml(text: str) -> str:
-    """A text as YAML reads it; what may mean something there is quoted."""
+    """A YAML scalar, quoted if it may be read as anything but a plain string."""
     return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
 
 
 def _output(model: ModelInfo) -> str:
-    kind = "that sum to 1" if model.config.data.labels == "single" else "of each class by itself"
+    kind = "that sum to 1" if model.config.data.labels == "single" else "of each class independently"
     if len(model.heads) > 1:
         heads = ", ".join(f"{name} ({size})" for name, size in model.heads.items())
-        return f"probabilities {kind}, of each head: {heads}"
+        return f"probabilities {kind}, for each head: {heads}"
     return f"probabilities {kind}"
 
 
@@ -97,8 +97,8 @@ def _training(provenance: Mapping[str, Any]) -> list[str]:
     lines = ["## Training", ""]
     data, run = provenance.get("data", {}), provenance.get("run", {})
     if data:
-        clips = ", ".join(f"{count:,} {side}" for side, count in data.get("clips", {}).items())
-        fold = f", fold {data['fold']} kept for the test" if "fold" in data else ""
+        clips = ", ".join(f"{count:,} {split}" for split, count in data.get("clips", {}).items())
+        fold = f", fold {data['fold']} held out for the test" if "fold" in data else ""
         digest = f", SHA-256 of its clips {data['clips_sha256']}" if "clips_sha256" in data else ""
         lines.append(f"- data: {data.get('name', UNKNOWN)} ({data.get('kind', UNKNOWN)}){fold}: {clips} clips{digest}")
     if run:
@@ -110,25 +110,28 @@ def _training(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _chain(before: Mapping[str, Any]) -> str:
-    """What a model started from, and what that one did."""
+    """What a model was initialized from, back to the first."""
     data = before.get("data", {})
-    told = f"started from {before.get('from', UNKNOWN)}, trained on {data.get('name', UNKNOWN)}"
+    text = f"initialized from {before.get('from', UNKNOWN)}, trained on {data.get('name', UNKNOWN)}"
     if "fold" in data:
-        told += f" without fold {data['fold']}"
+        text += f" without fold {data['fold']}"
     earlier = before.get("pretraining")
-    return f"{told}, which {_chain(earlier)}" if earlier else told
+    return f"{text}, which was {_chain(earlier)}" if earlier else text
 
 
-def _numbers(numbers: Mapping[str, Any] | None, weights: str) -> list[str]:
-    lines = ["## Numbers", ""]
-    if not numbers:
-        return [*lines, "Not known: the run had not ended when this was exported, or it evaluates another checkpoint."]
-    stored = "" if weights == "float32" else f", measured before the weights were stored as {weights}"
-    lines += [f"On {numbers['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
-    for field, value in numbers.items():
+def _metrics(metrics: Mapping[str, Any] | None, weights: str) -> list[str]:
+    lines = ["## Results", ""]
+    if not metrics:
+        return [
+            *lines,
+            "Not known: the run had not finished when this was exported, or its test used another checkpoint.",
+        ]
+    stored = "" if weights == "float32" else f", measured before the weights were converted to {weights}"
+    lines += [f"On {metrics['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
+    for field, value in metrics.items():
         if metric := format_metric(field, value):
             lines.append(f"| {' | '.join(metric)} |")
-    return [*lines, f"| multiply-accumulates per window | {numbers['macs_per_clip'] / 1e6:,.0f} M |"]
+    return [*lines, f"| multiply-accumulates per window | {metrics['macs_per_clip'] / 1e6:,.0f} M |"]
 
 
 def _licences(licences: Mapping[str, str]) -> list[str]:
@@ -146,13 +149,17 @@ def _limits(model: ModelInfo) -> list[str]:
     return [
         "## Limits",
         "",
-        f"- It knows the {len(model.labels)} classes below and nothing else"
-        + (": whatever it hears, one of them comes out on top." if model.config.data.labels == "single" else "."),
-        f"- It hears {audio.fmin:g} to {audio.highest:g} Hz.",
-        "- Scores are not calibrated, and were measured on clips like those that it was trained on.",
+        f"- It recognizes only the {len(model.labels)} classes below"
+        + ("; every sound is assigned to one of them." if model.config.data.labels == "single" else "."),
+        f"- It uses frequencies from {audio.fmin:g} to {audio.highest:g} Hz.",
+        "- Scores are not calibrated. Results are for clips of the same kind as the training data.",
     ]
 
 
 def _classes(model: ModelInfo) -> str:
-    more = f", and {len(model.labels) - SHOWN} more (config.json)" if len(model.labels) > SHOWN else ""
-    return "## Classes\n\n" + ", ".join(model.labels[:SHOWN]) + more
+    more = (
+        f", and {len(model.labels) - MAX_LISTED_CLASSES} more (model.json)"
+        if len(model.labels) > MAX_LISTED_CLASSES
+        else ""
+    )
+    return "## Classes\n\n" + ", ".join(model.labels[:MAX_LISTED_CLASSES]) + more

@@ -1,8 +1,8 @@
-"""A program with its weights as an ONNX file, which onnxruntime runs without jax, for batches of any size.
+"""Exports a model with its weights as an ONNX file, which onnxruntime runs without jax.
 
-jax2onnx translates one primitive at a time. What it has no word for is not needed to compute the same numbers: which
-platform a formulation is for, how a derivative is taken, that a call is a call. `_run` leaves that out, and writes
-padding as concatenation, because the translation of `pad` takes no batch of unknown size.
+jax2onnx translates one primitive at a time and does not support calls, custom derivatives and choices by platform.
+`_inline_jaxpr` removes them without changing a result, and replaces padding by concatenation, because the translation
+of `pad` needs a fixed batch size.
 
 Shapes: B batch, N samples, S classes.
 """
@@ -23,59 +23,60 @@ from jax.extend import core
 
 from datar_jax.checkpoints.quantization import dequantize
 from datar_jax.config import Config
-from datar_jax.export.waveform_model import Program
+from datar_jax.export.waveform_model import WaveformModel
 
 
 def for_onnx(config: Config) -> Config:
-    """The settings of the same model in formulations that ONNX has: samples by gathers, products in float32."""
+    """Settings of the same model in operations that ONNX has: sampling by gather, float32."""
     model = msgspec.structs.replace(config.model, sampler="gather", dtype="float32")
     return msgspec.structs.replace(config, model=model)
 
 
-def to_onnx(program: Program, stored: Any, samples: int) -> bytes:
-    """A program and its weights, for batches of any size.
+def to_onnx(waveform_model: WaveformModel, stored: Any, samples: int) -> bytes:
+    """Serializes a waveform model with its weights, for any batch size.
 
     Args:
-      program: from `program.waveform_program` with settings `for_onnx`.
-      stored: parameters, or what `weights.compress` made of them.
+      waveform_model: from `make_waveform_model` with settings from `for_onnx`.
+      stored: parameters, or the result of `quantize`.
       samples: N, length of the window.
 
     Returns:
-      The file: of `waveform` float32 (B, N), `length` and `start` int32 (B,) it makes `probabilities` float32 (B, S).
+      The file, with inputs `waveform` float32 (B, N), `length` and `start` int32 (B,), output `probabilities` float32
+      (B, S).
 
     Raises:
       ImportError: jax2onnx is not installed.
     """
     try:
-        with _without_stderr("jax2onnx"):
-            import jax2onnx  # it asks for an older orbax-checkpoint, which it does not use for this
+        with _quiet_loggers("jax2onnx"):
+            import jax2onnx  # it pins an older orbax-checkpoint, which this does not use
     except ImportError:
         raise ImportError(
             "writing ONNX needs jax2onnx: pip install 'datar-jax[onnx]', then pip install --no-deps jax2onnx==0.17.1"
         ) from None
 
-    def baked(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
-        return program(dequantize(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
+    def with_weights(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
+        return waveform_model(dequantize(jax.tree.map(jnp.asarray, stored)), waveform_BxN, length_B, start_B)
 
     (b,) = jax.export.symbolic_shape("B")
     number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
     shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), number_B, number_B
-    closed = jax.make_jaxpr(baked)(*shapes)  # before jax2onnx puts its own functions in the place of some of jax's
+    closed = jax.make_jaxpr(with_weights)(*shapes)  # traced before jax2onnx patches functions of jax
 
-    def plain(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
-        return _run(closed, [waveform_BxN, length_B, start_B])[0]
+    def inlined(waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
+        return _inline_jaxpr(closed, [waveform_BxN, length_B, start_B])[0]
 
     names = {"input_names": ["waveform", "length", "start"], "output_names": ["probabilities"], "model_name": "datar"}
-    with _without_stderr("jax2onnx", "onnx_ir"):
-        return bytes(jax2onnx.to_onnx(plain, shapes, **names).SerializeToString())
+    with _quiet_loggers("jax2onnx", "onnx_ir"):
+        return bytes(jax2onnx.to_onnx(inlined, shapes, **names).SerializeToString())
 
 
 def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """The function in a file of `to_onnx`, run by onnxruntime.
+    """Loads the function from a file of `to_onnx`, run by onnxruntime.
 
     Raises:
       ImportError: onnxruntime is not installed.
-      ValueError: no such file.
+      ValueError: not such a file.
     """
     try:
         import onnxruntime
@@ -83,17 +84,17 @@ def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.
         raise ImportError("running ONNX needs onnxruntime: pip install 'datar-jax[onnx]'") from None
     try:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # of a warning for each constant that it folds nobody has any use
+        options.log_severity_level = 3  # errors only: it warns about each folded constant
         session = onnxruntime.InferenceSession(file, options, providers=onnxruntime.get_available_providers())
-    except Exception as error:  # of kinds that onnxruntime does not export
+    except Exception as error:  # onnxruntime does not export its error types
         raise ValueError(f"not an ONNX file that onnxruntime reads ({str(error).splitlines()[0][:120]})") from None
     names = [each.name for each in session.get_inputs()]
     return lambda *given: session.run(None, dict(zip(names, given)))[0]
 
 
 @contextlib.contextmanager
-def _without_stderr(*names: str) -> Iterator[None]:
-    """Without the warnings of some packages: of examples that cannot be imported, of shapes that are left open."""
+def _quiet_loggers(*names: str) -> Iterator[None]:
+    """Suppresses log messages below ERROR of some packages, about missing examples and symbolic shapes."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -105,8 +106,8 @@ def _without_stderr(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    """Evaluates a traced function with plain primitives."""
+def _inline_jaxpr(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr with calls inlined and unsupported primitives replaced."""
     jaxpr = closed.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args]))
 
@@ -115,25 +116,29 @@ def _run(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
 
     for equation in jaxpr.eqns:
         out = equation.outvars
-        # What has no pixels is only ever concatenated, and would be a size of 0 in a file, which means "as it was".
-        nothing = all(0 in getattr(variable.aval, "shape", ()) for variable in out)
-        values.update(zip(out, [None] * len(out) if nothing else _apply(equation, list(map(read, equation.invars)))))
+        # Empty arrays are only ever concatenated; in ONNX a size of 0 would mean "unchanged".
+        empty = all(0 in getattr(variable.aval, "shape", ()) for variable in out)
+        values.update(
+            zip(out, [None] * len(out) if empty else _lower_primitive(equation, list(map(read, equation.invars))))
+        )
     return list(map(read, jaxpr.outvars))
 
 
-def _apply(equation: core.JaxprEqn, given: list[Any]) -> Sequence[Any]:
+def _lower_primitive(equation: core.JaxprEqn, given: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     if name == "platform_index":
         return [None]
-    if name == "cond" and given[0] is None:  # a choice by platform
-        return _run(params["branches"][params["branches_platforms"].index(None)], given[1:])
+    if name == "cond" and given[0] is None:  # choice by platform
+        return _inline_jaxpr(params["branches"][params["branches_platforms"].index(None)], given[1:])
     if name == "jit":
-        return _run(params["jaxpr"], given)
+        return _inline_jaxpr(params["jaxpr"], given)
     if name in ("custom_vjp_call", "custom_jvp_call"):
-        return _run(params["call_jaxpr"], given)
+        return _inline_jaxpr(params["call_jaxpr"], given)
     if name == "scan":
         body = params["jaxpr"]
-        plain = jax.make_jaxpr(lambda *args: _run(body, args))(*(variable.aval for variable in body.jaxpr.invars))
+        plain = jax.make_jaxpr(lambda *args: _inline_jaxpr(body, args))(
+            *(variable.aval for variable in body.jaxpr.invars)
+        )
         out: Sequence[Any] = equation.primitive.bind(*given, **{**params, "jaxpr": plain})
         return out
     if name == "concatenate":
@@ -145,7 +150,7 @@ def _apply(equation: core.JaxprEqn, given: list[Any]) -> Sequence[Any]:
 
 
 def _pad(x: Array, value: Array, padding: Sequence[tuple[int, int, int]]) -> Array:
-    """`jax.lax.pad` without interior padding; a negative one cuts."""
+    """`jax.lax.pad` without interior padding, as concatenation; negative padding slices."""
     for axis, (low, high, interior) in enumerate(padding):
         if interior:
             raise NotImplementedError("padding between the entries of an axis")

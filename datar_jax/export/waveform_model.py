@@ -1,11 +1,11 @@
-"""From samples to probabilities, all of it one traceable function: what an exported model computes.
+"""The function that an exported model computes: from waveforms to probabilities, traceable as a whole.
 
-The front end is the device's. A clip lies at the start of an array of fixed size, and how many of its samples are sound
-is an argument; what its length decides (its columns, where its end is reflected) is index arithmetic, so that one
-program serves clips of all lengths. Of a recording that is longer than the model's window, the array holds a part: the
-window and, before it, the samples that its first column needs, whose number is another argument.
+The log-mel front end runs on the device. A clip is at the start of an array of fixed size and its length is an
+argument; everything that depends on the length (frames, reflection at the end) is index arithmetic, so one program
+serves clips of all lengths. For a recording longer than the window, the array holds the window and the samples of left
+context that its first frame needs; the start of the window is another argument.
 
-Shapes: B batch, N samples of the window, W samples under its columns, F mel bins, T frames, S classes.
+Shapes: B batch, N samples of the window, W samples of its frames, F mel bins, T frames, S classes.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
 from datar_jax.models.spec import Task, predict
 
-Program = Callable[[Any, Array, Array, Array], Array]
+WaveformModel = Callable[[Any, Array, Array, Array], Array]
 
 
-def waveform_program(
+def make_waveform_model(
     config: Config, heads: tuple[int, ...], classes: int, frames: int, mean: float, std: float
-) -> Program:
-    """The function from waveforms to probabilities.
+) -> WaveformModel:
+    """Builds the function from waveforms to probabilities.
 
     Args:
-      config: of the run that trained the model; `audio`, `model` and `data.labels` are used.
-      heads: classes of each head; none: one head has all.
-      classes: S, of all heads together.
-      frames: T, columns of the window that the model's position tables were made for.
-      mean: of the training spectrograms, decibels.
-      std: their deviation, decibels.
+      config: of the run that trained the model; uses `audio`, `model` and `data.labels`.
+      heads: number of classes of each head; empty for a single head.
+      classes: S, the total over all heads.
+      frames: T, length of the window.
+      mean: of the training spectrograms, dB.
+      std: standard deviation of the training spectrograms, dB.
 
     Returns:
       A pure function of
 
       - params: the model's parameters, float32;
       - waveform_BxN: float32 samples at `config.audio.sample_rate`, N = framing.window_samples(config.audio, T);
-      - length_B: int32, how many of them are sound, 1 to N; what lies beyond changes nothing;
-      - start_B: int32, which sample the window begins at: 0 for a whole clip,
+      - length_B: int32, number of valid samples, 1 to N; samples beyond have no effect;
+      - start_B: int32, sample at which the window begins: 0 for a whole clip,
         `framing.left_context(config.audio)` inside one.
 
-      It gives float32 (B, S): probabilities over each head's classes ("single") or of each class ("multi"), and raises
+      It returns float32 (B, S): probabilities over each head's classes ("single") or of each class ("multi"). It raises
       ValueError for another N.
     """
     audio, samples = config.audio, window_samples(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
     task = Task(msgspec.structs.replace(config, model=settings), classes, frames, 1, heads)
 
-    def program(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
+    def waveform_model(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:
             raise ValueError(f"waveform_BxN has shape {waveform_BxN.shape}; give (B, {samples}), {frames} frames")
         with jax.named_scope("front_end"):
@@ -65,13 +65,13 @@ def waveform_program(
             mel_BxFxT = log_mel_jax(excerpt_BxW, frames_B, audio)
         return predict(task, params, mel_BxFxT, frames_B, mean, std)[0]
 
-    return program
+    return waveform_model
 
 
 def columns_jax(length_B: Array, audio: AudioConfig, frames: int) -> Array:
-    """`store.columns` of lengths that are known only when the program runs, `frames` at most: int32 (B,).
+    """Number of frames of traced lengths, as `framing.columns`, at most `frames`: int32 (B,).
 
-    A rounded quotient of float64 cannot be had in float32: the least length that reaches each column is looked up.
+    float32 cannot reproduce the rounded float64 quotient, so the least length of each frame count is a constant table.
     """
     lengths = np.arange((frames + 1) * audio.hop_length)
     least_T = np.searchsorted(columns(lengths, audio), np.arange(1, frames + 1)).astype(np.int32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datar_jax.checkpoints.model_info import RUN, ModelError, ModelInfo, read_model_info
+from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, ModelInfo, read_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel, load_pretrained
 from datar_jax.checkpoints.transfer import Transfer, transfer
 from datar_jax.config import Config, ConfigError
@@ -43,7 +43,7 @@ def started_run(folder: Path) -> ModelInfo | None:
     if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
         return None
     try:
-        return read_model_info(folder / RUN)
+        return read_model_info(folder / MODEL_FILE)
     except ModelError:
         return None
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from datar_jax import metrics
 from datar_jax.checkpoints.manager import CheckpointManager
-from datar_jax.checkpoints.model_info import RUN, ModelInfo, write_model_info
+from datar_jax.checkpoints.model_info import ModelInfo, write_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
@@ -132,7 +132,7 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     label = f"fold {fold}" if job.cross_validates else ""
     report = NullWriter() if jax.process_index() else MetricWriter(folder, job.console, label)
     if not jax.process_index():
-        write_model_info(folder / RUN, info)
+        write_model_info(folder / MODEL_FILE, info)
     checkpoints = CheckpointManager(folder / "checkpoints", report.say)
     try:
         sizes = [len(getattr(data.split, name)) for name in SPLITS]

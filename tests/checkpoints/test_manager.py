@@ -60,6 +60,10 @@ class Said(list[str]):
         self.append(line)
 
 
+def best_step(checkpoints: CheckpointManager) -> int:
+    return int(checkpoints.restore(tiny(0), best=True)[0].step)
+
+
 def write(folder: Path, *steps: int, scores: dict[int, float] | None = None, said: Said | None = None) -> None:
     checkpoints = CheckpointManager(folder, said if said is not None else Said())
     for step in steps:
@@ -136,16 +140,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing file": (lambda step: payload(step).unlink(), ""),
     "half written": (_half_deleted, ""),
     "no state": (lambda step: shutil.rmtree(step / "state"), ""),
-    "no meta": (lambda step: shutil.rmtree(step / "meta"), "not a whole checkpoint of this program"),
+    "no meta": (lambda step: shutil.rmtree(step / "meta"), "not a complete checkpoint of this program"),
     "cut meta": (lambda step: (step / "meta" / "metadata").write_bytes(b'{"data'), "meta/metadata cannot be read"),
     "meta of zeros": (lambda step: (step / "meta" / "metadata").write_bytes(bytes(99)), "meta/metadata cannot be read"),
     "meta of nothing": (lambda step: (step / "meta" / "metadata").write_bytes(b"[]"), "meta/metadata cannot be read"),
-    "empty": (lambda step: (shutil.rmtree(step), step.mkdir()), "not a whole checkpoint of this program"),
+    "empty": (lambda step: (shutil.rmtree(step), step.mkdir()), "not a complete checkpoint of this program"),
     "holiday": (
         lambda step: (shutil.rmtree(step), step.mkdir(), (step / "beach.jpg").write_bytes(b"sun")),
-        "not a whole checkpoint of this program",
+        "not a complete checkpoint of this program",
     ),
-    "another model": (_other_model, "of another model: params/head/bias is bfloat16[700] there, bfloat16[600] here"),
+    "another model": (
+        _other_model,
+        "of another model: params/head/bias is bfloat16[700] in the checkpoint, bfloat16[600] in the model",
+    ),
     "another step": (lambda step: (shutil.rmtree(step), shutil.copytree(step.with_name("2"), step)), "it is of step 2"),
 }
 
@@ -159,7 +166,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Pat
     step, said = read(folder)
     assert step == 2
     assert len(said) == 1 and "\n" not in said[0] and len(said[0]) < 400
-    assert f"{folder / '3'}: passed over and renamed to 3.damaged" in said[0] and why in said[0]
+    assert f"{folder / '3'}: skipped and renamed to 3.damaged" in said[0] and why in said[0]
     assert "taking step 2" in said[0] and "pybind" not in said[0]
     write(folder, 3)
     assert read(folder) == (3, []), "and the step is stored anew"
@@ -222,7 +229,7 @@ def test_a_folder_of_somebody_else_is_not_deleted_as_an_old_checkpoint(tmp_path:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "beach.jpg").write_bytes(b"sun")
     step, said = read(tmp_path)
-    assert step == 3 and len(said) == 1 and "not a whole checkpoint" in said[0]
+    assert step == 3 and len(said) == 1 and "not a complete checkpoint" in said[0]
     assert (tmp_path / "1.damaged" / "beach.jpg").read_bytes() == b"sun"
 
 
@@ -254,10 +261,10 @@ def test_a_score_that_comes_later_joins_its_step(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, scores={1: 0.5})
     checkpoints = CheckpointManager(tmp_path, Said())
     state, *_ = checkpoints.restore(tiny(0))
-    assert checkpoints.has_score(1) and not checkpoints.has_score(2) and checkpoints.best_step() == 1
+    assert checkpoints.has_score(1) and not checkpoints.has_score(2) and best_step(checkpoints) == 1
     checkpoints.save(state, {"next_batch": 2}, {"train_seconds": 9.0}, 0.75)
     checkpoints.finish()
-    assert checkpoints.best_step() == 2
+    assert best_step(checkpoints) == 2
     checkpoints.close()
     assert read(tmp_path, best=True) == (2, []), "and nothing else of it has changed"
 
@@ -313,7 +320,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path: Path, monke
         CheckpointError, match=r"of step 4 could not be written \(No space left.*newest one is of step 2"
     ):
         checkpoints.finish()
-    assert checkpoints.best_step() == 1
+    assert best_step(checkpoints) == 1
     checkpoints.save(tiny(5), {"next_batch": 5}, {"train_seconds": 0.5})
     checkpoints.finish()
     checkpoints.close()
@@ -374,9 +381,9 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
     assert lines[2] == "READ 3" and left(tmp_path) == ["1", "3"]
 
 
-def test_no_place_for_checkpoints_is_an_error_of_one_line(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(CheckpointError, match="no place for checkpoints"):
+    with pytest.raises(CheckpointError, match="cannot hold checkpoints"):
         CheckpointManager(tmp_path / "checkpoints")
 
 

@@ -1,15 +1,17 @@
-"""A `.pth` or `.npz` from anywhere: its numbers are read, and nothing in it is run.
+"""`.pth` and `.npz` files from untrusted sources are read without executing anything.
 
-The files are written here instruction by instruction, so that no PyTorch is needed and none of them is well-meant by
-accident; where PyTorch is installed, what it writes is read too.
+The files are written opcode by opcode, so that hostile ones can be built and no PyTorch is needed; where PyTorch is
+installed, files that it writes are read too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pickle
 import pickletools
 import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -18,12 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datar_jax.checkpoints import torch_file as pth
+from datar_jax.checkpoints import torch_file
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.checkpoints.torch_file import read_arrays
-from datar_jax.checkpoints.torch_pickle import Opaque, Tensor, interpret
+from datar_jax.checkpoints.torch_pickle import Opaque, Tensor, parse_pickle
 
-METRIC_FORMATS = np.arange(24, dtype=np.float32)
+VALUES = np.arange(24, dtype=np.float32)
 KINDS = {
     "f8": "Double",
     "f4": "Float",
@@ -74,7 +76,7 @@ def table(**items: bytes) -> bytes:
 def write(path: Path, program: bytes, data: dict[str, bytes] | None = None, **extra: bytes) -> Path:
     """A `.pth`: the pickle of a program without its frame, and the numbers of its storages."""
     members = {"data.pkl": b"\x80\x02" + program + b".", "version": b"3\n", **extra}
-    members |= {f"data/{key}": raw for key, raw in (data or {"0": METRIC_FORMATS.tobytes()}).items()}
+    members |= {f"data/{key}": raw for key, raw in (data or {"0": VALUES.tobytes()}).items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, raw in members.items():
             archive.writestr(f"archive/{name}", raw)
@@ -110,8 +112,8 @@ def test_strides_and_offsets_are_honoured(tmp_path: Path) -> None:
         again=tensor(),
     )
     read = read_arrays(write(tmp_path / "a.pth", program))
-    np.testing.assert_array_equal(read["turned"], METRIC_FORMATS.reshape(6, 4).T)
-    np.testing.assert_array_equal(read["part"], METRIC_FORMATS.reshape(2, 12)[:, 1:7:2])
+    np.testing.assert_array_equal(read["turned"], VALUES.reshape(6, 4).T)
+    np.testing.assert_array_equal(read["part"], VALUES.reshape(2, 12)[:, 1:7:2])
     assert read["scalar"] == 23 and read["empty"].shape == (0, 3)
     assert not read["again"].flags.writeable
 
@@ -154,17 +156,17 @@ def test_aliases_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
         read_arrays(write(tmp_path / "a.pth", table(**many), data))
 
 
-@pytest.mark.parametrize("room", ["", "model", "state_dict"])
+@pytest.mark.parametrize("key", ["", "model", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_where_the_weights_may_be(tmp_path: Path, room: str, prefix: str) -> None:
+def test_where_the_weights_may_be(tmp_path: Path, key: str, prefix: str) -> None:
     weights = b"ccollections\nOrderedDict\n)R(" + text(f"{prefix}a.b") + tensor() + b"u}" + text("_metadata") + b"}sb"
-    program = table(epoch=number(3), **{room: weights}) if room else weights
+    program = table(epoch=number(3), **{key: weights}) if key else weights
     read = read_arrays(write(tmp_path / "a.pth", program))
-    np.testing.assert_array_equal(read["a.b"], METRIC_FORMATS)
-    mark = {"": "", "model": "model/", "state_dict": "state_dict."}[room]
-    np.savez(tmp_path / "b.npz", **{f"{mark}{prefix}a.b": METRIC_FORMATS}, **({"epoch": np.array(3)} if room else {}))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read["a.b"], VALUES)
+    mark = {"": "", "model": "model/", "state_dict": "state_dict."}[key]
+    np.savez(tmp_path / "b.npz", **{f"{mark}{prefix}a.b": VALUES}, **({"epoch": np.array(3)} if key else {}))  # type: ignore[arg-type]
     assert read_arrays(tmp_path / "b.npz").keys() == {"a.b"}
-    np.testing.assert_array_equal(read_arrays(tmp_path / "b.npz")["a.b"], METRIC_FORMATS)
+    np.testing.assert_array_equal(read_arrays(tmp_path / "b.npz")["a.b"], VALUES)
 
 
 # What would run, if this were unpickled.
@@ -196,7 +198,7 @@ ATTACKS = {  # each leaves one value on the stack
 def test_nothing_runs(tmp_path: Path, attack: str) -> None:
     ran = tmp_path / "ran"
     path = write(tmp_path / "a.pth", table(other=ATTACKS[attack](ran), model=table(a=tensor())))
-    np.testing.assert_array_equal(read_arrays(path)["a"], METRIC_FORMATS)
+    np.testing.assert_array_equal(read_arrays(path)["a"], VALUES)
     path = write(tmp_path / "b.pth", table(a=tensor()) + b"(" + text("b") + ATTACKS[attack](ran) + b"u")
     assert read_arrays(path).keys() >= {"a"}
     assert not ran.exists()
@@ -212,8 +214,8 @@ def test_the_payload_of_that_test_would_run(tmp_path: Path) -> None:
 
 def test_names_that_are_not_known_are_placeholders() -> None:
     for value in (pickle.dumps(x, protocol) for protocol in range(6) for x in (argparse.Namespace(a=1), np.float64(2))):
-        assert isinstance(interpret(value), Opaque)
-    assert isinstance(interpret(b"\x80\x02" + tensor() + b"."), Tensor)
+        assert isinstance(parse_pickle(value), Opaque)
+    assert isinstance(parse_pickle(b"\x80\x02" + tensor() + b"."), Tensor)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -225,26 +227,46 @@ def test_plain_values_are_what_pickle_makes_of_them(protocol: int) -> None:
     }
     value["e"] = value["a"]
     data = pickle.dumps(value, protocol)
-    assert interpret(data) == value
-    assert interpret(pickletools.optimize(data)) == value
+    assert parse_pickle(data) == value
+    assert parse_pickle(pickletools.optimize(data)) == value
 
 
 def test_keys_that_are_no_names_are_left_out() -> None:
-    assert interpret(pickle.dumps({(1, 2): 3, "a": 4, 1.5: 5})) == {"a": 4}
+    assert parse_pickle(pickle.dumps({(1, 2): 3, "a": 4, 1.5: 5})) == {"a": 4}
 
 
 def test_nothing_that_is_nested_takes_long(tmp_path: Path) -> None:
     """A pair of pairs of pairs: to hash, compare or print it would take 2 ** 60 steps; or a name that grows."""
     doubled = b")" + b"2\x86" * 60
     program = b"}(" + doubled + number(1) + text("a") + tensor() + text("b") + doubled + b"u"
-    np.testing.assert_array_equal(read_arrays(write(tmp_path / "a.pth", program))["a"], METRIC_FORMATS)
+    np.testing.assert_array_equal(read_arrays(write(tmp_path / "a.pth", program))["a"], VALUES)
     deep = b"]" * 200_000 + b"a" * 199_999
     assert read_arrays(write(tmp_path / "b.pth", table(a=tensor(), b=deep))).keys() == {"a"}
     with pytest.raises(ModelError, match="holds a tuple"):
         read_arrays(write(tmp_path / "c.pth", doubled))
     long = text("n" * 1000)
-    grown = interpret(b"\x80\x04" + long + b"\x94" + (b"h\x00h\x00\x93") * 3 + b"\x87.")
+    grown = parse_pickle(b"\x80\x04" + long + b"\x94" + (b"h\x00h\x00\x93") * 3 + b"\x87.")
     assert max(len(x.name) for x in grown) < 200
+
+
+BOMBS = {  # each claims gigabytes in a few bytes
+    "memo index": b"]r" + struct.pack("<I", (1 << 32) - 1),
+    "bytes": b"\x8e" + struct.pack("<Q", 1 << 40),
+    "bytearray": b"\x96" + struct.pack("<Q", 1 << 40),
+    "frame": b"\x95" + struct.pack("<Q", 1 << 40) + b"]",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
+def test_a_pickle_allocates_no_more_than_it_holds(tmp_path: Path, bomb: bytes) -> None:
+    path = write(tmp_path / "a.pth", table(a=tensor(), b=bomb))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ModelError):
+            read_arrays(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 BROKEN = {
@@ -262,14 +284,14 @@ BROKEN = {
 @pytest.mark.parametrize("program", BROKEN.values(), ids=BROKEN.keys())
 def test_a_damaged_pickle_is_refused(tmp_path: Path, program: bytes) -> None:
     path = write(tmp_path / "a.pth", program)
-    with pytest.raises(ModelError, match=r"data\.pkl is damaged|no dict of tensors") as error:
+    with pytest.raises(ModelError, match=r"data\.pkl is damaged|not a dict of tensors") as error:
         read_arrays(path)
     assert "\n" not in str(error.value)
 
 
 def test_a_pickle_must_end() -> None:
     with pytest.raises(ValueError, match="pickle exhausted before seeing STOP"):
-        interpret(b"\x80\x02}")
+        parse_pickle(b"\x80\x02}")
 
 
 def test_a_spoiled_file_is_read_or_refused(tmp_path: Path) -> None:
@@ -307,15 +329,13 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", table(a=tensor()))
     assert "damaged" in refusal("cut.pth", path.read_bytes()[:-30])
     raw = path.read_bytes()
-    assert "damaged (Bad CRC" in refusal(
-        "bit.pth", raw.replace(METRIC_FORMATS.tobytes(), METRIC_FORMATS[::-1].tobytes())
-    )
+    assert "damaged (Bad CRC" in refusal("bit.pth", raw.replace(VALUES.tobytes(), VALUES[::-1].tobytes()))
     write(tmp_path / "big.pth", table(a=tensor()), byteorder=b"big")
     assert "byte order" in refusal("big.pth")
     write(tmp_path / "none.pth", table(a=number(1)))
-    assert "no arrays by name" in refusal("none.pth")
+    assert "no named arrays" in refusal("none.pth")
     write(tmp_path / "whole.pth", b"c__main__\nNet\n)R")
-    assert "holds __main__.Net(...), no dict of tensors" in refusal("whole.pth")
+    assert "holds __main__.Net(...), not a dict of tensors" in refusal("whole.pth")
     with zipfile.ZipFile(tmp_path / "squeezed.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + table(a=tensor()) + b".")
     assert "compressed" in refusal("squeezed.pth")
@@ -326,7 +346,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
 
 def test_a_long_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.pth", table(a=tensor()))
-    monkeypatch.setattr(pth, "LONGEST", 100)
+    monkeypatch.setattr(torch_file, "MAX_PICKLE_BYTES", 100)
     with pytest.raises(ModelError, match="longer than 100 bytes"):
         read_arrays(path)
 

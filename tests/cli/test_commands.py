@@ -183,7 +183,11 @@ def test_an_export_scores_as_its_run_and_evaluate_agrees(
     assert main(["export", str(tmp_path / "safetensors-float32"), str(again), "--licence=a: b # c"]) == 0
     card = (again / "README.md").read_text()
     numbers = json.loads((work / "result.json").read_text())
-    for part in ('license: "a: b # c"', "- data: sounds (csv), fold 1 kept for the test: 9 train", "pretraining: none"):
+    for part in (
+        'license: "a: b # c"',
+        "sounds (csv), fold 1 held out for the test: 9 train",
+        "pretraining: none",
+    ):
         assert part in card, card
     assert f"| top-1 | {numbers['top1']:.1%} |" in card.replace("\xa0", " ")
     assert "weights: a: b # c\n- training data: not stated" in card
@@ -212,7 +216,7 @@ def test_an_export_scores_as_its_run_and_evaluate_agrees(
     assert main([*scored, "--config.data.labels=multi"]) == 2
     said_once(capsys, "data.labels='multi': the model gives a clip one class")
 
-    (again / "config.json").write_text((again / "config.json").read_text().replace('"mlp_ratio": 2', '"mlp_ratio": 3'))
+    (again / "model.json").write_text((again / "model.json").read_text().replace('"mlp_ratio": 2', '"mlp_ratio": 3'))
     assert main(scored) == 2
     said_once(capsys, str(again), "of another model than its description", "mlp")
 
@@ -356,8 +360,8 @@ def test_a_damaged_model_is_told_by_name(work: Path, tmp_path: Path, capsys: pyt
 
     text = (work / "model.json").read_text()
     for name, changed, said in (
-        ("cut", text[:-20], "describes no model of this version"),
-        ("later", text.replace("datar-jax 1", "datar-jax 2"), "describes no model of this version"),
+        ("cut", text[:-20], "not a model description of this version"),
+        ("later", text.replace("datar-jax 1", "datar-jax 2"), "not a model description of this version"),
         ("labels", text.replace('"rain"', '"rain", "dog"'), "model.num_classes=3: there are 4 labels"),
     ):
         folder = tmp_path / name

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from datar_jax.checkpoints.model_info import EXPORT, ModelInfo, write_model_info
-from datar_jax.checkpoints.pretrained import SAFETENSORS, structure
+from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
+from datar_jax.checkpoints.pretrained import SAFETENSORS, structure_checksum
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.config import Config, ModelConfig
 
@@ -28,8 +28,8 @@ def test_an_export_is_loaded_without_training_packages_and_without_compiling(tmp
     config = Config(model=ModelConfig(num_classes=2))
     params = {f"layer_{n}": {"kernel": np.zeros((n, 2), np.float32)} for n in range(1, 4)}  # as far as loading goes
     described = ModelInfo(config=config, labels=("a", "b"), frames=9, mean_db=0, std_db=1)
-    described = msgspec.structs.replace(described, structure=structure(described, params))
-    write_model_info(tmp_path / EXPORT, described)
+    described = msgspec.structs.replace(described, structure=structure_checksum(described, params))
+    write_model_info(tmp_path / MODEL_FILE, described)
     save_safetensors(tmp_path / SAFETENSORS, params, "float32")
     program = f"""
         import sys, jax

@@ -1,16 +1,20 @@
-"""Nothing that is read is executed: no call in the source could do it, and a pickle in place of a cache does not.
+"""No input is executed: no call in the source could do it, and pickles in caches and weights do not run.
 
-One exception is meant: `--config` names a Python file, which `settings.load` runs. Who names a file there asks for it
-to be run; nothing else that a user gives, no sound, list, cache, checkpoint or saved setting, is a program.
+The one exception: `--config` names a Python file, which the configuration loader runs. No other input (audio, list,
+cache, checkpoint, stored configuration) is executed.
 """
 
 import ast
+import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.torch_file import read_arrays
 from datar_jax.config import DataConfig
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import prepare
@@ -18,7 +22,7 @@ from tests.data.test_readers import AUDIO, folder_of
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "datar_jax").rglob("*.py"), ROOT / "train.py"])
-MEANT = {("loader.py", "spec.loader.exec_module")}  # the config file that the user names
+MEANT = {("datar_jax/config/loader.py", "spec.loader.exec_module")}  # the config file that the user names
 
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 MODULES = {
@@ -91,11 +95,17 @@ def harmless(call, aliases):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_source_can_run_what_it_reads(path):
-    assert {(path.name, name) for name, _ in findings(path.read_text(encoding="utf-8"))} <= MEANT
+    assert {
+        (path.relative_to(ROOT).as_posix(), name) for name, _ in findings(path.read_text(encoding="utf-8"))
+    } <= MEANT
 
 
 def test_the_exception_is_the_config_file_alone():
-    found = [(path.name, name) for path in SOURCES for name, _ in findings(path.read_text(encoding="utf-8"))]
+    found = [
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in SOURCES
+        for name, _ in findings(path.read_text(encoding="utf-8"))
+    ]
     assert len(SOURCES) > 25 and found == sorted(MEANT)
 
 
@@ -199,6 +209,19 @@ def test_a_pickle_in_place_of_a_cache_file_is_refused_and_does_not_run(tmp_path,
     assert re.search(reason, line)
     for i, mel_TxF in enumerate(whole):
         np.testing.assert_array_equal(features.get(i), mel_TxF)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_object_in_torch_weights_does_not_run(tmp_path, protocol):
+    ran = tmp_path / "ran"
+    pickled = pickle.dumps({"model": {"weight": Payload(ran)}, "args": Payload(ran)}, protocol)
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    with pytest.raises(ModelError, match="no named arrays"):
+        read_arrays(tmp_path / "weights.pth")
+    assert not ran.exists()
+    pickle.loads(pickled)
+    assert ran.exists()
 
 
 def test_the_payload_of_that_test_would_run(tmp_path):

@@ -20,7 +20,7 @@ from datar_jax.audio.log_mel_jax import frame_samples_jax
 from datar_jax.checkpoints.quantization import dequantize, quantize
 from datar_jax.export.onnx import _pad, for_onnx, to_onnx
 from datar_jax.export.stablehlo import from_stablehlo, to_stablehlo
-from datar_jax.export.waveform_model import columns_jax, waveform_program
+from datar_jax.export.waveform_model import columns_jax, make_waveform_model
 from datar_jax.models.spec import Task
 from datar_jax.training.train_step import eval_step
 
@@ -119,7 +119,7 @@ def test_the_program_scores_as_an_evaluation_with_the_hosts_front_end(labels, he
     statistics = jnp.array([MEAN, STD], jnp.float32)
     expected = jax.jit(partial(eval_step, task))(params, statistics, {"mel": mel_BxFxT, "frames": frames_B})
 
-    program = jax.jit(waveform_program(config, heads, CLASSES, FRAMES, MEAN, STD))
+    program = jax.jit(make_waveform_model(config, heads, CLASSES, FRAMES, MEAN, STD))
     start = np.zeros(len(lengths), np.int32)
     got = program(params, clips(lengths), np.array(lengths, np.int32), start)
     assert got.dtype == jnp.float32
@@ -131,7 +131,7 @@ def test_the_program_scores_as_an_evaluation_with_the_hosts_front_end(labels, he
 
 
 def test_a_waveform_of_another_length_is_refused():
-    program = waveform_program(CONFIG, (), CLASSES, FRAMES, MEAN, STD)
+    program = make_waveform_model(CONFIG, (), CLASSES, FRAMES, MEAN, STD)
     with pytest.raises(ValueError, match=rf"\(2, 100\); give \(B, {SAMPLES}\), {FRAMES} frames"):
         program({}, np.zeros((2, 100), np.float32), np.array([1, 1]), np.array([0, 0]))
 
@@ -156,7 +156,7 @@ def test_every_branch_of_the_model_takes_batches_of_a_size_that_is_not_known(ste
     mel = jax.ShapeDtypeStruct((1, AUDIO.n_mels, FRAMES), jnp.float32)
     init = Task(config, CLASSES, FRAMES, 1).model(train=False).init
     params = jax.eval_shape(init, jax.random.key(0), mel)["params"]
-    program = waveform_program(config, (), CLASSES, FRAMES, MEAN, STD)
+    program = make_waveform_model(config, (), CLASSES, FRAMES, MEAN, STD)
     (b,) = jax.export.symbolic_shape("b")
     number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
     shapes = jax.ShapeDtypeStruct((b, SAMPLES), jnp.float32), number_B, number_B
@@ -189,7 +189,7 @@ print("agreed")
 
 
 def test_a_file_needs_jax_alone_and_takes_batches_of_any_size(tmp_path):
-    program, params = waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD), parameters()
+    program, params = make_waveform_model(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD), parameters()
     lengths = np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
     stored, waves = quantize(params, "int8"), clips(lengths.tolist())
     file = to_stablehlo(program, stored, SAMPLES)
@@ -220,8 +220,8 @@ def test_weights_lie_in_the_file_in_the_form_that_they_were_given_in():
 
 
 @pytest.mark.parametrize("file", [b"", b"no program", bytes(1000)])
-def test_what_is_no_program_is_said(file):
-    with pytest.raises(ValueError, match=r"not a program of jax\.export"):
+def test_other_files_are_refused(file):
+    with pytest.raises(ValueError, match=r"not a jax\.export program"):
         from_stablehlo(file)
 
 
@@ -232,10 +232,10 @@ def test_onnxruntime_computes_the_same_from_an_onnx_file():
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     stored, lengths = quantize(parameters(), "int8"), np.array([1, 40, 127, 700, 1333, WHOLE - 1, WHOLE], np.int32)
-    expected = jax.jit(waveform_program(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD))(
+    expected = jax.jit(make_waveform_model(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD))(
         dequantize(stored), clips(lengths.tolist()), lengths, 0 * lengths
     )
-    file = to_onnx(waveform_program(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD), stored, SAMPLES)
+    file = to_onnx(make_waveform_model(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD), stored, SAMPLES)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert [(each.name, each.shape[1:]) for each in session.get_inputs()] == [
         ("waveform", [SAMPLES]),
@@ -257,7 +257,7 @@ def test_padding_as_concatenation_is_padding():
         _pad(x, value, [(0, 0, 1)] * 3)
 
 
-def test_without_the_converter_it_is_said_what_to_install(monkeypatch):
+def test_without_the_converter_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'datar-jax\[onnx\]'"):
         to_onnx(lambda *_: None, {}, SAMPLES)
