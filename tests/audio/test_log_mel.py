@@ -13,6 +13,7 @@ from datar_jax.audio.framing import frame_bounds, frame_samples, num_samples
 from datar_jax.audio.log_mel import log_mel, log_mel_frames, mel_basis
 from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import AudioConfig
+from tests.helpers import sound
 
 FRONT_ENDS = (
     AudioConfig(),
@@ -49,14 +50,6 @@ def on_device(samples_N, audio):
     frames = audio.frames(samples_N.size / audio.sample_rate)
     whole_N = frame_samples(samples_N, 0, samples_N.size, audio, 0, frames)
     return np.asarray(log_mel_jax(jnp.asarray(whole_N, jnp.float32)[None], jnp.array([frames]), audio))[0]
-
-
-def sound(audio, seconds=1.0, seed=0):
-    """A chirp in noise that fades by 60 dB."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(round(seconds * audio.sample_rate)) / audio.sample_rate
-    wave = 0.5 * np.sin(2 * np.pi * (200 + 900 * t) * t) + 0.05 * rng.standard_normal(t.size)
-    return (wave * 10 ** (-3 * t / max(seconds, 1e-9))).astype(np.float32)
 
 
 def tone(rate, seconds=1.0, hertz=440.0, channels=1):

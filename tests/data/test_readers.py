@@ -9,7 +9,7 @@ import soundfile
 from datar_jax.config import AudioConfig, ConfigError, DataConfig
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import prepare
-from tests.audio.test_log_mel import sound
+from tests.helpers import sound
 
 AUDIO = AudioConfig(n_mels=32, hop_ms=20.0)
 

@@ -21,6 +21,7 @@ from datar_jax.models.layers import DropPath
 from datar_jax.ops.masking import columns
 from datar_jax.training.optimizer import decay_mask
 from datar_jax.training.sharding import make_mesh, state_shardings
+from tests.helpers import LONE
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -42,10 +43,6 @@ SMALL = c.ModelConfig(
     local_perception=True,
     adaptor="both",
     adaptor_at="both",
-)
-# One deformable block: cheap to compile.
-LONE = c.ModelConfig(
-    dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,), adaptor="none"
 )
 
 

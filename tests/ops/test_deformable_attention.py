@@ -17,8 +17,7 @@ from datar_jax.ops.deformable_attention import deformable_attention
 from datar_jax.ops.masking import MASK_VALUE
 from datar_jax.ops.position_bias import BiasNetwork, position_bias
 from datar_jax.ops.sampling import query_points
-from tests.models.mixers.test_deformable import weigh
-from tests.ops.test_position_bias import bias_by_loops
+from tests.reference import bias_by_loops, weigh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datar_jax.ops.position_bias import position_bias, table_bias_row
-from tests.ops.test_sampling import GRIDS, bilinear, to_pixels
+from tests.reference import GRIDS, bias_by_loops
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -30,46 +30,6 @@ TABLES = [  # (F, T) of the map that the table is made for, (F, T) of the map at
 ]
 HEADS = 2
 METHODS = ("map_coordinates", "gather", "window", "separable", "auto")
-
-
-def bias_by_loops(table: np.ndarray, position: np.ndarray, size: tuple[int, int], grid: str) -> np.ndarray:
-    """The law in float64: ours in pixels with the edge repeated, the published ones in units of half a map."""
-    sides = table.shape[1:]
-    if grid == "centre":
-        reach = [max(0, n + 2 - (side + 1) // 2) for n, side in zip(size, sides)]
-        table = np.pad(table, ((0, 0), *((r, r) for r in reach)), mode="edge")
-        position = np.clip(position, -1, size)
-        queries = [np.arange(n) for n in size]
-        read = [q[:, None] - p + (side - 1) / 2 for q, p, side in zip(queries, position.T, table.shape[1:])]
-    else:
-        unit = [2 * position[:, a] / (size[a] - 1) - 1 for a in (0, 1)]
-        lattice = [
-            2 * (np.arange(n) + 0.5) / n - 1 if grid == "dat2022" else 2 * np.arange(n) / (n - 1) - 1 for n in size
-        ]
-        read = [to_pixels(0.5 * (q[:, None] - u), side) for q, u, side in zip(lattice, unit, sides)]
-    f, t = size
-    out = np.zeros((table.shape[0], f * t, len(position)))
-    for i in range(f):
-        for j in range(t):
-            out[:, i * t + j] = bilinear(np.moveaxis(table, 0, -1), np.stack([read[0][i], read[1][j]], -1)).T
-    return out
-
-
-def network_by_loops(network: Any, position: np.ndarray, size: tuple[int, int], grid: str) -> np.ndarray:
-    """Pair by pair: logarithm of the displacement, in pixels or in eighths of the map, two layers; `(H, M, N)`."""
-    kernel, bias, heads = (np.asarray(network[name], np.float64) for name in ("kernel", "bias", "heads"))
-    out = np.zeros((heads.shape[1], math.prod(size), len(position)))
-    for m in range(math.prod(size)):
-        query = np.array(divmod(m, size[1]), np.float64)
-        if grid == "dat2022":
-            query = (query + 0.5) / size * (np.array(size) - 1)
-        for n, key in enumerate(np.asarray(position, np.float64)):
-            apart = query - key
-            if grid != "centre":
-                apart = 4 * apart / ((np.array(size) - 1) / 2)
-            spaced = np.sign(apart) * np.log2(np.abs(apart) + 1) / 3
-            out[:, m, n] = np.maximum(spaced @ kernel + bias, 0) @ heads
-    return out
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,25 +15,13 @@ from hypothesis import strategies as st
 
 from datar_jax.ops import sampling
 from datar_jax.ops.sampling import reference_points, sample_features, sampling_positions
+from tests.reference import GRIDS, bilinear, to_pixels
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 METHODS = ("map_coordinates", "gather", "window", "hat", "separable")
 SIZES = [(1, 1), (1, 6), (5, 1), (4, 7)]
-GRIDS = ("centre", "dat2022", "dat2023")
 N = 10  # points of every draw
-
-
-def bilinear(map_FxTxC: np.ndarray, position_Nx2: np.ndarray) -> np.ndarray:
-    """The law itself in float64: four neighbours, each of them zero outside."""
-    f, t, c = map_FxTxC.shape
-    out = np.zeros((len(position_Nx2), c))
-    for n, (row, time) in enumerate(np.asarray(position_Nx2, np.float64)):
-        for i in (math.floor(row), math.floor(row) + 1):
-            for j in (math.floor(time), math.floor(time) + 1):
-                if 0 <= i < f and 0 <= j < t:
-                    out[n] += (1 - abs(row - i)) * (1 - abs(time - j)) * map_FxTxC[i, j]
-    return out
 
 
 def coordinates(size: int) -> st.SearchStrategy[float]:
@@ -205,10 +192,6 @@ def test_a_key_per_pixel_is_the_pixel(size: int) -> None:
 def published(size: int, keys: int, grid: str) -> np.ndarray:
     """Reference points as published, in units where -1 and 1 are the centres of the first and the last pixel."""
     return 2 * (np.arange(keys) + 0.5) / (keys if grid == "dat2022" else keys - 1) - 1
-
-
-def to_pixels(unit: np.ndarray, size: int) -> np.ndarray:
-    return (unit + 1) / 2 * (size - 1)
 
 
 @given(size=st.integers(1, 100), keys=st.integers(2, 100), grid=st.sampled_from(GRIDS[1:]))

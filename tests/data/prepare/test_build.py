@@ -38,9 +38,9 @@ from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import prepare as prepare_cache
 from datar_jax.filesystem import StoragePath, storage_path
 from datar_jax.training.input_pipeline import normalization_statistics
-from tests.audio.test_log_mel import sound
 from tests.data.datasets.test_annotations import LISTS
 from tests.data.sources.test_sources import SMALL
+from tests.helpers import sound
 
 AUDIO = AudioConfig(sample_rate=8_000, n_mels=32)
 RECIPE = EncodeOptions(AUDIO, shard_clips=3, workers=1)

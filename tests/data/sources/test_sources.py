@@ -19,7 +19,7 @@ from datar_jax.data.sources.feature_cache import SpectrogramCache, WaveformCache
 from datar_jax.models.spec import Task, spectrograms
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step
-from tests.audio.test_log_mel import sound
+from tests.helpers import sound
 
 HOST = c.AudioConfig(n_mels=32)
 DEVICE = msgspec.structs.replace(HOST, frontend="device")

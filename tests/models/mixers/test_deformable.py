@@ -20,42 +20,12 @@ from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.models.mixers.window import WindowAttention
 from datar_jax.ops import window_attention
 from datar_jax.ops.sampling import reference_points
-from tests.ops.test_position_bias import bias_by_loops, network_by_loops
-from tests.ops.test_sampling import bilinear
+from tests.helpers import build
+from tests.reference import bias_by_loops, bilinear, dense, lattice, network_by_loops, weigh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 C, HEADS = 8, 4
-
-
-def noisy(params: Any, seed: int = 0, scale: float = 0.5) -> Any:
-    """Parameters far from their start, so that no zero hides a path."""
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [x + scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
-
-
-def build(module: Any, shape: tuple[int, ...], seed: int = 0) -> tuple[Any, np.ndarray]:
-    """Noisy parameters of a module and an input for it."""
-    x = np.random.default_rng(seed + 1).normal(size=shape).astype(np.float32)
-    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-    return noisy(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params), seed), x
-
-
-def dense(params: Any, name: str, x: np.ndarray) -> np.ndarray:
-    return x @ np.asarray(params[name]["kernel"], np.float64) + np.asarray(params[name]["bias"], np.float64)
-
-
-def weigh(q_MxHxD: np.ndarray, k_NxHxD: np.ndarray, v_NxHxD: np.ndarray, bias_HxMxN: np.ndarray) -> np.ndarray:
-    """softmax(q k / sqrt(D) + bias) v in float64; a bias of -inf forbids a pair."""
-    score = np.einsum("mhd,nhd->hmn", q_MxHxD, k_NxHxD) / math.sqrt(q_MxHxD.shape[-1]) + bias_HxMxN
-    weight = np.exp(score - score.max(-1, keepdims=True))
-    return np.einsum("hmn,nhd->mhd", weight / weight.sum(-1, keepdims=True), v_NxHxD)
-
-
-def lattice(*sizes: int) -> np.ndarray:
-    """All pixels of a map, row-major, `(F T, 2)`."""
-    return np.stack(np.meshgrid(*map(np.arange, sizes), indexing="ij"), -1).reshape(-1, 2)
 
 
 # Windows.

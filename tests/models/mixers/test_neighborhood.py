@@ -15,11 +15,12 @@ import pytest
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.ops.neighborhood_attention import TILE, neighborhood_attention
-from tests.models.mixers.test_deformable import HEADS, C, build, dense, lattice, weigh
-from tests.models.test_datar import LONE
+from tests.helpers import LONE, build
+from tests.reference import dense, lattice, weigh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
+C, HEADS = 8, 4
 Size = tuple[int, int]
 
 

@@ -1,0 +1,152 @@
+"""Laws that every token mixer, every position term and every variant of the model keeps."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import chex
+import flax.traverse_util as tree
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+import pytest
+
+from datar_jax import config as c
+from datar_jax.models.datar import DATAR
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+CLASSES, MELS, FRAMES, CLIPS = 6, 32, 64, 8
+VALID = np.array([FRAMES, 32, FRAMES, 41, 20, FRAMES, 32, 57], np.int32)  # frames of each clip that are not padding
+
+
+def small(letter: str, **changes: Any) -> c.ModelConfig:
+    """One block on a map of 8 x 16, with windows that do not divide it."""
+    settings = {"heads": (2,), "windows": ((3, 5),), "groups": (2,), "strides": (2,), "kernels": (3,)}
+    return c.ModelConfig(dims=(8,), spec=(letter,), adaptor="none", **settings, **changes)
+
+
+def narrow(variant: str) -> c.ModelConfig:
+    """A variant with all its blocks and heads, four channels a head."""
+    config = c.MODELS[variant]()
+    return msgspec.structs.replace(config, dims=tuple(4 * heads for heads in config.heads), drop_path=0.0)
+
+
+CASES = {
+    **{letter: small(letter) for letter in "LSN"},
+    **{f"D-{position}": small("D", position=position) for position in ("table", "log_cpb", "dwc", "none")},
+    **{variant: narrow(variant) for variant in c.MODELS},
+}
+SLOW = {"datar_tiny", "datar_small", "datar_base"}
+every_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+)
+every_mixer = pytest.mark.parametrize("case", [case for case in CASES if case not in c.MODELS])
+
+
+class Result(NamedTuple):
+    logits: Any
+    gradient: Any
+
+
+def model_of(case: str, dtype: Any = jnp.float32, **changes: Any) -> DATAR:
+    config = msgspec.structs.replace(CASES[case], **changes)
+    return DATAR(config, CLASSES, MELS, FRAMES, dtype=dtype)
+
+
+@cache
+def inputs(case: str) -> tuple[Any, np.ndarray]:
+    """Parameters far from their start, so that no zero hides a path, and clips."""
+    rng = np.random.default_rng(0)
+    mel = rng.normal(size=(CLIPS, MELS, FRAMES)).astype(np.float32)
+    shapes = jax.eval_shape(model_of(case).init, jax.random.key(0), mel)["params"]
+    draw = lambda path, x: rng.normal(path[-1].key == "scale", 0.2, x.shape).astype(np.float32)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(draw, shapes), mel
+
+
+def evaluate(model: DATAR, params: Any, mel: Any, frames: Any) -> Result:
+    """Logits, and the gradient of a weighted sum of them."""
+    weight = np.random.default_rng(7).normal(size=(len(mel), CLASSES)).astype(np.float32)
+
+    def loss(params: Any) -> tuple[Any, Any]:
+        logits, _ = model.apply({"params": params}, mel, frames)
+        return jnp.sum(logits * weight), logits
+
+    gradient, logits = jax.grad(loss, has_aux=True)(params)
+    return Result(logits, gradient)
+
+
+@cache
+def program(case: str, **changes: Any) -> Any:
+    model = model_of(case, **changes)
+    return jax.jit(lambda params, mel, frames: evaluate(model, params, mel, frames))
+
+
+@cache
+def plain(case: str) -> Result:
+    return jax.device_get(program(case)(*inputs(case), VALID))
+
+
+def assert_close(result: Result, expected: Result, rtol: float) -> None:
+    """All numbers agree to `rtol` of the largest logit, or of the largest gradient."""
+    for part, wanted in zip(result, expected):
+        largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(wanted))
+        chex.assert_trees_all_close(part, wanted, rtol=0, atol=rtol * largest)
+
+
+@every_case
+def test_output_is_finite_and_differs_between_clips(case: str) -> None:
+    result = plain(case)
+    chex.assert_tree_all_finite(result)
+    assert result.logits.shape == (CLIPS, CLASSES) and result.logits.dtype == np.float32
+    assert np.ptp(result.logits, axis=0).min() > 1e-3
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(case: str) -> None:
+    """All but the bias of the keys, which adds the same to every score of a query: softmax removes it."""
+    gradient = tree.flatten_dict(plain(case).gradient, sep="/")
+    largest = max(float(np.abs(x).max()) for x in gradient.values())
+    for name, leaf in gradient.items():
+        if name.endswith("mixer/key/bias"):
+            assert np.abs(leaf).max() < 1e-5 * largest, name
+        elif name.endswith("qkv/bias"):
+            query, key, value = np.split(leaf, 3)
+            assert np.abs(key).max() < 1e-5 * largest, name
+            assert min(np.abs(query).max(), np.abs(value).max()) > 0, name
+        else:
+            assert np.abs(leaf).max() > 0, name
+
+
+@every_case
+def test_the_content_of_padding_changes_nothing(case: str) -> None:
+    params, mel = inputs(case)
+    padding = np.arange(FRAMES) >= VALID[:, None, None]
+    for content in (np.nan, 1e4):
+        result = jax.device_get(program(case)(params, np.where(padding, np.float32(content), mel), VALID))
+        chex.assert_trees_all_equal(result, plain(case))
+
+
+@every_mixer
+def test_a_padded_clip_is_the_clip_alone(case: str) -> None:
+    """Also inside the model, where the columns of padding are no longer empty."""
+    params, mel = inputs(case)
+    model = model_of(case)
+    alone = jax.jit(lambda params, mel: model.apply({"params": params}, mel)[0])(params, mel[:, :, :32])
+    logits, short = plain(case).logits, VALID == 32
+    np.testing.assert_allclose(logits[short], alone[short], atol=1e-4 * np.abs(logits).max())
+
+
+@every_case
+def test_recomputed_blocks_equal_stored_ones(case: str) -> None:
+    params, mel = inputs(case)
+
+    def recomputed(**changes: Any) -> int:
+        model = model_of(case, **changes)
+        return str(jax.make_jaxpr(lambda p: model.apply({"params": p}, mel, VALID)[0])(params)).count("prevent_cse")
+
+    # A mixer may recompute parts of itself.
+    assert recomputed(remat=True) - recomputed() == sum(map(len, CASES[case].spec)), "every block is recomputed"
+    assert_close(jax.device_get(program(case, remat=True)(params, mel, VALID)), plain(case), 1e-5)
