@@ -17,7 +17,7 @@ from rich.console import Console
 
 from datar_jax import metrics
 from datar_jax.checkpoints.manager import CheckpointManager
-from datar_jax.checkpoints.model_info import ModelInfo, write_model_info
+from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
