@@ -24,6 +24,7 @@ from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
 from datar_jax.models.flops import count_parameters
+from datar_jax.ops.sampling import Method
 
 Format = Literal["params", "safetensors", "stablehlo", "onnx"]
 
@@ -127,20 +128,22 @@ def _write_onnx(target: Path, saved: PretrainedModel, _weights: WeightDtype) -> 
     from datar_jax.export.onnx import for_onnx, to_onnx
 
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
-    program, samples = _program(model)
+    program, samples = _program(model, sampler="gather")
     try:
         target.write_bytes(to_onnx(program, saved.params, samples))
     except ImportError as error:
         raise ModelError(f"--format=onnx: {error}") from None
 
 
-def _program(model: ModelInfo) -> tuple[Any, int]:
+def _program(model: ModelInfo, sampler: Method = "auto") -> tuple[Any, int]:
     """The function from waveforms to probabilities, and the samples of its window."""
     from datar_jax.export.waveform_model import waveform_program
 
     assert model.normalisation
     sizes = tuple(model.heads.values())
-    program = waveform_program(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
+    program = waveform_program(
+        model.config, sizes, len(model.labels), model.frames, *model.normalisation, sampler=sampler
+    )
     return program, window_samples(model.audio, model.frames)
 
 

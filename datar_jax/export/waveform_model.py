@@ -23,14 +23,21 @@ from datar_jax.audio.framing import columns, window_samples
 from datar_jax.audio.log_mel import normalize
 from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
-from datar_jax.models.datar import DATAR
+from datar_jax.models.datar import create_model
 from datar_jax.models.heads import probabilities
+from datar_jax.ops.sampling import Method
 
 Program = Callable[[Any, Array, Array, Array], Array]
 
 
 def waveform_program(
-    config: Config, heads: tuple[int, ...], classes: int, frames: int, mean: float, std: float
+    config: Config,
+    heads: tuple[int, ...],
+    classes: int,
+    frames: int,
+    mean: float,
+    std: float,
+    sampler: Method = "auto",
 ) -> Program:
     """The function from waveforms to probabilities.
 
@@ -41,6 +48,7 @@ def waveform_program(
       frames: T, columns of the window that the model's position tables were made for.
       mean: of the training spectrograms, decibels.
       std: their deviation, decibels.
+      sampler: formulation of bilinear sampling; ONNX needs `gather`.
 
     Returns:
       A pure function of
@@ -56,7 +64,7 @@ def waveform_program(
     """
     audio, samples = config.audio, window_samples(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
-    model = DATAR(settings, classes, audio.n_mels, frames, False, jnp.dtype(settings.dtype).type)
+    model = create_model(settings, classes, audio.n_mels, frames, sampler=sampler)
 
     def program(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:

@@ -1,4 +1,4 @@
-"""What a model is built from: settings, classes, frames."""
+"""Settings and sizes that a model is built from, and the spectrograms that it reads."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ import jax.numpy as jnp
 
 from datar_jax.audio.log_mel_jax import log_mel_jax
 from datar_jax.config import Config
-from datar_jax.models.datar import DATAR
+from datar_jax.models.datar import DATAR, create_model
 from datar_jax.training.augment import Batch
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a step is compiled for: settings and sizes. Folds of a cross-validation share one."""
+    """Settings and sizes that a step is compiled for. Folds of a cross-validation share one."""
 
     config: Config
     classes: int
     frames: int  # of the window
     steps: int  # of the whole run
-    heads: tuple[int, ...] = ()  # classes of each head; none: one head has all
+    heads: tuple[int, ...] = ()  # classes of each head; empty: one head has all
 
     def model(self, train: bool) -> DATAR:
         """The network, for training or for use."""
-        config = self.config
-        dtype = jnp.dtype(config.model.dtype).type
-        return DATAR(config.model, self.classes, config.audio.n_mels, self.frames, train, dtype)
+        return create_model(self.config.model, self.classes, self.config.audio.n_mels, self.frames, train=train)
 
 
 def spectrograms(task: Task, batch: Batch) -> Batch:
-    """`mel` `(B, F, T)` in decibels and `frames` of a batch: as they came, or computed here from its samples."""
+    """`mel` `(B, F, T)` in decibels and `frames` of a batch, computed from its samples with the device front end."""
     if task.config.audio.frontend == "host":
         return {"mel": batch["mel"], "frames": batch["frames"]}
     with jax.named_scope("front_end"):
