@@ -136,7 +136,7 @@ def make(name: str, folder: Path) -> AudioClassifier:
     from datar_jax.models.flops import count_parameters, macs_per_clip
 
     config, model = get_config(), msgspec.structs.replace(MODELS[name](), num_classes=CLASSES)
-    mels = max(config.audio.n_mels, 32 * model.windows[-1][0])  # a map has a 32nd of the rows in the last stage
+    mels = max(config.audio.n_mels, 32 * model.window.sizes[-1][0])  # a map has a 32nd of the rows in the last stage
     config = msgspec.structs.replace(config, audio=msgspec.structs.replace(config.audio, n_mels=mels), model=model)
     frames, labels = config.audio.frames(SECONDS), tuple(f"class {i}" for i in range(CLASSES))
     network = DATAR(config.model, CLASSES, config.audio.n_mels, frames)

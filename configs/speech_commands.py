@@ -14,14 +14,23 @@ of the last two stages are as wide as those.
 
 import msgspec
 
-from datar_jax.config import AudioConfig, AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, datar_tiny
+from datar_jax.config import (
+    AudioConfig,
+    AugmentConfig,
+    Config,
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    WindowSettings,
+    datar_tiny,
+)
 
 
 def get_config() -> Config:
     return Config(
         audio=AudioConfig(frontend="device"),
         data=DataConfig(kind="prepared", window_seconds=1.0),
-        model=msgspec.structs.replace(datar_tiny(), windows=((8, 8), (8, 8), (8, 7), (4, 4))),
+        model=msgspec.structs.replace(datar_tiny(), window=WindowSettings(sizes=((8, 8), (8, 8), (8, 7), (4, 4)))),
         augment=AugmentConfig(freq_masks=1, freq_width=48, time_masks=1, time_width=48, mixup=0.5),
         optim=OptimConfig(learning_rate=2.5e-4),
         train=TrainConfig(epochs=30, batch_size=128, log_every_steps=100),

@@ -34,5 +34,9 @@ def build(module: Any, shape: tuple[int, ...], seed: int = 0) -> tuple[Any, np.n
 
 # One deformable block: cheap to compile.
 LONE = c.ModelConfig(
-    dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,), adaptor="none"
+    dims=(8,),
+    spec=("D",),
+    heads=(2,),
+    deformable=c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,)),
+    adaptor="none",
 )

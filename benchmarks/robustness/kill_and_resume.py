@@ -40,8 +40,9 @@ BATCH, EPOCHS, EVALUATE_EVERY, LAST = 8, 48, 2, 240
 FIELDS = {
     "audio.sample_rate": 8000, "audio.n_mels": 32, "audio.hop_ms": 25, "audio.window_ms": 50,
     "augment.freq_width": 4, "augment.mixup": 0.3,
-    "model.dims": "8,16", "model.spec": "S,D", "model.heads": "1,2", "model.windows": "[[4,4],[2,2]]",
-    "model.groups": "1,1", "model.strides": "2,1", "model.kernels": "3,3", "model.stem": "patch", "model.mlp": "plain",
+    "model.dims": "8,16", "model.spec": "S,D", "model.heads": "1,2", "model.window.sizes": "[[4,4],[2,2]]",
+    "model.deformable.groups": "1,1", "model.deformable.strides": "2,1", "model.deformable.kernels": "3,3",
+    "model.stem": "patch", "model.mlp": "plain",
     "model.local_perception": "false", "model.drop_path": 0.2, "model.dropout": 0.1,
     "optim.ema": 0.98, "train.batch_size": BATCH, "train.eval_batch_size": 4, "train.epochs": EPOCHS,
     "train.evaluate_every_epochs": EVALUATE_EVERY, "train.checkpoint_every_epochs": 1, "train.log_every_steps": 1,

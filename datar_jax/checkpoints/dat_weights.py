@@ -19,8 +19,8 @@ import numpy as np
 from datar_jax.checkpoints.dat_names import model_paths, to_ours
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.checkpoints.torch_file import read_arrays
-from datar_jax.config import ConfigError, ModelConfig
-from datar_jax.models.datar import DATAR
+from datar_jax.config import ConfigError, DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
+from datar_jax.models.datar import create_model
 
 
 class Official(NamedTuple):
@@ -95,17 +95,23 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
     stem: Any = "conv" if "stem/project_1/kernel" in params else "patch"
     newer = stem == "conv" or conv or local or position == "log_cpb" or any("N" in stage.spec for stage in stages)
     revision: Any = "dat2023" if newer else "dat2022"
+    sizes, letters = tuple(stage.window for stage in stages), {letter for stage in stages for letter in stage.spec}
     config = ModelConfig(
         dims=tuple(stage.width for stage in stages),
         spec=tuple(stage.spec for stage in stages),
         heads=tuple(stage.heads for stage in stages),
-        windows=tuple(stage.window for stage in stages),
-        groups=tuple(stage.groups for stage in stages),
-        kernels=tuple(stage.kernel for stage in stages),
-        strides=(8, 4, 2, 1) if newer else (1, 1, 1, 1),
-        offset_range=-1.0 if newer else 2.0,
-        grid=revision,
-        position=position,  # type: ignore[arg-type]
+        window=WindowSettings(sizes=sizes) if letters & {"L", "S"} else WindowSettings(),
+        neighborhood=NeighborhoodSettings(sizes=sizes, fill=newer) if "N" in letters else NeighborhoodSettings(),
+        deformable=DeformableSettings(
+            groups=tuple(stage.groups for stage in stages),
+            kernels=tuple(stage.kernel for stage in stages),
+            strides=(8, 4, 2, 1) if newer else (1, 1, 1, 1),
+            offset_range=-1.0 if newer else 2.0,
+            grid=revision,
+            position=position,  # type: ignore[arg-type]
+        )
+        if "D" in letters
+        else DeformableSettings(),
         stem=stem,
         mlp="conv" if conv else "plain",
         mlp_ratio=find("stage_0_0/mlp/up/kernel").shape[-1] // stages[0].width,
@@ -182,7 +188,7 @@ def _size(stages: list[_Stage]) -> tuple[int, int] | None:
 def _check_parameters(official: Official) -> None:
     """Checks that the parameters are exactly those of the inferred model."""
     size = official.size or (224, 224)  # any size works
-    model = DATAR(official.config, official.classes, *size)
+    model = create_model(official.config, official.classes, *size)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     wanted = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}

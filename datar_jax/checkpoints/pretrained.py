@@ -32,7 +32,7 @@ from datar_jax.checkpoints.model_info import (
     read_model_info,
 )
 from datar_jax.config import AudioConfig, Config
-from datar_jax.models.datar import DATAR
+from datar_jax.models.datar import create_model
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
 
@@ -145,7 +145,7 @@ def _check(folder: Path, description: ModelInfo, params: Any) -> None:
 def _shapes(description: ModelInfo) -> dict[str, Any]:
     """Shapes of the parameters of the described model, by path."""
     audio, frames = description.audio, description.frames
-    model = DATAR(description.config.model, len(description.labels), audio.n_mels, frames, False)
+    model = create_model(description.config.model, len(description.labels), audio.n_mels, frames)
     mel_BxFxT, frames_B = jnp.zeros((1, audio.n_mels, frames)), jnp.full((1,), frames)
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), mel_BxFxT, frames_B))["params"]
     return dict(flax.traverse_util.flatten_dict(tree, sep="/"))

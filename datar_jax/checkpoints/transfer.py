@@ -103,7 +103,7 @@ class _Resize:
 
     def __init__(self, source: ModelInfo, target: ModelInfo) -> None:
         before, now = source.config, target.config
-        self._grid, self._windows = before.model.grid, (before.model.windows, now.model.windows)
+        self._grid, self._models = before.model.deformable.grid, (before.model, now.model)
         self._maps = (
             before.model.maps(before.audio.n_mels, source.frames),
             now.model.maps(now.audio.n_mels, target.frames),
@@ -113,13 +113,14 @@ class _Resize:
 
     def __call__(self, name: str, value: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
         """Returns `value` resized for the new model; other parameters are returned unchanged."""
-        found = re.match(r"stage_(\d+)_\d+/", name)
+        found = re.match(r"stage_(\d+)_(\d+)/", name)
         stage = int(found[1]) if found else 0
         if name.endswith("mixer/table") and value.ndim == 3:
             before, now = self._maps[0][stage], self._maps[1][stage]
             return resize_table(value, before, now, self._grid, self._scale)
-        if name.endswith("mixer/table"):
-            before, now = self._windows[0][stage], self._windows[1][stage]
+        if found and name.endswith("mixer/table") and len(wanted) == 2:
+            mixers = [model.mixer(model.spec[stage][int(found[2])]) for model in self._models]
+            before, now = (mixer.sizes[stage] for mixer in mixers)  # type: ignore[attr-defined]
             return resize_window_table(value, before, now)
         if name.endswith("adaptor/signal") and value.shape[2:] == wanted[2:]:
             return np.asarray(jax.image.resize(value, wanted, "linear"))

@@ -8,6 +8,7 @@ from datar_jax.config.audio import AudioConfig
 from datar_jax.config.base import ConfigError, StrictStruct
 from datar_jax.config.data import DataConfig
 from datar_jax.config.experiment import Config, check_windows
+from datar_jax.config.mixers import DeformableSettings, NeighborhoodSettings, WindowSettings
 from datar_jax.config.model import MODELS, ModelConfig, datar_base, datar_nano, datar_small, datar_tiny
 from datar_jax.config.training import AugmentConfig, InitConfig, MeshConfig, OptimConfig, TrainConfig
 
@@ -18,12 +19,15 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DeformableSettings",
     "InitConfig",
     "MeshConfig",
     "ModelConfig",
+    "NeighborhoodSettings",
     "OptimConfig",
     "StrictStruct",
     "TrainConfig",
+    "WindowSettings",
     "check_windows",
     "datar_base",
     "datar_nano",

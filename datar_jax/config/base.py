@@ -21,13 +21,18 @@ class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Base of all settings: immutable, hashable, no unknown names, no number that is not finite."""
 
     def __post_init__(self) -> None:
-        section = type(self).__name__.removesuffix("Config").lower()  # the field of `Config` that holds it
+        section = self.section()
         for name in self.__struct_fields__:
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
                 finite = not isinstance(number, float) or math.isfinite(number)
                 require(finite, f"{section}.{name}", value, "give a finite number")
         self.check()
+
+    @classmethod
+    def section(cls) -> str:
+        """Dotted name of the field of `Config` that holds these settings."""
+        return cls.__name__.removesuffix("Config").lower()
 
     def check(self) -> None:
         """Raises ConfigError if the fields contradict each other."""

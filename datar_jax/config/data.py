@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
 
 from datar_jax.config.base import ConfigError, StrictStruct, require
 
@@ -33,6 +36,9 @@ class DataConfig(StrictStruct, frozen=True):
     threads: int = 2  # grain read threads per process
 
     def check(self) -> None:
+        for name, reason in idle_fields(msgspec.structs.asdict(self)).items():
+            value, default = getattr(self, name), DEFAULTS[name]
+            require(value == default, f"data.{name}", value, f"has no effect: {reason}; leave it at {default!r}")
         require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "give a share between 0 and 1")
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "give 0 to 1")
         require(self.fold >= 0, "data.fold", self.fold, "give a fold number, or 0 for the whole cross-validation")
@@ -57,3 +63,31 @@ class DataConfig(StrictStruct, frozen=True):
             re.compile(self.group)
         except re.error as error:
             raise ConfigError(f"data.group={self.group!r}: not a regular expression ({error})") from None
+
+
+def idle_fields(values: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of `DataConfig` that do nothing beside the others, and why.
+
+    Args:
+      values: of the fields by name; one that is missing has its default.
+    """
+    kind, listed = values.get("kind", DEFAULTS["kind"]), values.get("train_list") and values.get("test_list")
+    idle = {}
+    if kind != "csv":
+        idle["manifest"] = f"data.kind={kind!r} reads no manifest"
+    if kind != "esc":
+        idle["subset"] = f"data.kind={kind!r} has no subsets"
+    if kind != "folder":
+        idle |= dict.fromkeys(
+            ("train_list", "test_list"), f"data.kind={kind!r} reads no lists, data.kind='folder' does"
+        )
+    else:
+        idle |= dict.fromkeys(("fold", "validation_fold"), "data.kind='folder' has no folds")
+    if kind == "esc":
+        idle["test_fraction"] = "data.kind='esc' tests on a fold"
+    elif kind == "folder" and listed:
+        idle["test_fraction"] = "data.test_list names the test clips"
+    return idle
+
+
+DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(DataConfig)}

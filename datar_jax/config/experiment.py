@@ -5,6 +5,7 @@ from __future__ import annotations
 from datar_jax.config.audio import AudioConfig
 from datar_jax.config.base import StrictStruct, require
 from datar_jax.config.data import DataConfig
+from datar_jax.config.mixers import WindowSettings
 from datar_jax.config.model import ModelConfig
 from datar_jax.config.training import AugmentConfig, InitConfig, MeshConfig, OptimConfig, TrainConfig
 
@@ -41,13 +42,14 @@ def check_windows(config: Config, frames: int, origin: str) -> None:
     Raises:
       ConfigError: names the stage, its window and its map.
     """
-    for i, (window, size) in enumerate(zip(config.model.windows, config.model.maps(config.audio.n_mels, frames))):
-        if set(config.model.spec[i]) <= {"N", "D"}:
+    maps = config.model.maps(config.audio.n_mels, frames)
+    for i, (letters, window, size) in enumerate(zip(config.model.spec, config.model.window.sizes, maps)):
+        if not set(letters) & WindowSettings.letters.keys():
             continue
         for axis, wide, room in zip(("frequency rows", "time columns"), window, size):
             require(
                 wide <= room,
-                f"model.windows[{i}]",
+                f"model.window.sizes[{i}]",
                 window,
                 f"larger than its map, which has {room} {axis} (audio.n_mels={config.audio.n_mels}, {origin}); "
                 f"give at most {room}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,7 +12,8 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
-from datar_jax.config.migration import upgrade
+from datar_jax.config.migration import renamed, upgrade
+from datar_jax.config.mixers import LETTERS, MIXER_SETTINGS
 
 
 def load_config(
@@ -42,13 +44,24 @@ def load_config(
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
-    tree = msgspec.to_builtins(module.get_config())
+    tree = msgspec.to_builtins(_get_config(path, module.get_config))
     source = (overrides or {}).get("init.from", tree["init"]["from"])
     if source and base:
         tree |= base(source)
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
     return from_dict(tree)
+
+
+def _get_config(path: Path, get_config: Callable[[], Config]) -> Config:
+    """The configuration of a file; a field that was renamed since the file was written is reported by its new name."""
+    try:
+        return get_config()
+    except TypeError as error:
+        found = re.search(r"Unexpected keyword argument '(\w+)'|has no field '(\w+)'", str(error))
+        if found and (change := renamed(name := found[1] or found[2])):
+            raise ConfigError(f"--config={path}: {name} {change}") from None
+        raise
 
 
 def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
@@ -83,7 +96,10 @@ def from_dict(tree: dict[str, Any]) -> Config:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
-        raise ConfigError(f"{str(error).replace('`$.', '`')}; compare with datar_jax/config.py") from None
+        found = re.search(r"unknown field `(\w+)`(?: - at `\$\.([\w.]+)`)?", str(error))
+        change = found and renamed(".".join(filter(None, (found[2], found[1]))))
+        advice = f"it {change}" if change else "compare with datar_jax/config/"
+        raise ConfigError(f"{str(error).replace('`$.', '`')}; {advice}") from None
 
 
 def from_stored(tree: Any) -> Config:
@@ -106,6 +122,8 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
         hints = _fields(kind)
         if name not in hints:
             where = ".".join(names[:depth])
+            if change := renamed(field):
+                raise ConfigError(f"{field}={text!r}: {field} {change}")
             near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
             advice = f"did you mean {'.'.join([*names[:depth], near[0]])}?" if near else f"known: {', '.join(hints)}"
             raise ConfigError(f"{field}={text!r}: {where or 'the configuration'} has no field {name!r}; {advice}")
@@ -120,6 +138,14 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
     if isinstance(kind, type) and issubclass(kind, StrictStruct):
         raise ConfigError(f"{field}={text!r}: a group of fields; set one of {', '.join(_fields(kind))}")
     node[names[-1]] = _parse(field, text, kind)
+    if field == "model.spec":
+        _reset_unused_mixers(node)
+
+
+def _reset_unused_mixers(model: dict[str, Any]) -> None:
+    """Takes back what the file set for mixers that a typed `model.spec` has no block of; what is typed comes later."""
+    used = {LETTERS[letter] for letter in "".join(model["spec"]) if letter in LETTERS}
+    model |= {kind.field: msgspec.to_builtins(kind()) for kind in MIXER_SETTINGS if kind not in used}
 
 
 def _fields(kind: type[StrictStruct]) -> dict[str, Any]:

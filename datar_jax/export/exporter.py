@@ -32,6 +32,7 @@ from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
 from datar_jax.models.flops import count_parameters
+from datar_jax.ops.sampling import Method
 
 if TYPE_CHECKING:
     from datar_jax.export.waveform_model import WaveformModel
@@ -139,20 +140,22 @@ def _write_onnx(target: Path, saved: PretrainedModel, _weights: WeightDtype) -> 
     from datar_jax.export.onnx import for_onnx, to_onnx
 
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
-    waveform_model, samples = _waveform_model(model)
+    waveform_model, samples = _waveform_model(model, sampler="gather")
     try:
         target.write_bytes(to_onnx(waveform_model, saved.params, samples))
     except ImportError as error:
         raise ModelError(f"--format=onnx: {error}") from None
 
 
-def _waveform_model(model: ModelInfo) -> tuple[WaveformModel, int]:
+def _waveform_model(model: ModelInfo, sampler: Method = "auto") -> tuple[WaveformModel, int]:
     """The function from waveforms to probabilities, and the number of samples of its window."""
     from datar_jax.export.waveform_model import make_waveform_model
 
     assert model.normalisation
     sizes = tuple(model.heads.values())
-    function = make_waveform_model(model.config, sizes, len(model.labels), model.frames, *model.normalisation)
+    function = make_waveform_model(
+        model.config, sizes, len(model.labels), model.frames, *model.normalisation, sampler=sampler
+    )
     return function, window_samples(model.audio, model.frames)
 
 

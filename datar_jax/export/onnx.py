@@ -27,8 +27,8 @@ from datar_jax.export.waveform_model import WaveformModel
 
 
 def for_onnx(config: Config) -> Config:
-    """Settings of the same model in operations that ONNX has: sampling by gather, float32."""
-    model = msgspec.structs.replace(config.model, sampler="gather", dtype="float32")
+    """The settings of the same model with products in float32; its program samples by gathers."""
+    model = msgspec.structs.replace(config.model, dtype="float32")
     return msgspec.structs.replace(config, model=model)
 
 

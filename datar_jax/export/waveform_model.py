@@ -23,12 +23,19 @@ from datar_jax.audio.framing import columns, window_samples
 from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
 from datar_jax.models.spec import Task, predict
+from datar_jax.ops.sampling import Method
 
 WaveformModel = Callable[[Any, Array, Array, Array], Array]
 
 
 def make_waveform_model(
-    config: Config, heads: tuple[int, ...], classes: int, frames: int, mean: float, std: float
+    config: Config,
+    heads: tuple[int, ...],
+    classes: int,
+    frames: int,
+    mean: float,
+    std: float,
+    sampler: Method = "auto",
 ) -> WaveformModel:
     """Builds the function from waveforms to probabilities.
 
@@ -39,6 +46,7 @@ def make_waveform_model(
       frames: T, length of the window.
       mean: of the training spectrograms, dB.
       std: standard deviation of the training spectrograms, dB.
+      sampler: formulation of bilinear sampling; ONNX needs `gather`.
 
     Returns:
       A pure function of
@@ -63,7 +71,7 @@ def make_waveform_model(
             frames_B = columns_jax(length_B - start_B, audio, frames)
             excerpt_BxW = frame_samples_jax(waveform_BxN, length_B, start_B, audio, frames)
             mel_BxFxT = log_mel_jax(excerpt_BxW, frames_B, audio)
-        return predict(task, params, mel_BxFxT, frames_B, mean, std)[0]
+        return predict(task, params, mel_BxFxT, frames_B, mean, std, sampler)[0]
 
     return waveform_model
 

@@ -20,7 +20,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from datar_jax.config import ModelConfig
-from datar_jax.models.datar import DATAR
+from datar_jax.models.datar import DATAR, create_model
 from datar_jax.models.mixers.deformable import clamp_to_valid, valid_keys
 from datar_jax.ops.masking import MASK_VALUE, columns
 from datar_jax.ops.position_bias import position_bias
@@ -107,12 +107,14 @@ def inspect(
       ValueError: the spectrogram has another number of mel bins, or not so many columns; or a position bias that is not
         read from a table, of which nothing is drawn.
     """
-    if config.position == "log_cpb":
-        raise ValueError("model.position='log_cpb': its attention cannot be shown; only that of 'table', 'dwc', 'none'")
+    if config.deformable.position == "log_cpb":
+        raise ValueError(
+            "model.deformable.position='log_cpb': its attention cannot be shown; only that of 'table', 'dwc', 'none'"
+        )
     if not 1 <= valid <= mel_FxT.shape[1]:
         raise ValueError(f"{valid} columns of sound in a spectrogram {mel_FxT.shape}: give 1 to {mel_FxT.shape[1]}")
     config = msgspec.structs.replace(config, remat=False)  # nothing is differentiated
-    model = DATAR(config, classes, mels, frames, dtype=jnp.dtype(config.dtype).type)
+    model = create_model(config, classes, mels, frames)
     logits_S, seen = _observe(model, params, jnp.asarray(mel_FxT), jnp.int32(valid))
     sizes = config.maps(mels, mel_FxT.shape[1])
     blocks = []
@@ -198,21 +200,25 @@ def _received(
     valid: Array,
 ) -> dict[str, Array]:
     """The attention that the points of one block receive, and where it lands."""
-    groups, (_, f, t, c), (_, _, rows, times, _) = config.groups[stage], q_BxFxTxC.shape, position_BxGxFxTx2.shape
+    groups, (_, f, t, c), (_, _, rows, times, _) = (
+        config.deformable.groups[stage],
+        q_BxFxTxC.shape,
+        position_BxGxFxTx2.shape,
+    )
     heads = config.heads[stage] // groups
     position_GxNx2 = position_BxGxFxTx2[0].reshape(groups, -1, 2)
     sound_BxT = columns(valid[None], t, stage + 2)
     assert sound_BxT is not None
-    counted_N = valid_keys(sound_BxT, (rows, times), config.strides[stage])[0]
+    counted_N = valid_keys(sound_BxT, (rows, times), config.deformable.strides[stage])[0]
     read_GxNx2 = position_GxNx2
-    if config.grid == "centre":
+    if config.deformable.grid == "centre":
         read_GxNx2 = clamp_to_valid(position_GxNx2[None], sound_BxT)[0]
     of_query_M = jnp.broadcast_to(sound_BxT, (f, t)).reshape(-1) / (f * sound_BxT.sum())
 
     def group(given: Any) -> tuple[Array, Array]:
         q_FxTxHxD, k_NxHxD, table_HxRxS, position_Nx2, read_Nx2 = given
         mask_N = jnp.where(counted_N, 0.0, MASK_VALUE)
-        weight_HxMxN = attention_weights(q_FxTxHxD, k_NxHxD, table_HxRxS, read_Nx2, mask_N, config.grid)
+        weight_HxMxN = attention_weights(q_FxTxHxD, k_NxHxD, table_HxRxS, read_Nx2, mask_N, config.deformable.grid)
         weight_N = exact("hmn,m->n", weight_HxMxN, of_query_M) / heads
         rows_NxF, times_NxT = bilinear_weights(position_Nx2[:, 0], f), bilinear_weights(position_Nx2[:, 1], t)
         return weight_N, exact("nf,nt->ft", weight_N[:, None] * rows_NxF, times_NxT * sound_BxT[0])
@@ -234,7 +240,9 @@ def _received(
 def _references(config: ModelConfig, size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.float32]:
     """Reference points, where zero offsets leave the sampling points: `(N, 2)` in pixels."""
     row, time = (
-        np.asarray(sampling_positions(jnp.zeros(keys), pixels, keys, config.offset_range, config.grid))
+        np.asarray(
+            sampling_positions(jnp.zeros(keys), pixels, keys, config.deformable.offset_range, config.deformable.grid)
+        )
         for pixels, keys in zip(size, grid)
     )
     return np.stack(np.meshgrid(row, time, indexing="ij"), -1).reshape(-1, 2)

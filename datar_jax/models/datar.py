@@ -17,18 +17,18 @@ import numpy as np
 from jax import Array
 
 from datar_jax.config import ModelConfig
+from datar_jax.config.mixers import LETTERS
 from datar_jax.models.adaptor import InputAdaptor
 from datar_jax.models.layers import DepthwiseConv, DropPath, LayerNorm, Mlp, dense
-from datar_jax.models.mixers.deformable import DeformableAttention
-from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
-from datar_jax.models.mixers.window import WindowAttention
+from datar_jax.models.mixers import MIXERS, MixerSite
 from datar_jax.models.stem import Downsample, Stem
-from datar_jax.ops.fusion_barrier import fusion_barrier
 from datar_jax.ops.masking import columns, mask_columns
+from datar_jax.ops.residual import residual_add
+from datar_jax.ops.sampling import Method
 
 
 class Block(nn.Module):
-    """One letter of a stage: (local perception), mixer, MLP, each a residual."""
+    """One letter of a stage: local perception (optional), mixer and MLP, each a residual."""
 
     config: ModelConfig
     letter: str
@@ -37,42 +37,22 @@ class Block(nn.Module):
     drop_path: float
     train: bool
     dtype: Any = jnp.float32
+    sampler: Method = "auto"
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
-        config, i = self.config, self.stage
-        x = x_BxFxTxC
+        config, x = self.config, x_BxFxTxC
         if config.local_perception:
             x = x + DepthwiseConv(dtype=self.dtype, name="local")(mask_columns(x, valid_BxT)).astype(x.dtype)
         h = LayerNorm(self.dtype, name="norm_mixer")(x)
-        if self.letter == "D":
-            if config.adaptor != "none" and config.adaptor_at in ("block", "both"):
-                h = InputAdaptor(config.adaptor, self.size, self.dtype, name="adaptor")(h, valid_BxT)
-            h = DeformableAttention(
-                heads=config.heads[i],
-                groups=config.groups[i],
-                stride=config.strides[i],
-                kernel=config.kernels[i],
-                size=self.size,
-                offset_range=config.offset_range,
-                grid=config.grid,
-                position=config.position,
-                sampler=config.sampler,
-                dtype=self.dtype,
-                name="mixer",
-            )(h, valid_BxT)
-        elif self.letter == "N":
-            filled = config.grid != "centre"
-            around = NeighborhoodAttention(config.heads[i], config.windows[i], filled, self.dtype, name="mixer")
-            h = around(h, valid_BxT)
-        else:
-            window = WindowAttention(config.heads[i], config.windows[i], self.letter == "S", self.dtype, name="mixer")
-            h = window(h, valid_BxT)
-        # Without borders, a CPU's LayerNorms would each add up all branches before them anew.
-        x = fusion_barrier(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mixer")(h).astype(x.dtype))
+        if config.adaptor_at in ("block", "both") and config.adaptor != "none" and LETTERS[self.letter].input_adaptor:
+            h = InputAdaptor(config.adaptor, self.size, self.dtype, name="adaptor")(h, valid_BxT)
+        site = MixerSite(self.letter, self.stage, self.size, config.heads[self.stage], self.dtype, self.sampler)
+        mixer = MIXERS[self.letter].from_settings(config.mixer(self.letter), site, name="mixer")
+        x = residual_add(x, DropPath(self.drop_path, self.train, name="drop_mixer")(mixer(h, valid_BxT)))
         h = LayerNorm(self.dtype, name="norm_mlp")(x)
         h = Mlp(config.mlp_ratio, config.mlp == "conv", self.dtype, name="mlp")(h, valid_BxT)
-        return fusion_barrier(jnp.add, x, DropPath(self.drop_path, self.train, name="drop_mlp")(h).astype(x.dtype))
+        return residual_add(x, DropPath(self.drop_path, self.train, name="drop_mlp")(h))
 
 
 class DATAR(nn.Module):
@@ -85,6 +65,7 @@ class DATAR(nn.Module):
       frames: length that position tables and learned signals are made for; clips of any length may be given.
       train: stochastic depth and dropout on, from the random stream `dropout`.
       dtype: of the matrix products; the residual stream, norms, softmax and logits stay float32 or wider.
+      sampler: formulation of bilinear sampling; all give the same numbers, `auto` is the fastest of each backend.
     """
 
     config: ModelConfig
@@ -93,21 +74,22 @@ class DATAR(nn.Module):
     frames: int
     train: bool = False
     dtype: Any = jnp.float32
+    sampler: Method = "auto"
 
     @nn.compact
     def __call__(self, mel_BxFxT: Array, frames_B: Array | None = None) -> tuple[Array, dict[str, Any]]:
         """Scores clips.
 
         Args:
-          mel_BxFxT: normalised spectrograms, float; a fourth axis may hold channels.
-          frames_B: frames of each clip that are sound (int32). The rest is padding: what it holds changes nothing. How
-            long it is changes nothing either, as long as the sampling strides divide the map, offsets are bounded, and
-            a shifted window has more than one window to shift over. None means all.
+          mel_BxFxT: normalized spectrograms, float; a fourth axis may hold channels.
+          frames_B: frames of each clip that are sound (int32). The rest is padding, whose content changes nothing. Its
+            length changes nothing either if the sampling strides divide the map, offsets are bounded, and a shifted
+            window has more than one window to shift over. None means all.
 
         Returns:
           Logits `(B, S)` and named intermediates: `features` `(B, C)`, the pooled vector before the head; `columns`
-          `(B, T, C)`, the same of each column of the last map, whose mean over the sound it is; `stages`, the map after
-          each stage.
+          `(B, T, C)`, the vector of each column of the last map, whose mean over the sound `features` is; `stages`, the
+          map after each stage.
 
         Raises:
           ValueError: the spectrogram has another number of mel bins than the model was made for.
@@ -132,8 +114,8 @@ class DATAR(nn.Module):
                 x = Downsample(config.dims[i], config.stem, self.dtype, name=f"down_{i}")(x).astype(wide)
             valid_BxT = columns(frames_B, x.shape[2], i + 2)
             for j, letter in enumerate(letters):
-                build = block(config, letter, i, size, next(rates), self.train, self.dtype, name=f"stage_{i}_{j}")
-                x = build(x, valid_BxT)
+                options = (self.train, self.dtype, self.sampler)
+                x = block(config, letter, i, size, next(rates), *options, name=f"stage_{i}_{j}")(x, valid_BxT)
             stages.append(x)
 
         x = LayerNorm(wide, name="norm")(x)
@@ -147,3 +129,10 @@ class DATAR(nn.Module):
         features_BxC = nn.Dropout(config.dropout, deterministic=not self.train, name="dropout")(pooled_BxC)
         logits_BxS = dense(self.classes, wide, "head")(features_BxC)
         return logits_BxS, {"features": pooled_BxC, "columns": x.mean(1), "stages": stages}
+
+
+def create_model(
+    config: ModelConfig, classes: int, mels: int, frames: int, *, train: bool = False, sampler: Method = "auto"
+) -> DATAR:
+    """Builds the network of a configuration, with products in its dtype; the arguments are those of `DATAR`."""
+    return DATAR(config, classes, mels, frames, train, jnp.dtype(config.dtype).type, sampler)

@@ -15,18 +15,18 @@ import msgspec
 from jax.extend import core
 
 from datar_jax.config import ModelConfig
-from datar_jax.models.datar import DATAR
+from datar_jax.models.datar import create_model
 
 
 def macs(function: Callable[..., Any], *args: Any) -> int:
-    """Multiply-accumulates of one call; of branches that depend on the platform, the dearest counts."""
+    """Multiply-accumulates of one call; of branches that depend on the platform, the most expensive counts."""
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def macs_per_clip(config: ModelConfig, classes: int, mels: int, frames: int) -> int:
     """Multiply-accumulates of the network for one clip of `frames` columns."""
-    gathered = msgspec.structs.replace(config, sampler="gather", remat=False)  # bilinear sampling counts as blending
-    model = DATAR(gathered, classes, mels, frames)
+    config = msgspec.structs.replace(config, remat=False)
+    model = create_model(config, classes, mels, frames, sampler="gather")  # bilinear sampling counts as blending
     mel = jnp.zeros((1, mels, frames))
     params = jax.eval_shape(model.init, jax.random.key(0), mel)
     return macs(lambda p: model.apply(p, mel)[0], params)

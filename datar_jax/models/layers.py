@@ -1,4 +1,4 @@
-"""What every block is made of: Dense, depthwise convolution, LayerNorm, GELU, and what weights start from."""
+"""Layers that every block is made of, and initializers: Dense, depthwise convolution, LayerNorm, MLP, DropPath."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from datar_jax.ops.activations import gelu
+from datar_jax.ops.dense_product import dense_product
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.ops.layer_norm import layer_norm
 from datar_jax.ops.masking import mask_columns
 
-linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what the published DAT weights start from
+linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as the published DAT
+table_init = nn.initializers.normal(0.01)
 
 
 def uniform_init(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform within +-1/sqrt(fan_in), the published start of kernels and biases alike."""
+    """Uniform within +-1/sqrt(fan_in), as published for kernels and biases alike."""
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
@@ -28,21 +30,7 @@ def uniform_init(fan_in: int) -> nn.initializers.Initializer:
 
 def dense(features: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """A Dense layer, `(..., C)` to `(..., features)`."""
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=linear_init, dot_general=_product, name=name)
-
-
-def _product(
-    x_xC: Array, kernel_CxD: Array, _: Any, precision: Any = None, preferred_element_type: Any = None
-) -> Array:
-    """The product of a Dense layer as one of two matrices.
-
-    Of a map with all its axes, the derivative by the kernel is a product over three axes at once, for which XLA writes
-    the map to memory transposed.
-    """
-    axes = (((1,), (0,)), ((), ()))
-    rows = x_xC.reshape(-1, x_xC.shape[-1])
-    product = jax.lax.dot_general(rows, kernel_CxD, axes, precision, preferred_element_type)
-    return product.reshape(*x_xC.shape[:-1], -1)
+    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=linear_init, dot_general=dense_product, name=name)
 
 
 class DepthwiseConv(nn.Module):
@@ -54,7 +42,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x_BxFxTxC: Array) -> Array:
         c = x_BxFxTxC.shape[-1]
-        start = nn.initializers.zeros if self.identity else nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        start = nn.initializers.zeros if self.identity else linear_init
         kernel = self.param("kernel", start, (3, 3, 1, c))[:, :, 0]
         bias = self.param("bias", nn.initializers.zeros, (c,))
         return depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
@@ -71,9 +59,6 @@ class LayerNorm(nn.Module):
         scale, bias = self.param("scale", nn.initializers.ones, (c,)), self.param("bias", nn.initializers.zeros, (c,))
         wide = jnp.promote_types(x_xC.dtype, jnp.float32)
         return layer_norm(x_xC.astype(wide), scale.astype(wide), bias.astype(wide)).astype(self.dtype)
-
-
-table_init = nn.initializers.normal(0.01)
 
 
 class Mlp(nn.Module):

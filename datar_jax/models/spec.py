@@ -1,4 +1,4 @@
-"""What a model is built from: settings, classes, frames."""
+"""Settings and sizes that a model is built from, and the spectrograms that it reads."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from jax import Array
 
 from datar_jax.audio.log_mel_jax import log_mel_jax, normalize
 from datar_jax.config import Config
-from datar_jax.models.datar import DATAR
+from datar_jax.models.datar import DATAR, create_model
 from datar_jax.models.heads import probabilities
+from datar_jax.ops.sampling import Method
 
 Batch = dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a step is compiled for: settings and sizes. Folds of a cross-validation share one."""
+    """Settings and sizes that a step is compiled for. Folds of a cross-validation share one."""
 
     config: Config
     classes: int
     frames: int  # of the window
     steps: int  # of the whole run
-    heads: tuple[int, ...] = ()  # classes of each head; none: one head has all
+    heads: tuple[int, ...] = ()  # classes of each head; empty: one head has all
 
-    def model(self, train: bool) -> DATAR:
-        """The network, for training or for use."""
-        config = self.config
-        dtype = jnp.dtype(config.model.dtype).type
-        return DATAR(config.model, self.classes, config.audio.n_mels, self.frames, train, dtype)
+    def model(self, train: bool, sampler: Method = "auto") -> DATAR:
+        """The network, for training or for inference; `sampler` is the formulation of bilinear sampling."""
+        mels = self.config.audio.n_mels
+        return create_model(self.config.model, self.classes, mels, self.frames, train=train, sampler=sampler)
 
 
 def spectrograms(task: Task, batch: Batch) -> Batch:
-    """`mel` `(B, F, T)` in decibels and `frames` of a batch: as they came, or computed here from its samples."""
+    """`mel` `(B, F, T)` in decibels and `frames` of a batch, computed from its samples with the device front end."""
     if task.config.audio.frontend == "host":
         return {"mel": batch["mel"], "frames": batch["frames"]}
     with jax.named_scope("front_end"):
@@ -44,7 +44,13 @@ def spectrograms(task: Task, batch: Batch) -> Batch:
 
 
 def predict(
-    task: Task, params: Any, mel_BxFxT: Array, frames_B: Array, mean: Array | float, std: Array | float
+    task: Task,
+    params: Any,
+    mel_BxFxT: Array,
+    frames_B: Array,
+    mean: Array | float,
+    std: Array | float,
+    sampler: Method = "auto",
 ) -> tuple[Array, Any]:
     """The evaluation forward pass: normalizes spectrograms and applies the model and its heads.
 
@@ -55,11 +61,12 @@ def predict(
       frames_B: int32, valid columns.
       mean: of the training spectrograms, decibels.
       std: their standard deviation, decibels.
+      sampler: formulation of bilinear sampling.
 
     Returns:
       Probabilities `(B, S)` float32, over each head's classes ("single") or of each class ("multi"), and the other
       outputs of the model.
     """
     mel_BxFxT = normalize(mel_BxFxT, mean, std)
-    logits_BxS, outputs = task.model(train=False).apply({"params": params}, mel_BxFxT, frames_B)
+    logits_BxS, outputs = task.model(train=False, sampler=sampler).apply({"params": params}, mel_BxFxT, frames_B)
     return probabilities(logits_BxS, task.config.data.labels, task.heads), outputs

@@ -54,7 +54,7 @@ def neighborhood_attention(
     def around(x_BxFxTxHxD: Array) -> Array:
         x = _around(x_BxFxTxHxD, 1, tile[0], tiles[0], window[0] - 1, reach[0])
         x = _around(x, 3, tile[1], tiles[1], window[1] - 1, reach[1]).swapaxes(2, 3)
-        return x.reshape(len(x), math.prod(tiles), -1, *heads)
+        return x.reshape(x.shape[0], math.prod(tiles), -1, *heads)
 
     row, column = (np.arange(-wide + 1, n) - np.arange(side)[:, None] for wide, n, side in zip(window, reach, tile))
     at = [np.clip(apart + wide - 1, 0, 2 * wide - 2) for apart, wide in zip((row, column), window)]  # beyond: masked
@@ -63,7 +63,7 @@ def neighborhood_attention(
     )
     rows_WxMxN = _own(tile[0], tiles[0], window[0], reach[0], jnp.full(1, rows))[:, :, None, :, None, :, None]
     columns_BxWxMxN = _own(tile[1], tiles[1], window[1], reach[1], columns_B)[:, None, :, None, :, None, :]
-    own_BxWxMxN = (rows_WxMxN & columns_BxWxMxN).reshape(len(columns_B), math.prod(tiles), *bias_HxMxN.shape[1:])
+    own_BxWxMxN = (rows_WxMxN & columns_BxWxMxN).reshape(columns_B.shape[0], math.prod(tiles), *bias_HxMxN.shape[1:])
     wide = jnp.promote_types(q_BxFxTxHxD.dtype, jnp.float32)
     bias_BxWxHxMxN = bias_HxMxN.astype(wide) + jnp.where(own_BxWxMxN, 0.0, MASK_VALUE)[:, :, None]
     out = dot_product_attention(q_BxWxMxHxD, around(k_BxFxTxHxD), around(v_BxFxTxHxD), bias_BxWxHxMxN)

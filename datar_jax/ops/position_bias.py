@@ -1,7 +1,7 @@
-"""The relative position bias of deformable attention: a learned table, read bilinearly at (query - key), or a network.
+"""Relative position bias of deformable attention: a learned table, read bilinearly at (query - key), or a network.
 
 All formulations give one row of queries at a time, because the model never needs the bias of all pairs at once
-(`rowwise.attend_rowwise`); `position_bias` puts the rows together for tests and benchmarks.
+(`deformable_attention`); `position_bias` puts the rows together for tests and benchmarks.
 
 Shapes: H heads, R x S the table, F x T the map, N keys. The table's centre is zero displacement.
 
@@ -89,19 +89,22 @@ def table_bias_row(
       row: which of the F rows, int32 scalar.
       size: (F, T) of the queries' map.
       grid: convention of the query lattice and of the table's scale.
-      method: formulation. `map_coordinates`: the definition. `gather`: four reads per pair. `window`: the lattice of
-        queries has unit spacing in the table, so a key needs one window of it and one pair of fractions; its derivative
-        is made of products and does not scatter (`centre` only; the published grids gather). `hat`, `separable`: two
-        products with hat weights. `auto`: products on TPU, where a gather becomes a loop over keys, else `window`.
+      method: formulation. `map_coordinates`: the definition. `gather`: four reads per pair. `window` (`centre` only):
+        the lattice of queries has unit spacing in the table, so a key needs one window of it and one pair of fractions;
+        its derivative is made of products and does not scatter. `separable`: two products with bilinear weights; `hat`
+        (`centre` only): the same, so that one name also sets the samples. `auto`: products on TPU, where a gather
+        becomes a loop over keys, else `window`, or `gather` in the published grids.
 
     Returns:
       `(H, N, T)`, dtype of the positions.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: an unknown method, or one that the grid does not have.
     """
     if method not in get_args(Method):
-        raise ValueError(f"no formulation {method!r}; there are {', '.join(get_args(Method))}")
+        raise ValueError(f"no formulation {method!r}; choose one of {', '.join(get_args(Method))}")
+    if grid != "centre" and method in ("window", "hat"):
+        raise ValueError(f"formulation {method!r} needs the grid 'centre', not {grid!r}; use 'gather' or 'separable'")
     table_HxRxS = table_HxRxS.astype(position_Nx2.dtype)
     if grid == "centre":
         position_Nx2 = jnp.clip(position_Nx2, -1, np.array(size))
@@ -109,15 +112,16 @@ def table_bias_row(
     forms = {
         "map_coordinates": lambda *args: _read(sample_by_map_coordinates, pairs, *args),
         "gather": lambda *args: _read(sample_by_gather, pairs, *args),
-        "window": lambda *args: _windows(size, False, *args),
-        "separable": lambda *args: _windows(size, True, *args),
     }
-    if grid != "centre":
-        forms |= {"window": forms["gather"], "separable": lambda *args: _separable(pairs, *args)}
-    forms["hat"] = forms["separable"]
+    if grid == "centre":
+        forms["window"] = lambda *args: _windows(size, False, *args)
+        forms["separable"] = forms["hat"] = lambda *args: _windows(size, True, *args)
+    else:
+        forms["separable"] = lambda *args: _separable(pairs, *args)
     if method != "auto":
         return forms[method](table_HxRxS, position_Nx2, row)
-    return jax.lax.platform_dependent(table_HxRxS, position_Nx2, row, tpu=forms["separable"], default=forms["window"])
+    default = forms["window" if grid == "centre" else "gather"]
+    return jax.lax.platform_dependent(table_HxRxS, position_Nx2, row, tpu=forms["separable"], default=default)
 
 
 class BiasNetwork(NamedTuple):

@@ -15,7 +15,7 @@ Grids: `centre` is ours; `dat2022` and `dat2023` are the two published conventio
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal, get_args
 
 import jax
@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
+
+from datar_jax.ops.fusion_barrier import fusion_barrier
 
 Grid = Literal["centre", "dat2022", "dat2023"]
 Method = Literal["auto", "map_coordinates", "gather", "window", "hat", "separable"]
@@ -122,13 +124,14 @@ def sample_features(x_BxFxTxGxC: Array, position_BxGxNx2: Array, method: Method 
     }
     batched = {name: jax.vmap(jax.vmap(form, (2, 0), 1)) for name, form in forms.items()}
     if method in batched:
-        return batched[method](x_BxFxTxGxC, position_BxGxNx2)
+        return fusion_barrier(batched[method], x_BxFxTxGxC, position_BxGxNx2)
     if method != "auto":
-        raise ValueError(f"no formulation {method!r}; there are {', '.join(get_args(Method))}")
+        raise ValueError(f"no formulation {method!r}; choose one of {', '.join(get_args(Method))}")
     # Chosen for all maps at once: a choice inside vmap would have every group's channels copied out first.
     small = x_BxFxTxGxC.shape[1] * x_BxFxTxGxC.shape[2] <= 512
     reads = batched["window" if small else "gather"]
-    return jax.lax.platform_dependent(x_BxFxTxGxC, position_BxGxNx2, tpu=batched["hat"], default=reads)
+    chosen = partial(jax.lax.platform_dependent, tpu=batched["hat"], default=reads)
+    return fusion_barrier(chosen, x_BxFxTxGxC, position_BxGxNx2)
 
 
 def sample_by_map_coordinates(x_FxTxC: Array, position_Nx2: Array) -> Array:

@@ -18,7 +18,7 @@ from datar_jax.checkpoints import dat_names
 from datar_jax.checkpoints import dat_weights as dat
 from datar_jax.checkpoints.dat_weights import fold_channels, read_official
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.config import MODELS, ModelConfig
+from datar_jax.config import MODELS, DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
 from datar_jax.models.datar import DATAR
 from datar_jax.models.stem import Stem
 from tests.checkpoints.test_torch_file import table, tensor, write
@@ -56,20 +56,21 @@ def official_shapes(config: ModelConfig, size: tuple[int, int], classes: int, bu
             else:
                 shapes |= layer(f"{stage}.mlps.{j}.chunk.linear1", 4 * c, c)
                 shapes |= layer(f"{stage}.mlps.{j}.chunk.linear2", c, 4 * c)
-            (window, _), kernel, narrow = config.windows[i], config.kernels[i], c // config.groups[i]
+            sizes, deformable = (config.neighborhood if letter == "N" else config.window).sizes, config.deformable
+            window, kernel, narrow = sizes[i][0], deformable.kernels[i], c // deformable.groups[i]
             if letter == "D":
                 for name in "qkv":
                     shapes |= layer(f"{at}.proj_{name}", c, c, 1, 1)
                 shapes |= layer(f"{at}.proj_out", c, c, 1, 1) | layer(f"{at}.conv_offset.0", narrow, 1, kernel, kernel)
                 shapes |= layer(f"{at}.conv_offset.1.norm", narrow)
                 shapes |= layer(f"{at}.conv_offset.3", 2, narrow, 1, 1, bias=False)
-                if config.position == "table":
+                if deformable.position == "table":
                     shapes[f"{at}.rpe_table"] = (heads, 2 * rows - 1, 2 * columns - 1)
-                elif config.position == "dwc":
+                elif deformable.position == "dwc":
                     shapes |= layer(f"{at}.rpe_table", c, 1, 3, 3)
-                elif config.position == "log_cpb":
+                elif deformable.position == "log_cpb":
                     shapes |= layer(f"{at}.rpe_table.0", 32, 2)
-                    shapes |= layer(f"{at}.rpe_table.2", heads // config.groups[i], 32, bias=False)
+                    shapes |= layer(f"{at}.rpe_table.2", heads // deformable.groups[i], 32, bias=False)
             elif letter == "N":
                 shapes |= {f"{at}.rpb": (heads, 2 * window - 1, 2 * window - 1)}
                 shapes |= layer(f"{at}.qkv", 3 * c, c) | layer(f"{at}.proj", c, c)
@@ -102,30 +103,25 @@ def as_pth(path: Path, weights: dict[str, np.ndarray]) -> Path:
     return write(path, table(model=table(**program), epoch=b"K\x05"), data)
 
 
-def published(**changes: Any) -> ModelConfig:
+def published(position: Any = "table", **changes: Any) -> ModelConfig:
     """The smallest model of 2022 that has every kind of block that its revision has."""
     base = {
         "dims": (8, 16, 32, 64),
         "spec": ("LS", "S", "LD", "LD"),
         "heads": (1, 2, 4, 8),
-        "windows": ((4, 4), (4, 4), (4, 4), (2, 2)),
-        "groups": (1, 1, 2, 4),
-        "strides": (1, 1, 1, 1),
-        "offset_range": 2.0,
-        "grid": "dat2022",
+        "window": WindowSettings(sizes=((4, 4), (4, 4), (4, 4), (2, 2))),
+        "deformable": DeformableSettings(strides=(1, 1, 1, 1), grid="dat2022", position=position),
         "adaptor": "none",
     }
     return ModelConfig(**{**base, **changes})  # type: ignore[arg-type]
 
 
-def newer(**changes: Any) -> ModelConfig:
+def newer(position: Any = "table", **changes: Any) -> ModelConfig:
     base = {
         "spec": ("ND", "N", "ND", "D"),
-        "windows": ((7, 7),) * 4,
-        "groups": (1, 1, 2, 4),
-        "strides": (8, 4, 2, 1),
-        "offset_range": -1.0,
-        "grid": "dat2023",
+        "window": WindowSettings(),
+        "neighborhood": NeighborhoodSettings(sizes=((7, 7),) * 4, fill=True),
+        "deformable": DeformableSettings(strides=(8, 4, 2, 1), offset_range=-1.0, grid="dat2023", position=position),
         "stem": "conv",
         "mlp": "conv",
         "local_perception": True,
@@ -148,11 +144,11 @@ def test_settings_follow_from_names_and_shapes(tmp_path: Path, config: ModelConf
     weights = random_weights(official_shapes(config, (64, 128), 10))
     official = read_official(as_pth(tmp_path / "a.pth", weights))
     # What a stage without windows or deformable blocks would have is nobody's business.
-    given = msgspec.structs.replace(official.config, windows=config.windows)
+    given = msgspec.structs.replace(official.config, window=config.window)
     assert given == config
-    for window, expected, spec in zip(official.config.windows, config.windows, config.spec):
-        assert window == expected or spec == "D"
-    assert (official.size, official.classes, official.revision) == (size, 10, config.grid)
+    for window, expected, spec in zip(official.config.window.sizes, config.window.sizes, config.spec):
+        assert window == expected or not set(spec) & {"L", "S"}
+    assert (official.size, official.classes, official.revision) == (size, 10, config.deformable.grid)
     assert all(value.dtype == np.float32 for value in official.params.values())
     numbers = sum(x.size for name, x in weights.items() if not name.endswith(("index", "mask")))
     assert sum(x.size for x in official.params.values()) == numbers, "each number once"
@@ -170,7 +166,8 @@ def test_npz_is_pth_and_half_is_widened(tmp_path: Path) -> None:
 
 def test_numbers_are_where_they_belong(tmp_path: Path) -> None:
     """One of each layout; all of them are in the golden numbers."""
-    config = newer(position="log_cpb", spec=("ND", "LS", "ND", "D"), windows=((7, 7), (4, 4), (7, 7), (7, 7)))
+    window = WindowSettings(sizes=((7, 7), (4, 4), (7, 7), (7, 7)))
+    config = newer(position="log_cpb", spec=("ND", "LS", "ND", "D"), window=window)
     weights = random_weights(official_shapes(config, (64, 128), 10))
     ours = read_official(as_pth(tmp_path / "a.pth", weights)).params
     for path, name, axes in (
@@ -247,10 +244,11 @@ def test_a_folded_stem_reads_one_channel_as_three_alike(kind: str) -> None:
 
 def test_the_published_sizes() -> None:
     """Parameters of the published models, by their names and shapes; test_model counts those of our modules."""
-    plus = {"grid": "dat2023", "windows": ((7, 7),) * 4, "spec": ("ND", "NDND", "ND" * 9, "DD"), "adaptor": "none"}
-    plus |= {"dims": (64, 128, 256, 512), "heads": (2, 4, 8, 16), "groups": (1, 2, 4, 8)}
+    plus = {"spec": ("ND", "NDND", "ND" * 9, "DD"), "adaptor": "none"}
+    plus |= {"dims": (64, 128, 256, 512), "heads": (2, 4, 8, 16)}
+    plus |= {"deformable": DeformableSettings(groups=(1, 2, 4, 8), grid="dat2023")}
     newest = {"stem": "conv", "mlp": "conv", "local_perception": True}
-    older = msgspec.structs.replace(MODELS["datar_tiny"](), windows=((7, 7),) * 4)
+    older = msgspec.structs.replace(MODELS["datar_tiny"](), window=WindowSettings(sizes=((7, 7),) * 4))
     for config, count in (
         (older, 28_319_138),
         (ModelConfig(**plus), 22_772_796),  # type: ignore[arg-type]

@@ -16,21 +16,29 @@ from hypothesis import strategies as st
 
 from datar_jax import config as c
 from datar_jax.config import loader as settings
+from datar_jax.config.migration import upgrade
 from datar_jax.models.spec import Task
 from datar_jax.training.sharding import make_mesh, state_shardings
 from datar_jax.training.train_step import abstract_state, batch_shapes, train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
 GROUPS = {name: type(getattr(c.Config(), name)) for name in c.Config.__struct_fields__}
-LEAVES = {
-    f"{group}.{field.encode_name}": field.name
-    for group, kind in GROUPS.items()
-    for field in msgspec.structs.fields(kind)
-}
+
+
+def leaves(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of all fields by the dotted names that are typed."""
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(settings):
+        one, name = getattr(settings, field.name), f"{prefix}{field.encode_name}"
+        found |= leaves(one, f"{name}.") if isinstance(one, msgspec.Struct) else {name: one}
+    return found
+
+
+LEAVES = leaves(c.Config())
 
 
 def value(config: c.Config, field: str) -> Any:
-    return getattr(getattr(config, field.split(".", maxsplit=1)[0]), LEAVES[field])
+    return leaves(config)[field]
 
 
 def says(error: pytest.ExceptionInfo[c.ConfigError], *parts: str) -> None:
@@ -49,6 +57,12 @@ def plain(tmp_path: Path) -> Path:
     return path
 
 
+def made(kind: type, values: dict[str, Any]) -> msgspec.Struct:
+    """Settings of a kind; a dict among the values stands for the settings of a mixer."""
+    mixers = {field: type(getattr(c.ModelConfig(), field)) for field in ("window", "neighborhood", "deformable")}
+    return kind(**{name: mixers[name](**x) if isinstance(x, dict) else x for name, x in values.items()})
+
+
 # One wrong value per check: the group, what is set, the field that is named, the remedy.
 WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.AudioConfig, {"sample_rate": 999}, "audio.sample_rate=999", "1000 to 192000"),
@@ -65,32 +79,53 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     (c.DataConfig, {"test_fraction": 1.0}, "data.test_fraction=1.0", "between 0 and 1"),
     (c.DataConfig, {"test_fraction": 0.0}, "data.test_fraction=0.0", "between 0 and 1"),
     (c.DataConfig, {"max_bad_fraction": 1.1}, "data.max_bad_fraction=1.1", "0 to 1"),
-    (c.DataConfig, {"fold": -1}, "data.fold=-1", "0 for the whole"),
-    (c.DataConfig, {"validation_fold": -1}, "data.validation_fold=-1", "or 0"),
-    (c.DataConfig, {"fold": 2, "validation_fold": 2}, "data.validation_fold=2", "data.fold=2 is the test fold"),
+    (c.DataConfig, {"kind": "csv", "fold": -1}, "data.fold=-1", "0 for the whole"),
+    (c.DataConfig, {"kind": "csv", "validation_fold": -1}, "data.validation_fold=-1", "or 0"),
+    (
+        c.DataConfig,
+        {"kind": "csv", "fold": 2, "validation_fold": 2},
+        "data.validation_fold=2",
+        "data.fold=2 is the test fold",
+    ),
     (c.DataConfig, {"train_list": "a.txt"}, "data.test_list=''", "both lists"),
     (c.DataConfig, {"test_list": "a.txt"}, "data.train_list=''", "both lists"),
     (c.DataConfig, {"window_seconds": -1.0}, "data.window_seconds=-1.0", "or 0"),
     (c.DataConfig, {"workers": -1}, "data.workers=-1", "0 or more"),
     (c.DataConfig, {"threads": 0}, "data.threads=0", "at least 1"),
-    (c.DataConfig, {"subset": "esc5"}, "data.subset='esc5'", "'esc10' or nothing"),
+    (c.DataConfig, {"kind": "esc", "subset": "esc5"}, "data.subset='esc5'", "'esc10' or nothing"),
     (c.DataConfig, {"group": "(a"}, "data.group='(a'", "regular expression"),
     (c.ModelConfig, {"dims": ()}, "model.dims=()", "at least one stage"),
     (c.ModelConfig, {"spec": ("L",)}, "model.spec=('L',)", "4 entries"),
     (c.ModelConfig, {"heads": (1, 2, 4)}, "model.heads=(1, 2, 4)", "4 entries"),
-    (c.ModelConfig, {"windows": ((8, 8),)}, "model.windows=((8, 8),)", "4 entries"),
-    (c.ModelConfig, {"groups": (1,)}, "model.groups=(1,)", "4 entries"),
-    (c.ModelConfig, {"strides": (1,)}, "model.strides=(1,)", "4 entries"),
-    (c.ModelConfig, {"kernels": (3,)}, "model.kernels=(3,)", "4 entries"),
+    (c.ModelConfig, {"window": {"sizes": ((8, 8),)}}, "model.window.sizes=((8, 8),)", "4 entries"),
+    (c.ModelConfig, {"deformable": {"groups": (1,)}}, "model.deformable.groups=(1,)", "4 entries"),
+    (c.ModelConfig, {"deformable": {"strides": (1,)}}, "model.deformable.strides=(1,)", "4 entries"),
+    (c.ModelConfig, {"deformable": {"kernels": (3,)}}, "model.deformable.kernels=(3,)", "4 entries"),
     (c.ModelConfig, {"spec": ("L", "S", "LX", "D")}, "model.spec[2]='LX'", "letters L (window)"),
     (c.ModelConfig, {"spec": ("L", "", "L", "D")}, "model.spec[1]=''", "letters L (window)"),
     (c.ModelConfig, {"heads": (1, 2, 5, 8)}, "model.heads[2]=5", "does not divide model.dims[2]=128"),
     (c.ModelConfig, {"heads": (1, 0, 4, 8)}, "model.heads[1]=0", "does not divide model.dims[1]=64"),
-    (c.ModelConfig, {"windows": ((8, 8), (8, 0), (8, 8), (4, 8))}, "model.windows[1]=(8, 0)", "positive"),
-    (c.ModelConfig, {"spec": ("L", "N", "LD", "D")}, "model.windows[1]=(8, 8)", "odd sizes: model.spec[1]='N'"),
-    (c.ModelConfig, {"groups": (1, 1, 3, 4)}, "model.groups[2]=3", "does not divide model.heads[2]=4"),
-    (c.ModelConfig, {"strides": (8, 4, 0, 1)}, "model.strides[2]=0", "1 or more"),
-    (c.ModelConfig, {"kernels": (9, 7, 5, 4)}, "model.kernels[3]=4", "odd"),
+    (
+        c.ModelConfig,
+        {"window": {"sizes": ((8, 8), (8, 0), (8, 8), (4, 8))}},
+        "model.window.sizes[1]=(8, 0)",
+        "positive",
+    ),
+    (
+        c.ModelConfig,
+        {"spec": ("L", "N", "LD", "D"), "neighborhood": {"sizes": ((7, 7), (8, 7), (7, 7), (7, 7))}},
+        "model.neighborhood.sizes[1]=(8, 7)",
+        "odd sizes: model.spec[1]='N'",
+    ),
+    (
+        c.ModelConfig,
+        {"deformable": {"groups": (1, 1, 3, 4)}},
+        "model.deformable.groups[2]=3",
+        "does not divide model.heads[2]=4",
+    ),
+    (c.ModelConfig, {"deformable": {"strides": (8, 4, 0, 1)}}, "model.deformable.strides[2]=0", "1 or more"),
+    (c.ModelConfig, {"deformable": {"kernels": (9, 7, 5, 4)}}, "model.deformable.kernels[3]=4", "odd"),
+    (c.ModelConfig, {"deformable": {"offset_range": math.inf}}, "model.deformable.offset_range=inf", "finite number"),
     (c.ModelConfig, {"mlp_ratio": 0}, "model.mlp_ratio=0", "1 or more"),
     (c.ModelConfig, {"dropout": 1.0}, "model.dropout=1.0", "less than 1"),
     (c.ModelConfig, {"drop_path": -0.1}, "model.drop_path=-0.1", "0 or more"),
@@ -135,7 +170,7 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
 @pytest.mark.parametrize("kind, wrong, names, remedy", WRONG, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_wrong_value_names_field_value_and_remedy(kind: type, wrong: dict[str, Any], names: str, remedy: str) -> None:
     with pytest.raises(c.ConfigError) as error:
-        kind(**wrong)
+        made(kind, wrong)
     says(error, names + ": ", remedy)
     group = next(name for name, each in GROUPS.items() if each is kind)
     with pytest.raises(c.ConfigError) as again:
@@ -146,17 +181,17 @@ def test_a_wrong_value_names_field_value_and_remedy(kind: type, wrong: dict[str,
 def test_windows_must_fit_their_maps() -> None:
     with pytest.raises(c.ConfigError) as error:
         c.Config(audio=c.AudioConfig(n_mels=64))
-    says(error, "model.windows[2]=(8, 8)", "4 frequency rows", "audio.n_mels=64", "at most 4")
+    says(error, "model.window.sizes[2]=(8, 8)", "4 frequency rows", "audio.n_mels=64", "at most 4")
     with pytest.raises(c.ConfigError) as error:
         c.Config(data=c.DataConfig(window_seconds=0.25))
-    says(error, "model.windows[0]=(8, 8)", "7 time columns", "data.window_seconds=0.25", "at most 7")
+    says(error, "model.window.sizes[0]=(8, 8)", "7 time columns", "data.window_seconds=0.25", "at most 7")
     c.Config(data=c.DataConfig(window_seconds=1.27))  # 127 frames: the maps have 32, 16, 8 columns; the last is all D
     short = c.Config(data=c.DataConfig(window_seconds=0.0))  # the length is the data's
     with pytest.raises(c.ConfigError) as error:
         c.check_windows(short, 112, "the longest clip")
-    says(error, "model.windows[2]=(8, 8)", "7 time columns", "the longest clip")
+    says(error, "model.window.sizes[2]=(8, 8)", "7 time columns", "the longest clip")
     wide = ((8, 8), (8, 8), (8, 8), (99, 99))
-    c.Config(model=c.ModelConfig(windows=wide))  # no block of the last stage has a window
+    c.Config(model=c.ModelConfig(window=c.WindowSettings(sizes=wide)))  # no block of the last stage has a window
     with pytest.raises(c.ConfigError, match=r"augment.freq_width=129: wider than audio.n_mels=128"):
         c.Config(augment=c.AugmentConfig(freq_width=129))
 
@@ -172,10 +207,17 @@ TYPED = [
     ("train.epochs.days", "1", ["train.epochs has no fields of its own"]),
     ("optim.learning_rate", "fast", ["optim.learning_rate='fast'", "give a number"]),
     ("model.remat", "yes", ["model.remat='yes'", "true or false"]),
-    ("model.grid", "center", ["model.grid='center'", "centre, dat2022, dat2023"]),
+    ("model.deformable.grid", "center", ["model.deformable.grid='center'", "centre, dat2022, dat2023"]),
+    ("model.deformable.gruops", "1", ["did you mean model.deformable.groups?"]),
+    ("model.deformable", "1", ["a group of fields", "groups, strides, kernels"]),
+    ("model.windows", "8,8", ["model.windows='8,8'", "is now model.window.sizes or model.neighborhood.sizes"]),
+    ("model.groups", "1", ["is now model.deformable.groups"]),
+    ("model.sampler", "hat", ["model.sampler was removed"]),
+    ("model.classes", "3", ["is now model.num_classes"]),
+    ("train.accumulate", "2", ["is now train.grad_accum_steps"]),
     ("model.dims", "8,x", ["model.dims='8,x'", "commas"]),
     ("model.dims", "8.5,16", ["model.dims='8.5,16'", "commas"]),
-    ("model.windows", "8,8,8,8", ["model.windows='8,8,8,8'", "commas"]),
+    ("model.window.sizes", "8,8,8,8", ["model.window.sizes='8,8,8,8'", "commas"]),
     ("augment.background_snr_db", "1", ["augment.background_snr_db='1'", "commas"]),
     ("train", "3", ["train='3'", "a group of fields", "epochs"]),
     (
@@ -210,8 +252,10 @@ def test_a_wrong_override_says_what_would_do(plain: Path, field: str, text: str,
         ("model.heads", "[2,2,4,8,]", (2, 2, 4, 8)),
         ("model.spec", "L, D, SD, LS", ("L", "D", "SD", "LS")),
         ("model.spec", "('L', 'D', 'SD', 'LS')", ("L", "D", "SD", "LS")),
-        ("model.windows", "((4, 8), (8, 4), (8, 8), (2, 2))", ((4, 8), (8, 4), (8, 8), (2, 2))),
-        ("model.windows", "[[4,8],[8,4],[8,8],[2,2]]", ((4, 8), (8, 4), (8, 8), (2, 2))),
+        ("model.window.sizes", "((4, 8), (8, 4), (8, 8), (2, 2))", ((4, 8), (8, 4), (8, 8), (2, 2))),
+        ("model.deformable.groups", "1,1,2,4", (1, 1, 2, 4)),
+        ("model.deformable.grid", "dat2022", "dat2022"),
+        ("model.window.sizes", "[[4,8],[8,4],[8,8],[2,2]]", ((4, 8), (8, 4), (8, 8), (2, 2))),
         ("augment.background_snr_db", "-5,5.5", (-5.0, 5.5)),
         ("augment.background_snr_db", "3,3", (3.0, 3.0)),
     ],
@@ -223,7 +267,7 @@ def test_an_override_has_the_type_of_its_field(plain: Path, field: str, text: st
 
 @pytest.mark.parametrize("field", LEAVES)
 def test_every_field_can_be_typed_as_python_prints_it(plain: Path, field: str) -> None:
-    config = settings.load_config(plain, {field: str(value(c.Config(), field))})
+    config = settings.load_config(plain, {field: str(LEAVES[field])})
     assert config == c.Config()
 
 
@@ -234,6 +278,116 @@ def test_a_variant_is_chosen_by_name_before_its_fields_are_changed(plain: Path) 
     assert config.model == msgspec.structs.replace(c.datar_base(), drop_path=0.25)
     tiny, small = msgspec.structs.asdict(c.datar_tiny()), msgspec.structs.asdict(c.datar_small())
     assert {k for k in tiny if tiny[k] != small[k]} == {"spec", "drop_path"}
+
+
+# A setting that does nothing: what is set, the field that is named, the reason.
+IDLE: list[tuple[type, dict[str, Any], str, str]] = [
+    (c.ModelConfig, {"spec": ("L",) * 4, "deformable": {"groups": (1,) * 4}}, "model.deformable.groups", "no D block"),
+    (
+        c.ModelConfig,
+        {"spec": ("L",) * 4, "deformable": {"strides": (1,) * 4}},
+        "model.deformable.strides",
+        "no D block",
+    ),
+    (
+        c.ModelConfig,
+        {"spec": ("L",) * 4, "deformable": {"kernels": (1,) * 4}},
+        "model.deformable.kernels",
+        "no D block",
+    ),
+    (
+        c.ModelConfig,
+        {"spec": ("L",) * 4, "deformable": {"position": "none"}},
+        "model.deformable.position",
+        "no D block",
+    ),
+    (c.ModelConfig, {"spec": ("L",) * 4, "deformable": {"offset_range": 1.0}}, "model.deformable.offset_range", "no D"),
+    (c.ModelConfig, {"spec": ("N",) * 4, "deformable": {"grid": "dat2023"}}, "model.deformable.grid", "no D block"),
+    (c.ModelConfig, {"spec": ("D",) * 4, "window": {"sizes": ((4, 4),) * 4}}, "model.window.sizes", "no L or S block"),
+    (c.ModelConfig, {"neighborhood": {"fill": True}}, "model.neighborhood.fill=True", "no N block"),
+    (c.ModelConfig, {"spec": ("L",) * 4, "adaptor": "signal"}, "model.adaptor='signal'", "no D block"),
+    (c.ModelConfig, {"spec": ("L",) * 4, "adaptor_at": "both"}, "model.adaptor_at='both'", "give 'spectrogram'"),
+    (c.ModelConfig, {"adaptor": "none", "adaptor_at": "both"}, "model.adaptor_at='both'", "model.adaptor='none'"),
+    (c.DataConfig, {"manifest": "a.csv"}, "data.manifest='a.csv'", "reads no manifest"),
+    (c.DataConfig, {"kind": "csv", "subset": "esc10"}, "data.subset='esc10'", "no subsets"),
+    (c.DataConfig, {"kind": "esc", "train_list": "a", "test_list": "b"}, "data.train_list='a'", "reads no lists"),
+    (c.DataConfig, {"kind": "esc", "test_fraction": 0.5}, "data.test_fraction=0.5", "tests on a fold"),
+    (
+        c.DataConfig,
+        {"train_list": "a", "test_list": "b", "test_fraction": 0.5},
+        "data.test_fraction=0.5",
+        "names the test clips",
+    ),
+    (c.DataConfig, {"fold": 0}, "data.fold=0", "no folds"),
+    (c.DataConfig, {"validation_fold": 2}, "data.validation_fold=2", "no folds"),
+]
+
+
+@pytest.mark.parametrize("kind, idle, names, reason", IDLE, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_setting_without_effect_is_refused(kind: type, idle: dict[str, Any], names: str, reason: str) -> None:
+    with pytest.raises(c.ConfigError) as error:
+        made(kind, idle)
+    says(error, names, "has no effect", reason)
+
+
+def test_an_adaptor_without_deformable_blocks_stands_on_the_spectrogram() -> None:
+    for idle in ({"adaptor": "none"}, {"adaptor": "signal", "adaptor_at": "spectrogram"}, {}):
+        c.ModelConfig(spec=("L",) * 4, **idle)  # type: ignore[arg-type]
+
+
+def test_a_typed_spec_resets_the_mixers_it_drops_but_not_what_is_typed(plain: Path) -> None:
+    typed = {"model": "datar_tiny", "model.spec": "L,S,LS,S"}
+    assert settings.load_config(plain, typed).model.deformable == c.DeformableSettings()
+    with pytest.raises(c.ConfigError, match=r"model\.deformable\.groups=\(1, 1, 1, 1\): has no effect"):
+        settings.load_config(plain, {**typed, "model.deformable.groups": "1,1,1,1"})
+
+
+def test_a_file_with_an_old_field_name_names_the_new_one(plain: Path) -> None:
+    for call in ("ModelConfig(windows=((8, 8),))", "msgspec.structs.replace(ModelConfig(), windows=((8, 8),))"):
+        plain.write_text(
+            "import msgspec\nfrom datar_jax.config import Config, ModelConfig\n\n"
+            f"def get_config():\n    return Config(model={call})\n"
+        )
+        with pytest.raises(c.ConfigError) as error:
+            settings.load_config(plain)
+        says(error, str(plain), "windows is now model.window.sizes or model.neighborhood.sizes")
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (
+            {"spec": ["LS", "N", "D"], "windows": [[4, 4], [3, 3], [2, 2]], "groups": [1, 1, 2], "grid": "dat2023"},
+            {
+                "window": {"sizes": [[4, 4], [3, 3], [2, 2]]},
+                "neighborhood": {"sizes": [[4, 4], [3, 3], [2, 2]], "fill": True},
+                "deformable": {"groups": [1, 1, 2], "grid": "dat2023"},
+            },
+        ),
+        (
+            {"spec": ["L"], "windows": [[4, 4]], "groups": [2], "position": "none", "sampler": "hat"},
+            {"window": {"sizes": [[4, 4]]}},
+        ),
+        (
+            {"spec": ["L"], "windows": [[4, 4]], "adaptor": "both", "adaptor_at": "both"},
+            {"window": {"sizes": [[4, 4]]}, "adaptor": "both", "adaptor_at": "spectrogram"},
+        ),
+        (
+            {"spec": ["L"], "windows": [[4, 4]], "adaptor": "signal", "adaptor_at": "block"},
+            {"window": {"sizes": [[4, 4]]}, "adaptor_at": "block"},
+        ),
+        ({"spec": ["D"], "strides": [1], "adaptor": "none", "adaptor_at": "both"}, {"deformable": {"strides": [1]}}),
+    ],
+)
+def test_a_stored_model_of_version_0_1_is_upgraded(old: dict[str, Any], new: dict[str, Any]) -> None:
+    got = upgrade({"model": old})["model"]
+    assert {name: x for name, x in got.items() if name not in ("spec", "adaptor") or name in new} == new
+    assert got["spec"] == old["spec"] and upgrade({"model": got}) == {"model": got}
+
+
+def test_stored_data_settings_without_effect_are_dropped() -> None:
+    old = {"kind": "csv", "manifest": "a.csv", "subset": "esc10", "fold": 0}
+    assert upgrade({"data": old})["data"] == {"kind": "csv", "manifest": "a.csv", "fold": 0}
 
 
 def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
@@ -251,7 +405,9 @@ def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
         ({"train": {"epochs": "many"}}, ["int", "str", "train.epochs"]),
         ({"train": {"epochz": 1}}, ["unknown field", "epochz", "train"]),
         ({"model": {"heads": [1, 2, 4, "x"]}}, ["model.heads[3]"]),
-        ({"model": {"grid": "center"}}, ["center", "model.grid"]),
+        ({"model": {"deformable": {"grid": "center"}}}, ["center", "model.deformable.grid"]),
+        ({"model": {"windows": []}}, ["`windows`", "is now model.window.sizes or model.neighborhood.sizes"]),
+        ({"train": {"accumulate": 2}}, ["`accumulate`", "is now train.grad_accum_steps"]),
         ({"trian": {}}, ["unknown field", "trian"]),
         ({"train": 3}, ["train"]),
     ],

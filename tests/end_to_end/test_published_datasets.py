@@ -26,10 +26,10 @@ SMALL = {
     "model.dims": "8,16",
     "model.spec": "L,D",
     "model.heads": "1,2",
-    "model.windows": "[[4,4],[4,4]]",
-    "model.groups": "1,2",
-    "model.strides": "2,1",
-    "model.kernels": "3,3",
+    "model.window.sizes": "[[4,4],[4,4]]",
+    "model.deformable.groups": "1,2",
+    "model.deformable.strides": "2,1",
+    "model.deformable.kernels": "3,3",
 }
 # Clips of which no sound is made: one that begins an hour into its recording, one that is listed and nowhere.
 UNREADABLE, MISSING = {"epic_kitchens": 1}, {"vggsound": 1}

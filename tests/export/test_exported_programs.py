@@ -31,7 +31,12 @@ AUDIO = c.AudioConfig(sample_rate=8_000, n_mels=32, window_ms=25.0, hop_ms=10.0)
 SAMPLES = window_samples(AUDIO, FRAMES)
 WHOLE = FRAMES * AUDIO.hop_length + AUDIO.hop_length // 2 - 1  # samples of a clip that fills the window
 # One deformable block: cheap to compile. What else there is knows no batch size.
-MODEL = c.ModelConfig(dims=(8,), spec=("D",), heads=(2,), windows=((2, 2),), groups=(2,), strides=(2,), kernels=(3,))
+MODEL = c.ModelConfig(
+    dims=(8,),
+    spec=("D",),
+    heads=(2,),
+    deformable=c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,)),
+)
 CONFIG = c.Config(audio=AUDIO, model=MODEL, data=c.DataConfig(window_seconds=0.33))
 FRONT_ENDS = (
     AUDIO,
@@ -140,12 +145,11 @@ def test_a_waveform_of_another_length_is_refused():
 def test_every_branch_of_the_model_takes_batches_of_a_size_that_is_not_known(stem):
     model = c.ModelConfig(
         dims=(8, 16),
-        spec=("LSD", "D"),
+        spec=("LSND", "D"),
         heads=(2, 4),
-        windows=((3, 4), (2, 2)),
-        groups=(1, 2),
-        strides=(2, 1),
-        kernels=(3, 3),
+        window=c.WindowSettings(sizes=((3, 4), (2, 2))),
+        neighborhood=c.NeighborhoodSettings(sizes=((3, 5), (3, 3))),
+        deformable=c.DeformableSettings(groups=(1, 2), strides=(2, 1), kernels=(3, 3)),
         stem=stem,
         mlp="conv",
         local_perception=True,
@@ -235,7 +239,7 @@ def test_onnxruntime_computes_the_same_from_an_onnx_file():
     expected = jax.jit(make_waveform_model(CONFIG, (2, 3), CLASSES, FRAMES, MEAN, STD))(
         dequantize(stored), clips(lengths.tolist()), lengths, 0 * lengths
     )
-    file = to_onnx(make_waveform_model(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD), stored, SAMPLES)
+    file = to_onnx(make_waveform_model(for_onnx(CONFIG), (2, 3), CLASSES, FRAMES, MEAN, STD, "gather"), stored, SAMPLES)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert [(each.name, each.shape[1:]) for each in session.get_inputs()] == [
         ("waveform", [SAMPLES]),

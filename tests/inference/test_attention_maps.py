@@ -24,10 +24,7 @@ LONE = c.ModelConfig(
     dims=(16,),
     spec=("D",),
     heads=(4,),
-    windows=((2, 2),),
-    groups=(2,),
-    strides=(2,),
-    kernels=(3,),
+    deformable=c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,)),
 )
 
 

@@ -33,10 +33,8 @@ SMALL = c.ModelConfig(
     dims=(8, 16),
     spec=("LS", "D"),
     heads=(1, 2),
-    windows=((3, 4), (2, 2)),
-    groups=(1, 2),
-    strides=(1, 2),
-    kernels=(3, 3),
+    window=c.WindowSettings(sizes=((3, 4), (2, 2))),
+    deformable=c.DeformableSettings(groups=(1, 2), strides=(1, 2), kernels=(3, 3)),
     stem="conv",
     mlp="conv",
     mlp_ratio=2,
@@ -44,6 +42,8 @@ SMALL = c.ModelConfig(
     adaptor="both",
     adaptor_at="both",
 )
+
+WINDOWS = c.ModelConfig(dims=(8,), spec=("L",), heads=(2,), window=c.WindowSettings(sizes=((2, 2),)), adaptor="none")
 
 
 def changed(config: c.ModelConfig, **changes: Any) -> c.ModelConfig:
@@ -87,7 +87,7 @@ def scoring(model: DATAR) -> Any:
     ],
 )
 def test_a_position_term_has_parameters_a_place_and_no_decay(position: Any, names: set[str]) -> None:
-    params = abstract(network(changed(LONE, position=position)))
+    params = abstract(network(changed(LONE, deformable=msgspec.structs.replace(LONE.deformable, position=position))))
     mixer = {name.removeprefix("stage_0_0/mixer/") for name in tree.flatten_dict(params, sep="/") if "/mixer/" in name}
     known = {"offset", "query", "key", "value", "out"}
     assert {name for name in mixer if name.split("/")[0] not in known} == names
@@ -96,16 +96,18 @@ def test_a_position_term_has_parameters_a_place_and_no_decay(position: Any, name
     assert not any(decayed[name] for name in names) and decayed["query/kernel"]
 
 
-def test_neighbourhoods_fill_a_small_map_with_zeros_in_the_published_grids_alone() -> None:
-    config = changed(LONE, spec=("N",), windows=((9, 9),))
-    ours, published = (network(changed(config, grid=grid)) for grid in ("centre", "dat2023"))
+def test_neighborhoods_fill_a_small_map_with_zeros_only_if_asked_to() -> None:
+    def pair(window: tuple[int, int]) -> list[DATAR]:
+        settings = (c.NeighborhoodSettings(sizes=(window,), fill=fill) for fill in (False, True))
+        return [network(c.ModelConfig(dims=(8,), spec=("N",), heads=(2,), neighborhood=each)) for each in settings]
+
+    ours, published = pair((9, 9))
     params, mel = noisy(ours), clips(16)
     state_shardings(abstract(ours), make_mesh(c.MeshConfig()))
     scores = [np.asarray(scoring(model)(params, mel)[0]) for model in (ours, published)]
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
     wide = clips(64)  # a map of 8 x 16, larger than the windows below
-    rows = changed(config, windows=((7, 9),))
-    ours, published = (network(changed(rows, grid=grid)) for grid in ("centre", "dat2023"))
+    ours, published = pair((7, 9))
     params = noisy(ours)
     np.testing.assert_array_equal(scoring(ours)(params, wide)[0], scoring(published)(params, wide)[0])
 
@@ -126,7 +128,9 @@ def test_parameters_of_a_variant(variant: str, count: int) -> None:
     "variant, count", [("datar_tiny", 28_319_138), ("datar_small", 49_700_402), ("datar_base", 87_881_632)]
 )
 def test_parameters_of_the_published_image_models(variant: str, count: int) -> None:
-    config = changed(c.MODELS[variant](), windows=((7, 7),) * 4, grid="dat2022", adaptor="none")
+    config = c.MODELS[variant]()
+    deformable = msgspec.structs.replace(config.deformable, grid="dat2022")
+    config = changed(config, window=c.WindowSettings(sizes=((7, 7),) * 4), deformable=deformable, adaptor="none")
     assert count_parameters(abstract(DATAR(config, 1000, 224, 224), 1, 224, 224, 3)) == count
 
 
@@ -207,7 +211,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_evaluation_repeats_itself_and_training_follows_its_key() -> None:
-    config = changed(LONE, spec=("LL",))
+    config = changed(WINDOWS, spec=("LL",))
     model = network(config)
     params, mel = noisy(model), clips(16, b=4)
     evaluate = np.asarray(scoring(model)(params, mel)[0])
@@ -239,7 +243,7 @@ def test_drop_path_keeps_the_expectation(wrap: Any, rate: float) -> None:
 
 def test_drop_path_grows_linearly_from_nothing() -> None:
     """Of three blocks with a last rate of 0.9, the first never drops and the last nearly always."""
-    config = changed(LONE, spec=("LLL",), drop_path=0.9)
+    config = changed(WINDOWS, spec=("LLL",), drop_path=0.9)
     train = network(config, train=True)
     mel, params = clips(8, b=64), noisy(train)
     _, kept = jax.jit(partial(train.apply, capture_intermediates=lambda m, _: isinstance(m, DropPath)))(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from datar_jax.checkpoints.dat_names import MIXER, MLP, model_paths, path_in, to_ours
-from datar_jax.config import ModelConfig
+from datar_jax.config import DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
 from datar_jax.models.datar import DATAR
 from datar_jax.models.layers import LayerNorm, Mlp
 from datar_jax.models.mixers.deformable import DeformableAttention
@@ -143,17 +143,24 @@ def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
     refuse({"layer scale": any(scale > 0 for scale in cfg.get("layer_scale_values", []))})
     refuse({"even kernels": any(kernels[i] % 2 == 0 for i in deformable)})
     refuse({"kernel = stride": newer and any(kernels[i] == cfg["strides"][i] > 1 for i in deformable)})
+    sizes = tuple((cfg["nat_ksizes" if "N" in spec[i] else "window_sizes"][i],) * 2 for i in stages)
+    used = set("".join(spec))
     return ModelConfig(
         dims=tuple(cfg["dims"]),
         spec=spec,
         heads=tuple(cfg["heads"]),
-        windows=tuple((cfg["nat_ksizes" if "N" in spec[i] else "window_sizes"][i],) * 2 for i in stages),
-        groups=tuple(max(g, 1) for g in cfg["groups"]),
-        strides=tuple(max(s, 1) for s in cfg["strides"]),
-        kernels=tuple(kernels),
-        offset_range=(*settings["offset ranges"], 0.0)[0],
-        grid=grid,
-        position=(*settings["position terms"], "table")[0],
+        window=WindowSettings(sizes=sizes) if used & {"L", "S"} else WindowSettings(),
+        neighborhood=NeighborhoodSettings(sizes=sizes, fill=newer) if "N" in used else NeighborhoodSettings(),
+        deformable=DeformableSettings(
+            groups=tuple(max(g, 1) for g in cfg["groups"]),
+            strides=tuple(max(s, 1) for s in cfg["strides"]),
+            kernels=tuple(kernels),
+            offset_range=(*settings["offset ranges"], 0.0)[0],
+            grid=grid,
+            position=(*settings["position terms"], "table")[0],
+        )
+        if deformable
+        else DeformableSettings(),
         stem="conv" if cfg["use_conv_patches"] else "patch",
         mlp="conv" if True in settings["MLPs"] else "plain",
         local_perception=True in settings["local perception"],

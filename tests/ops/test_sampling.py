@@ -139,7 +139,9 @@ def test_both_automatic_choices_read_the_same() -> None:
 
 
 def test_an_unknown_formulation_is_refused_by_the_names_of_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'nearest'; there are auto, map_coordinates, gather, window, hat, separable"):
+    with pytest.raises(
+        ValueError, match=r"'nearest'; choose one of auto, map_coordinates, gather, window, hat, separable"
+    ):
         read_map(jnp.zeros((2, 2, 1)), jnp.zeros((1, 2)), "nearest")  # type: ignore[arg-type]
 
 

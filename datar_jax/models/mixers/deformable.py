@@ -1,16 +1,12 @@
-"""Where a map attends: window attention (L, S) and deformable attention (D).
+"""Deformable attention (D): a small network chooses the points that all queries attend to.
 
-Mathematics is in functions, parameters in thin modules. Shapes: B batch, F frequency rows, T time columns, C channels,
-H heads, D head width, G offset groups, W windows, M queries, N keys. `valid_BxT` marks the columns that hold sound; a
-column that is padding is never attended to. Softmax and coordinates are float32 or wider.
-
-Window attention: Liu et al., "Swin Transformer" (2021). Deformable attention: Xia et al., "Vision Transformer with
-Deformable Attention" (CVPR 2022), which DATAR (arXiv 2312.16228) brings to spectrograms.
+Xia et al., "Vision Transformer with Deformable Attention" (CVPR 2022), which DATAR (arXiv 2312.16228) brings to
+spectrograms. Shapes: B batch, F frequency rows, T time columns, C channels, H heads, D head width, G offset groups,
+N keys. `valid_BxT` marks the columns that are sound; padding is never attended to. Coordinates are float32 or wider.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from datar_jax.config.mixers import DeformableSettings
 from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, linear_init, table_init, uniform_init
+from datar_jax.models.mixers.base import MixerSite
 from datar_jax.ops.activations import gelu
 from datar_jax.ops.deformable_attention import deformable_attention
 from datar_jax.ops.depthwise_conv import depthwise
-from datar_jax.ops.fusion_barrier import fusion_barrier
 from datar_jax.ops.masking import MASK_VALUE, mask_columns
 from datar_jax.ops.position_bias import BiasNetwork
 from datar_jax.ops.sampling import Grid, Method, sample_features, sampling_positions
@@ -31,23 +28,23 @@ HIDDEN = 32  # units of the bias network, as published
 
 
 class DeformableAttention(nn.Module):
-    """Attention to points that the offset network chose.
+    """Attention to points that an offset network chooses.
 
-    A small network, shared by all offset groups, reads the queries and moves a grid of reference points; the map is
-    sampled there, keys and values are made from the samples, and every query attends to all of them, with a bias read
-    from a learned table at (query - point). Keys mix the samples of all groups; only sampling and bias are per group.
+    The network, shared by all offset groups, reads the queries and moves a grid of reference points; the map is sampled
+    there, keys and values are made from the samples, and every query attends to all of them, with a bias read from a
+    learned table at (query - point). Keys mix the samples of all groups; only sampling and bias are per group.
 
     Attributes:
       heads: attention heads; must divide the channels.
       groups: offset groups; must divide the heads.
       stride: of the reference grid, in pixels.
-      kernel: side of the offset network's depthwise convolution, odd.
+      kernel: size of the offset network's depthwise convolution, odd.
       size: (F, T) of the map that the position table is made for; the map at run time may be another.
       offset_range: see `sampling.sampling_positions`.
       grid: convention of reference points, offsets and bias.
       position: `table`; `log_cpb`, a small network on log-spaced displacements, shared by all groups; `dwc`, no bias
-        but a depthwise convolution of the queries, added to what was read; `none`.
-      sampler: formulation of both samplers.
+        but a depthwise convolution of the queries, added to the output of attention; `none`.
+      sampler: formulation of sampling and of the bias, see `sampling.sample_features`; all give the same numbers.
 
     Sows `positions` `(B, G, Fk, Tk, 2)` in pixels into `intermediates`.
     """
@@ -62,6 +59,22 @@ class DeformableAttention(nn.Module):
     position: str = "table"
     sampler: Method = "auto"
     dtype: Any = jnp.float32
+
+    @classmethod
+    def from_settings(cls, settings: DeformableSettings, site: MixerSite, name: str) -> DeformableAttention:
+        return cls(
+            heads=site.heads,
+            groups=settings.groups[site.stage],
+            stride=settings.strides[site.stage],
+            kernel=settings.kernels[site.stage],
+            size=site.size,
+            offset_range=settings.offset_range,
+            grid=settings.grid,
+            position=settings.position,
+            sampler=site.method,
+            dtype=site.dtype,
+            name=name,
+        )
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
@@ -81,9 +94,7 @@ class DeformableAttention(nn.Module):
         position_BxGxNx2 = position.reshape(b, self.groups, rows * times, 2)
 
         grouped_BxFxTxGxC = x_BxFxTxC.reshape(b, f, t, self.groups, -1)
-        sample = partial(sample_features, method=self.sampler)
-        sampled_BxNxGxC = fusion_barrier(sample, grouped_BxFxTxGxC, position_BxGxNx2)
-        sampled_BxNxC = sampled_BxNxGxC.reshape(b, -1, c)
+        sampled_BxNxC = sample_features(grouped_BxFxTxGxC, position_BxGxNx2, self.sampler).reshape(b, -1, c)
         k_BxNxC = dense(c, self.dtype, "key")(sampled_BxNxC)
         v_BxNxC = dense(c, self.dtype, "value")(sampled_BxNxC)
 
@@ -107,7 +118,7 @@ class DeformableAttention(nn.Module):
 
 
 def valid_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
-    """Which keys count, `(B, N)` bool: those whose cell begins inside the sound, as many as there are without padding.
+    """Which keys count, `(B, N)` bool: those whose cell begins inside the sound, as many as without padding.
 
     Args:
       valid_BxT: columns of the map that hold sound.
@@ -120,9 +131,9 @@ def valid_keys(valid_BxT: Array, keys: tuple[int, int], stride: int) -> Array:
 
 
 def clamp_to_valid(position_BxGxNx2: Array, valid_BxT: Array) -> Array:
-    """Positions as the table of our grid is read for them: no more than a pixel behind the sound, whatever follows it.
+    """Positions for the table of our grid, clamped to at most one pixel behind the sound, whatever follows it.
 
-    `bias_row` has that bound at the map's end; without padding both are the same.
+    `table_bias_row` has that bound at the end of the map; without padding both are the same.
     """
     end_Bx1x1 = jnp.sum(valid_BxT, 1, dtype=position_BxGxNx2.dtype)[:, None, None]
     return jnp.stack([position_BxGxNx2[..., 0], jnp.minimum(position_BxGxNx2[..., 1], end_Bx1x1)], -1)

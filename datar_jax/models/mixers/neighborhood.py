@@ -1,4 +1,4 @@
-"""Neighbourhood attention (N): each pixel attends to the window around it.
+"""Neighborhood attention (N): each pixel attends to the window around it.
 
 Hassani et al., "Neighborhood Attention Transformer" (CVPR 2023), as DAT++ (Xia et al., 2023) uses it. Shapes: B batch,
 F frequency rows, T time columns, C channels, H heads, D head width, W tiles, M pixels of a tile, N keys around it.
@@ -13,7 +13,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from datar_jax.config.mixers import NeighborhoodSettings
 from datar_jax.models.layers import dense, table_init
+from datar_jax.models.mixers.base import MixerSite
 from datar_jax.ops.masking import mask_columns
 from datar_jax.ops.neighborhood_attention import neighborhood_attention
 
@@ -21,19 +23,23 @@ from datar_jax.ops.neighborhood_attention import neighborhood_attention
 class NeighborhoodAttention(nn.Module):
     """Attention of each pixel to the window around it, with a relative position table.
 
-    At a border the window stops, and the pixel is no longer its middle. A map smaller than the window is one window; in
-    the published form it is one that zeros fill up, which take part.
+    At a border the window stops, and the pixel is no longer its center. A map smaller than the window is one window; in
+    the published form zeros fill it up, and are attended to.
 
     Attributes:
       heads: attention heads; must divide the channels.
       window: (F, T), both odd.
-      filled: whether zeros fill up a small map, as published.
+      filled: fill a map that is smaller than the window with zeros, as published.
     """
 
     heads: int
     window: tuple[int, int]
     filled: bool = False
     dtype: Any = jnp.float32
+
+    @classmethod
+    def from_settings(cls, settings: NeighborhoodSettings, site: MixerSite, name: str) -> NeighborhoodAttention:
+        return cls(site.heads, settings.sizes[site.stage], settings.fill, site.dtype, name=name)
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:

@@ -1,4 +1,7 @@
-"""Window attention (L, S): Swin Transformer's, plain and shifted."""
+"""Window attention, plain (L) and shifted (S): Liu et al., "Swin Transformer" (ICCV 2021).
+
+Shapes: B batch, F frequency rows, T time columns, C channels, H heads, D head width, W windows, M queries, N keys.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from datar_jax.config.mixers import WindowSettings
 from datar_jax.models.layers import dense, table_init
+from datar_jax.models.mixers.base import MixerSite
 from datar_jax.ops.masking import MASK_VALUE
 from datar_jax.ops.window_attention import dot_product_attention, merge, partition, roll, shift_mask, window_index
 
@@ -25,6 +30,10 @@ class WindowAttention(nn.Module):
     window: tuple[int, int]
     shifted: bool = False
     dtype: Any = jnp.float32
+
+    @classmethod
+    def from_settings(cls, settings: WindowSettings, site: MixerSite, name: str) -> WindowAttention:
+        return cls(site.heads, settings.sizes[site.stage], site.letter == "S", site.dtype, name=name)
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:

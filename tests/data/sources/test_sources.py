@@ -24,7 +24,11 @@ from tests.helpers import sound
 HOST = c.AudioConfig(n_mels=32)
 DEVICE = msgspec.structs.replace(HOST, frontend="device")
 SMALL = c.ModelConfig(
-    dims=(16, 32), spec=("L", "D"), heads=(1, 2), windows=((4, 4),) * 2, groups=(1, 1), strides=(2, 1), kernels=(3, 3)
+    dims=(16, 32),
+    spec=("L", "D"),
+    heads=(1, 2),
+    window=c.WindowSettings(sizes=((4, 4),) * 2),
+    deformable=c.DeformableSettings(groups=(1, 1), strides=(2, 1), kernels=(3, 3)),
 )
 SECONDS = (0.31, 0.6, 0.05, 0.5)
 

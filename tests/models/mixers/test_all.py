@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
+from datar_jax.config.mixers import LETTERS
 from datar_jax.models.datar import DATAR
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -24,8 +25,13 @@ VALID = np.array([FRAMES, 32, FRAMES, 41, 20, FRAMES, 32, 57], np.int32)  # fram
 
 def small(letter: str, **changes: Any) -> c.ModelConfig:
     """One block on a map of 8 x 16, with windows that do not divide it."""
-    settings = {"heads": (2,), "windows": ((3, 5),), "groups": (2,), "strides": (2,), "kernels": (3,)}
-    return c.ModelConfig(dims=(8,), spec=(letter,), adaptor="none", **settings, **changes)
+    settings = {
+        "window": c.WindowSettings(sizes=((3, 5),)),
+        "neighborhood": c.NeighborhoodSettings(sizes=((3, 5),)),
+        "deformable": c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,), **changes),
+    }
+    field = LETTERS[letter].field
+    return c.ModelConfig(dims=(8,), spec=(letter,), heads=(2,), adaptor="none", **{field: settings[field]})
 
 
 def narrow(variant: str) -> c.ModelConfig:

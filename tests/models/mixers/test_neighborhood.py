@@ -12,10 +12,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from datar_jax import config as c
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.ops.neighborhood_attention import TILE, neighborhood_attention
-from tests.helpers import LONE, build
+from tests.helpers import build
+from tests.models.test_datar import WINDOWS
 from tests.reference import dense, lattice, weigh
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -121,9 +123,8 @@ def test_bfloat16_in_bfloat16_out() -> None:
 def test_what_a_clip_costs() -> None:
     """Per tile its pixels times all keys within reach, for scores and for values; beside window attention's own."""
     window, f, t = (3, 5), 8, 16
-    around, windows = (
-        msgspec.structs.replace(LONE, spec=(letter,), windows=(window if letter == "N" else (4, 8),)) for letter in "NL"
-    )
+    around = c.ModelConfig(dims=(8,), spec=("N",), heads=(2,), neighborhood=c.NeighborhoodSettings(sizes=(window,)))
+    windows = msgspec.structs.replace(WINDOWS, window=c.WindowSettings(sizes=((4, 8),)))
     reach = [(w - 1) + max(side + w // 2, w) for side, w in zip(TILE, window)]
     more = f * t * (math.prod(reach) - 32) * 2 * 8
     assert macs_per_clip(around, 5, 32, 64) - macs_per_clip(windows, 5, 32, 64) == more

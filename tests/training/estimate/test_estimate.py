@@ -517,8 +517,9 @@ from datar_jax import config as c
 
 def get_config():
     model = c.ModelConfig(
-        dims=(8, 16), spec=("L", "D"), heads=(2, 4), windows=((4, 4), (4, 4)), groups=(1, 2), strides=(2, 1),
-        kernels=(3, 3), mlp_ratio=2, adaptor="none", dtype="bfloat16",
+        dims=(8, 16), spec=("L", "D"), heads=(2, 4), window=c.WindowSettings(sizes=((4, 4), (4, 4))),
+        deformable=c.DeformableSettings(groups=(1, 2), strides=(2, 1), kernels=(3, 3)),
+        mlp_ratio=2, adaptor="none", dtype="bfloat16",
     )
     return c.Config(audio=c.AudioConfig(n_mels=32), model=model)
 """

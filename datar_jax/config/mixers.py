@@ -1,0 +1,103 @@
+"""Settings of the token mixers: one frozen struct per mixer, which names the letters of `model.spec` that it sets up.
+
+A new mixer brings a struct here (listed in `MIXER_SETTINGS`), a field of its type on `ModelConfig`, and a module in
+models/mixers/. Tuples have one entry per stage; entries of stages without the mixer are not read.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from datar_jax.config.base import StrictStruct, require
+
+Sizes = tuple[tuple[int, int], ...]  # (frequency rows, time columns) of each stage
+
+
+class MixerSettings(StrictStruct, frozen=True):
+    """Base of the settings of one mixer."""
+
+    field: ClassVar[str] = ""  # of ModelConfig
+    letters: ClassVar[dict[str, str]] = {}  # letters of model.spec, and what each stands for
+    per_stage: ClassVar[tuple[str, ...]] = ()  # fields with one entry per stage
+    input_adaptor: ClassVar[bool] = False  # whether the learnable input adaptor stands before its blocks
+
+    @classmethod
+    def section(cls) -> str:
+        """Dotted name of these settings in `Config`."""
+        return f"model.{cls.field}"
+
+    def check_stage(self, stage: int, letters: str, heads: int) -> None:
+        """Raises ConfigError unless the settings suit a stage that has the mixer.
+
+        Args:
+          stage: index of the stage.
+          letters: its blocks, `model.spec[stage]`.
+          heads: its attention heads.
+        """
+
+
+class WindowSettings(MixerSettings, frozen=True):
+    """Window attention (L) and shifted window attention (S)."""
+
+    field: ClassVar[str] = "window"
+    letters: ClassVar[dict[str, str]] = {"L": "window", "S": "shifted window"}
+    per_stage: ClassVar[tuple[str, ...]] = ("sizes",)
+
+    sizes: Sizes = ((8, 8), (8, 8), (8, 8), (4, 8))
+
+    def check_stage(self, stage: int, letters: str, heads: int) -> None:
+        field = f"model.window.sizes[{stage}]"
+        require(min(self.sizes[stage]) >= 1, field, self.sizes[stage], "give a pair of positive sizes")
+
+
+class NeighborhoodSettings(MixerSettings, frozen=True):
+    """Neighborhood attention (N)."""
+
+    field: ClassVar[str] = "neighborhood"
+    letters: ClassVar[dict[str, str]] = {"N": "neighborhood"}
+    per_stage: ClassVar[tuple[str, ...]] = ("sizes",)
+
+    sizes: Sizes = ((7, 7), (7, 7), (7, 7), (7, 7))
+    fill: bool = False  # fill a map that is smaller than the window with zeros that are attended to, as DAT++ does
+
+    def check_stage(self, stage: int, letters: str, heads: int) -> None:
+        field, size = f"model.neighborhood.sizes[{stage}]", self.sizes[stage]
+        require(
+            min(size) >= 1 and all(side % 2 for side in size),
+            field,
+            size,
+            f"give odd sizes: model.spec[{stage}]={letters!r} has a neighborhood, which is centered on a pixel",
+        )
+
+
+class DeformableSettings(MixerSettings, frozen=True):
+    """Deformable attention (D)."""
+
+    field: ClassVar[str] = "deformable"
+    letters: ClassVar[dict[str, str]] = {"D": "deformable"}
+    per_stage: ClassVar[tuple[str, ...]] = ("groups", "strides", "kernels")
+    input_adaptor: ClassVar[bool] = True
+
+    groups: tuple[int, ...] = (1, 1, 2, 4)  # offset groups
+    strides: tuple[int, ...] = (8, 4, 1, 1)  # of the sampling grid, in pixels
+    kernels: tuple[int, ...] = (9, 7, 5, 3)  # of the offset network
+    offset_range: float = 2.0  # bound: half of it in key cells; negative: unbounded, clamped to the map
+    grid: Literal["centre", "dat2022", "dat2023"] = "centre"  # reference points: ours, or a published convention
+    # A bias from a table or from a small network (log_cpb), or a convolution of the queries.
+    position: Literal["table", "log_cpb", "dwc", "none"] = "table"
+
+    def check_stage(self, stage: int, letters: str, heads: int) -> None:
+        groups, stride, kernel = self.groups[stage], self.strides[stage], self.kernels[stage]
+        require(
+            groups >= 1 and heads % groups == 0,
+            f"model.deformable.groups[{stage}]",
+            groups,
+            f"does not divide model.heads[{stage}]={heads}; give a divisor of it",
+        )
+        require(stride >= 1, f"model.deformable.strides[{stage}]", stride, "give 1 or more")
+        odd = kernel >= 1 and kernel % 2 == 1
+        require(odd, f"model.deformable.kernels[{stage}]", kernel, "give an odd size")
+
+
+MIXER_SETTINGS: tuple[type[MixerSettings], ...] = (WindowSettings, NeighborhoodSettings, DeformableSettings)
+LETTERS: dict[str, type[MixerSettings]] = {letter: kind for kind in MIXER_SETTINGS for letter in kind.letters}
