@@ -8,7 +8,6 @@ model.top_k(model("dog.wav"))  # [("bark", 0.93), ...]
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from datar_jax.version import __version__
@@ -23,20 +22,6 @@ if TYPE_CHECKING:
     from datar_jax.inference.predict import predict_files
     from datar_jax.models.datar import DATAR
     from datar_jax.training.trainer import train_and_evaluate
-
-# Imported at first use: jax takes seconds, and `datar-jax --help` needs none of it.
-_HOME = {
-    "AudioClassifier": "datar_jax.inference.classifier",
-    "Config": "datar_jax.config",
-    "DATAR": "datar_jax.models.datar",
-    "EventSettings": "datar_jax.inference.events",
-    "embed_files": "datar_jax.inference.embeddings",
-    "export": "datar_jax.export.exporter",
-    "load": "datar_jax.inference.classifier",
-    "load_config": "datar_jax.config.loader",
-    "predict_files": "datar_jax.inference.predict",
-    "train_and_evaluate": "datar_jax.training.trainer",
-}
 
 __all__ = [
     "DATAR",
@@ -54,7 +39,45 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name at its first use."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    """Imports a public name at its first use: jax takes seconds, and `datar-jax --help` needs none of it."""
+    if name == "Config":
+        from datar_jax.config import Config
+
+        return Config
+    if name == "load_config":
+        from datar_jax.config.loader import load_config
+
+        return load_config
+    if name == "export":
+        from datar_jax.export.exporter import export
+
+        return export
+    if name == "AudioClassifier":
+        from datar_jax.inference.classifier import AudioClassifier
+
+        return AudioClassifier
+    if name == "load":
+        from datar_jax.inference.classifier import load
+
+        return load
+    if name == "embed_files":
+        from datar_jax.inference.embeddings import embed_files
+
+        return embed_files
+    if name == "EventSettings":
+        from datar_jax.inference.events import EventSettings
+
+        return EventSettings
+    if name == "predict_files":
+        from datar_jax.inference.predict import predict_files
+
+        return predict_files
+    if name == "DATAR":
+        from datar_jax.models.datar import DATAR
+
+        return DATAR
+    if name == "train_and_evaluate":
+        from datar_jax.training.trainer import train_and_evaluate
+
+        return train_and_evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
+from collections.abc import Callable
 
 from datar_jax.config import ConfigError
 
-# In the order in which a new user meets them: module of the command, one line for the help page.
+# In the order in which a new user meets them, with a line for the help page.
 COMMANDS = {
-    "train": ("datar_jax.cli.train", "trains and evaluates a model, or continues a run"),
-    "predict": ("datar_jax.cli.predict", "classes and events of sound files"),
-    "visualize": ("datar_jax.cli.visualize", "a picture of a sound: spectrogram, classes, where the model attends"),
-    "embed": ("datar_jax.cli.embed", "embeddings of clips and of their frames"),
-    "evaluate": ("datar_jax.cli.evaluate", "metrics of a model on labelled sounds: overall, per class, pictures"),
-    "export": ("datar_jax.cli.export", "weights or a compiled program for others, with a model card"),
-    "prepare": ("datar_jax.cli.prepare", "ArrayRecord shards of a published data set, from its lists and sounds"),
-    "estimate": ("datar_jax.cli.estimate", "memory, communication and time of a train step on a TPU slice"),
+    "train": "trains and evaluates a model, or continues a run",
+    "predict": "classes and events of sound files",
+    "visualize": "a picture of a sound: spectrogram, classes, where the model attends",
+    "embed": "embeddings of clips and of their frames",
+    "evaluate": "metrics of a model on labelled sounds: overall, per class, pictures",
+    "export": "weights or a compiled program for others, with a model card",
+    "prepare": "ArrayRecord shards of a published data set, from its lists and sounds",
+    "estimate": "memory, communication and time of a train step on a TPU slice",
 }
 RENAMED = {"look": "visualize", "plan": "estimate"}
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             hint = f"it is called {RENAMED[name]} now" if name in RENAMED else f"choose one of {', '.join(COMMANDS)}"
             raise ConfigError(f"{name}: no such command; {hint} (datar-jax --help)")
-        status = int(importlib.import_module(COMMANDS[name][0]).main(arguments[1:]))
+        status = command(name)(arguments[1:])
         print(end="", flush=True)  # so that a full disk is reported here and not by the interpreter at exit
         return status
     except BrokenPipeError:  # the reader of a pipe closed it, as `head` does
@@ -64,6 +64,41 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def command(name: str) -> Callable[[list[str]], int]:
+    """The function that runs a command; only its own module is imported, so that `--help` is quick."""
+    if name == "train":
+        from datar_jax.cli import train
+
+        return train.main
+    if name == "predict":
+        from datar_jax.cli import predict
+
+        return predict.main
+    if name == "visualize":
+        from datar_jax.cli import visualize
+
+        return visualize.main
+    if name == "embed":
+        from datar_jax.cli import embed
+
+        return embed.main
+    if name == "evaluate":
+        from datar_jax.cli import evaluate
+
+        return evaluate.main
+    if name == "export":
+        from datar_jax.cli import export
+
+        return export.main
+    if name == "prepare":
+        from datar_jax.cli import prepare
+
+        return prepare.main
+    from datar_jax.cli import estimate
+
+    return estimate.main
+
+
 def discard_output() -> None:
     """Points standard output at nothing, so that the interpreter does not retry a failed write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,7 +111,7 @@ def help_page() -> str:
         "",
         "usage: datar-jax COMMAND [options]      (also: python -m datar_jax COMMAND)",
         "",
-        *(f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:<11}{text}" for name, text in COMMANDS.items()),
         "",
         "`datar-jax COMMAND --help` lists the options of a command and gives an example.",
     ]

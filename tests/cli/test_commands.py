@@ -26,7 +26,7 @@ import train
 from datar_jax.audio.recording import plan_windows
 from datar_jax.checkpoints.model_info import ModelError, find_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
-from datar_jax.cli.main import COMMANDS, main
+from datar_jax.cli.main import COMMANDS, command, main
 from datar_jax.data.synthetic_sounds import render
 from datar_jax.inference.predict import predict_files
 from datar_jax.training import evaluate
@@ -145,7 +145,7 @@ def test_every_example_is_understood(monkeypatch: pytest.MonkeyPatch, capsys: py
         with monkeypatch.context() as patched:
             patched.setattr(argparse.ArgumentParser, "parse_known_args", parse)
             with pytest.raises(Parsed):
-                COMMANDS[name][0](given)
+                command(name)(given)
 
 
 FORMS = [

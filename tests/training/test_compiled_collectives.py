@@ -34,7 +34,6 @@ CONFIG = c.Config(
         dims=(8, 16),
         spec=("D", "D"),
         heads=(4, 4),
-        window=c.WindowSettings(sizes=((4, 4), (4, 4))),
         deformable=c.DeformableSettings(groups=(2, 2), strides=(2, 1), kernels=(3, 3)),
         mlp_ratio=2,
         stem="conv",

@@ -40,7 +40,6 @@ SMALL = c.Config(
         dims=(8,),
         spec=("D",),
         heads=(2,),
-        window=c.WindowSettings(sizes=((4, 4),)),
         deformable=c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,)),
         mlp_ratio=2,
         adaptor="none",
@@ -56,13 +55,21 @@ def with_model(config: c.Config, **changes: Any) -> c.Config:
 
 # A window too, every random draw of a step, and averaged weights.
 RANDOM = msgspec.structs.replace(
-    with_model(SMALL, spec=("SD",), dropout=0.2, drop_path=0.3),
+    with_model(SMALL, spec=("SD",), window=c.WindowSettings(sizes=((4, 4),)), dropout=0.2, drop_path=0.3),
     augment=c.AugmentConfig(roll=True, gain_db=6.0, time_masks=1, time_width=8, mixup=0.4, background=0.5),
     optim=msgspec.structs.replace(SMALL.optim, ema=0.9),
 )
 # Every kind of parameter.
 RICH = msgspec.structs.replace(
-    with_model(SMALL, spec=("SD",), stem="conv", mlp="conv", adaptor="both", local_perception=True),
+    with_model(
+        SMALL,
+        spec=("SD",),
+        window=c.WindowSettings(sizes=((4, 4),)),
+        stem="conv",
+        mlp="conv",
+        adaptor="both",
+        local_perception=True,
+    ),
     optim=OptimConfig(ema=0.9),
 )
 
