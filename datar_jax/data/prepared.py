@@ -1,4 +1,4 @@
-"""Prepared sounds: ArrayRecord shards of 16-bit samples, a manifest and a card.
+"""Format of prepared data: ArrayRecord shards of 16-bit samples, a manifest and an index.
 
 A prepared folder holds `corpus.json` (the card, written last), `manifest.csv` (every clip that the lists name, with
 what became of it), `statistics.json` and the shards. A record is a piece of a clip, in msgpack: nothing in it can run.
@@ -33,13 +33,13 @@ MANIFEST_COLUMNS = (
 FOUND, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
 PIECE = 20.0  # seconds of a clip that lie in one record, at most
 WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random
-AGAIN = "delete it and prepare the data again, which makes no other shard"  # where only its bytes tell
+AGAIN = "delete it and prepare the data again, which makes no other shard"  # for damage found by checksum
 
 Coding = Literal["pcm", "flac"]
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A piece of a clip."""
+    """One record: a part of a clip."""
 
     id: str
     labels: tuple[int, ...]  # indices into the classes of all heads, one after another
@@ -50,7 +50,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A file of records."""
+    """One shard file."""
 
     name: str
     records: int
@@ -59,14 +59,14 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class HeadLabels(msgspec.Struct, frozen=True):
-    """A head: what is answered of every clip."""
+    """A classification head and its class names."""
 
     name: str
     classes: tuple[str, ...]
 
 
 class DatasetInfo(msgspec.Struct, frozen=True):
-    """What a prepared folder holds."""
+    """The index of a prepared folder."""
 
     format: int
     corpus: str
@@ -86,7 +86,7 @@ class DatasetInfo(msgspec.Struct, frozen=True):
 
 
 class Moments(msgspec.Struct, frozen=True):
-    """Decibels of one side or fold: how many, their sum and that of their squares."""
+    """Count, sum and sum of squares of the decibels of one split or fold."""
 
     count: int = 0
     total: float = 0.0
@@ -97,14 +97,14 @@ class Moments(msgspec.Struct, frozen=True):
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """What spectrograms are normalised by, for one front end."""
+    """Normalization statistics of one front end."""
 
     audio: AudioConfig
     parts: dict[str, Moments]  # by side, or by fold as `fold 1`
 
 
 def read_card(folder: StoragePath) -> DatasetInfo:
-    """The card of a prepared folder.
+    """Reads the index of a prepared folder.
 
     Raises:
       ConfigError: there is none, or it is none.
@@ -123,14 +123,14 @@ def read_card(folder: StoragePath) -> DatasetInfo:
 
 
 def summary(card: DatasetInfo) -> str:
-    """One line on what there is of a data set, for whoever compares results."""
+    """One line on how complete a data set is, with a hash to compare results by."""
     lost = ", ".join(f"{n:,} {what}" for n, what in ((card.missing, MISSING), (card.unreadable, UNREADABLE)) if n)
     there = f"{card.here:,} of {card.listed:,} listed clips are here" + (f" ({lost})" if lost else "")
     return f"{card.title}: {there}; the list of those has SHA-256 {card.clips_sha256[:16]}"
 
 
 def read_statistics(folder: StoragePath, audio: AudioConfig, parts: Sequence[str]) -> tuple[float, float] | None:
-    """Mean and deviation, in decibels, of some sides or folds; None where they were taken for another front end."""
+    """Mean and deviation (dB) of some splits or folds; None if they were computed for another front end."""
     try:
         tree = msgspec.json.decode((folder / STATISTICS).read(), type=dict[str, Any])
         found = msgspec.convert({**tree, "audio": upgrade_section("audio", tree.get("audio"))}, Statistics)
@@ -145,7 +145,7 @@ def read_statistics(folder: StoragePath, audio: AudioConfig, parts: Sequence[str
 
 
 def pieces(length: int, sample_rate: int) -> list[int]:
-    """First sample of each piece of a clip, and its end: pieces of equal length, as few as may be."""
+    """Boundaries of the fewest equal parts of a clip, in samples."""
     count = max(1, -(-length // int(PIECE * sample_rate)))
     return [i * length // count for i in range(count + 1)]
 

@@ -1,4 +1,4 @@
-"""Which sounds there are and what they are labelled.
+"""Reads data sets: folders, CSV lists, the ESC layout, prepared shards.
 
 Only names and lists are read here, never a sound: a listed file that is missing is a clip like any other, until the
 feature cache finds it unusable and reports it. Errors in a list name the file, the row and the column.
@@ -86,7 +86,7 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
 
 
 def _class(name: str) -> str:
-    """The class that a path below the root belongs to: its first part."""
+    """The class of a path below the root: its first folder."""
     return printable(_nfc(name.partition("/")[0]))
 
 
@@ -173,7 +173,7 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
 
 
 def _read_prepared(root: str) -> Dataset:
-    """What `datar-jax prepare` left: the clips of the manifest that are here."""
+    """Reads a folder that `datar-jax prepare` wrote: all available clips of its manifest."""
     folder = storage_path(root, "data.root")
     card = shards.read_card(folder)
     names = [label for head in card.heads for label in head.classes]
@@ -209,7 +209,7 @@ def _read_prepared(root: str) -> Dataset:
 
 
 def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
-    """Keeps the clips that the two list files name, each with its side."""
+    """Keeps the clips that the two list files name, each with its split."""
     clips = {clip.name: clip for clip in dataset.clips}
     listed: dict[str, str] = {}
     for field, side in (("train_list", "train"), ("test_list", "test")):
@@ -235,7 +235,7 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
 
 
 def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
-    """Fills in each clip's group: what `pattern` finds in its name, else the file it comes from."""
+    """Sets each clip's group: the match of `pattern` in its name, else its file."""
     if not pattern:
         return dataset
     finds = [re.search(pattern, clip.name) for clip in dataset.clips]
@@ -252,12 +252,12 @@ def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
 
 
 def _nfc(name: str) -> str:
-    """One spelling of accented names: file systems differ in theirs."""
+    """Unicode NFC form: file systems differ in how they store accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def _listed(path: Path, field: str) -> Path:
-    """The path of a list that a setting names.
+    """Path of a list file that a setting names.
 
     Raises:
       ConfigError: it is not there; names the setting.

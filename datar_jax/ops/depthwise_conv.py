@@ -1,4 +1,4 @@
-"""Convolutions in the form that each backend likes: one answer.
+"""Depthwise convolutions, in the fastest formulation of each backend.
 
 XLA's grouped convolution is slow on a CPU (measured: 3x3, batch 32, map 16x64, 128 channels: 110 ms forward against
 2.7 ms as a sum of shifted products), so there a depthwise convolution is k x k shifted products, with derivatives of

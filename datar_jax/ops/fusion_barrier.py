@@ -1,4 +1,4 @@
-"""A border that the compiler does not fuse across."""
+"""A barrier against fusion by the CPU compiler."""
 
 from __future__ import annotations
 

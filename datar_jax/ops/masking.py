@@ -9,12 +9,12 @@ MASK_VALUE = -1e9  # finite: a window of padding only must not divide zero by ze
 
 
 def mask_columns(x_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
-    """Zeroes the columns that are padding, so that no convolution or sample carries them into the sound."""
+    """Zeroes padded columns, so that no convolution or sample mixes them into valid ones."""
     return x_BxFxTxC if valid_BxT is None else jnp.where(valid_BxT[:, None, :, None], x_BxFxTxC, 0)
 
 
 def columns(frames_B: Array | None, width: int, halvings: int) -> Array | None:
-    """Which of `width` columns hold sound after so many halvings of `frames_B` frames, `(B, T)` bool."""
+    """Valid columns of a map of `width` columns after `halvings` of `frames_B` frames, `(B, T)` bool."""
     if frames_B is None:
         return None
     return 2**halvings * jnp.arange(width) < frames_B[:, None]

@@ -1,4 +1,4 @@
-"""Where deformable attention looks, and what it reads there: pure functions, no linen.
+"""Sampling points of deformable attention and bilinear sampling: pure functions.
 
 Shapes: F frequency rows, T time columns, C channels, N sampled points (keys). Positions are in pixels of the map,
 `(freq, time)`, 0 at the centre of the first pixel, and float32 or wider: a bfloat16 coordinate is off by up to an
@@ -52,7 +52,7 @@ def query_points(size: int, grid: Grid) -> np.ndarray:
 
 
 def sampling_positions(raw_xN: Array, size: int, keys: int, offset_range: float, grid: Grid) -> Array:
-    """Moves the reference points of one axis by what the offset network says.
+    """Moves the reference points of one axis by predicted offsets.
 
     Args:
       raw_xN: output of the offset network `(..., keys)`.
@@ -97,7 +97,7 @@ def bilinear_weights(coordinate_N: Array, size: int) -> Array:
 
 
 def sample_features(x_BxFxTxGxC: Array, position_BxGxNx2: Array, method: Method = "auto") -> Array:
-    """Reads maps at fractional positions, bilinearly, zero outside.
+    """Samples maps bilinearly at fractional positions; zero outside.
 
     Args:
       x_BxFxTxGxC: maps, their channels in groups that are read at positions of their own.
@@ -135,7 +135,7 @@ def sample_features(x_BxFxTxGxC: Array, position_BxGxNx2: Array, method: Method 
 
 
 def sample_by_map_coordinates(x_FxTxC: Array, position_Nx2: Array) -> Array:
-    """The definition, `(N, C)`."""
+    """Reference formulation by `jax.scipy.ndimage.map_coordinates`, `(N, C)`."""
     wide = x_FxTxC.astype(position_Nx2.dtype)
     read = jax.vmap(lambda plane: map_coordinates(plane, list(position_Nx2.T), order=1, cval=0.0), -1, -1)
     return read(wide).astype(x_FxTxC.dtype)
@@ -183,7 +183,7 @@ def _patches(x_FxTxC: Array, position_Nx2: Array) -> tuple[Array, tuple[Array, .
 
 
 def _blend(patch_NxKxLx: Array, rows_NxK: Array, times_NxL: Array) -> Array:
-    """Weighs the pixels of each patch; `(N, ...)`."""
+    """Weighted sum of the pixels of each patch; `(N, ...)`."""
     high, wide = patch_NxKxLx.shape[1:3]
     weight = (rows_NxK[:, :, None] * times_NxL[:, None, :]).reshape(-1, high, wide, *(1,) * (patch_NxKxLx.ndim - 3))
     return reduce(jnp.add, (patch_NxKxLx[:, i, j] * weight[:, i, j] for i in range(high) for j in range(wide)))
@@ -224,5 +224,5 @@ def _sample_separable(x_FxTxC: Array, position_Nx2: Array) -> Array:
 
 
 def exact(equation: str, left: Array, right: Array) -> Array:
-    """An einsum whose operands no backend may round: a weight in bfloat16 has lost its fraction of a pixel."""
+    """An einsum at full precision: weights in bfloat16 would lose the fraction of a pixel."""
     return jnp.einsum(equation, left, right, precision=jax.lax.Precision.HIGHEST)

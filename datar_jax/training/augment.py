@@ -19,7 +19,7 @@ from datar_jax.models.spec import Batch
 def augment(
     key: Array, batch: Batch, config: AugmentConfig, floor_db: float, mean: Array | float, std: Array | float
 ) -> Batch:
-    """Augments a batch and normalises it.
+    """Augments and normalizes a batch.
 
     Args:
       key: the only source of randomness.

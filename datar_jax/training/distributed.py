@@ -1,4 +1,4 @@
-"""Starting as one of many processes: from the environment of a cluster, or from explicit flags.
+"""Starts one of many processes, from a cluster's environment or from explicit options.
 
 Before anything touches a device, each process says who it is; from then on `jax.devices()` are those of all.
 """
@@ -19,7 +19,7 @@ SHUTDOWN_SECONDS = 30  # the last to finish is waited for so long
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the command line says about the other processes; nothing: look at the environment."""
+    """Options about the other processes; without any, the environment decides."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     processes: int | None = None
@@ -41,9 +41,9 @@ class Cluster:
 
 
 def surroundings(environment: Mapping[str, str] = os.environ) -> str:
-    """What started this process as one of several: its name, or nothing.
+    """Name of the launcher that started this process as one of several, or an empty text.
 
-    jax can tell by itself, but asks the network on the way, which a lone machine should not wait for.
+    jax could detect this itself, but would query the network, which a single machine should not wait for.
     """
 
     def several(*names: str) -> bool:
@@ -65,14 +65,14 @@ def surroundings(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process is here; at once where there is one."""
+    """Waits for all processes; returns at once if there is only one."""
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(what)
 
 
 def start(cluster: Cluster) -> None:
-    """Joins the other processes, where there are any.
+    """Initializes jax.distributed if there are other processes.
 
     Raises:
       ConfigError: they were not found.

@@ -1,4 +1,4 @@
-"""Which test clips a model found hard, by name: a table of all of them, and a picture of the hardest.
+"""Test clips ranked by loss: a CSV table of all, and a figure of the worst.
 
 Shapes: N clips, S classes.
 """
@@ -27,7 +27,7 @@ _SIZE = 8.0  # points
 
 
 class Answer(NamedTuple):
-    """What one clip is and what it was taken for; the fields are the columns of the table.
+    """True and predicted class of one clip; the fields are the columns of the table.
 
     `probability` is what the model gave the truth, `taken_probability` what it gave that which it took the clip for: of
     several questions the product, of clips with any number of labels the geometric mean over all classes, of which each
@@ -52,7 +52,7 @@ def worst_clips(
     target_NxS: NDArray[np.float64],
     labels: Labels,
 ) -> list[Answer]:
-    """All clips, the one with the highest loss first.
+    """All clips, ordered by falling loss.
 
     Args:
       dataset: names, classes and heads.
@@ -84,7 +84,7 @@ def worst_clips(
 
 
 def write_worst_clips_csv(path: Path, answers: Sequence[Answer]) -> None:
-    """Writes the table of all clips, whole or not at all."""
+    """Writes the table of all clips atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Answer._fields)
@@ -96,7 +96,7 @@ def write_worst_clips_csv(path: Path, answers: Sequence[Answer]) -> None:
 
 
 def save_worst_clips_figure(path: str | Path, answers: Sequence[Answer]) -> None:
-    """Draws the first twenty: the clip's name, the truth and what it was taken for, and how probable each was.
+    """Draws the worst twenty clips: name, true and predicted class, and their probabilities.
 
     Args:
       path: the PNG, PDF or SVG to write; its folder is made.

@@ -1,4 +1,4 @@
-"""What a split is trained and scored on, and its scores: every view of every clip once, over all processes."""
+"""Evaluation loop: scores every view of every clip once, over all processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal came while clips were scored."""
+    """A signal arrived while clips were scored."""
 
 
 def score_clips(

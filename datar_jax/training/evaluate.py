@@ -1,4 +1,4 @@
-"""A trained model on any labelled sounds: its numbers, class by class too, and what it takes for what.
+"""Evaluates a model: overall and per-class metrics, confusion matrix, worst clips.
 
 Shapes: N clips, S classes.
 """
@@ -39,18 +39,18 @@ from datar_jax.training.sharding import make_mesh
 Side = Literal["train", "validation", "test", "all"]
 Array = NDArray[np.float64]
 
-SHOWN = 60  # classes that a terminal is told of; classes.csv has all
+SHOWN = 60  # classes printed to a terminal; classes.csv has all
 
 
 def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, console: Console) -> Row:
-    """Scores the clips of one side of a data set, and leaves numbers, table and pictures in `out`.
+    """Scores the clips of one split of a data set; writes metrics, table and figures to `out`.
 
     Args:
       saved: the model; it has weights.
       config: where the data are and how they are divided, and how many are scored at a time.
       side: whose clips; `all` takes every one.
       out: folder for `result.json`, `classes.csv`, `confusion.png`, `hardest.csv`, `hardest.png`, and the cache.
-      console: for what is to be said.
+      console: for progress and results.
 
     Returns:
       The numbers of `result.json`.
@@ -61,7 +61,7 @@ def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, cons
     """
     model = saved.description
     if saved.params is None or model.normalisation is None:
-        raise ConfigError(f"{saved.source}: has no weights that heard sound; give a run, or an export of weights")
+        raise ConfigError(f"{saved.source}: has no weights trained on sound; give a run, or an export of weights")
     labels = model.config.data.labels
     if config.data.labels == "multi" != labels:
         raise ConfigError("data.labels='multi': the model gives a clip one class of each head; give single")
@@ -102,7 +102,7 @@ def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, cons
 def save_test_figures(
     folder: Path, dataset: Dataset, clips_N: NDArray[np.int64], score_NxS: Array, target_NxS: Array, labels: Labels
 ) -> None:
-    """The hardest clips and, head by head, what is taken for what: of any number of labels that is unknown."""
+    """Writes the worst clips and, for single-label data, a confusion matrix per head."""
     answers = worst_clips(dataset, clips_N, score_NxS, target_NxS, labels)
     write_worst_clips_csv(folder / "hardest.csv", answers)
     save_worst_clips_figure(folder / "hardest.png", answers)
@@ -113,7 +113,7 @@ def save_test_figures(
 
 
 def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
-    """The same clips, their classes numbered as the model numbers them: a class is known by its name (and its head's).
+    """The data set with the model's class indices; classes are matched by name and head.
 
     Raises:
       ConfigError: classes that the model has not.
@@ -134,7 +134,7 @@ def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
 
 
 def seen(model: ModelInfo, config: Config, dataset: Dataset, side: Side) -> list[str]:
-    """A warning where clips are scored that the model was trained on, as far as its description tells."""
+    """Warnings if scored clips were part of the model's training data, as far as known."""
     data = model.provenance.get("data", {})
     if data.get("name") != (dataset.card.title if dataset.card else Path(config.data.root).name):
         return []
@@ -145,7 +145,7 @@ def seen(model: ModelInfo, config: Config, dataset: Dataset, side: Side) -> list
 
 
 def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str) -> list[Row]:
-    """One row a class.
+    """One row per class.
 
     Its clips; of one label a clip its recall, its precision and the class that it is most often taken for; its average
     precision and the area under its ROC.

@@ -1,4 +1,4 @@
-"""Where a model comes from: what a run starts from, and what its model tells of data, run and pretraining."""
+"""Fine-tuning: initial weights of a run, and the provenance that its model records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from datar_jax.version import __version__
 
 
 def read_init_source(config: Config) -> PretrainedModel | None:
-    """The model that a run starts from (`init.from`), if it is to start from one.
+    """Loads the model of `init.from`; None if it is not set.
 
     Raises:
       ConfigError: it cannot be read, or has no weights.
@@ -39,7 +39,7 @@ def read_init_source(config: Config) -> PretrainedModel | None:
 
 
 def started_run(folder: Path) -> ModelInfo | None:
-    """What a run that has a checkpoint said of itself as it began: it needs what it started from no more."""
+    """Model info of a run that has a checkpoint; None without one. Such a run no longer needs `init.from`."""
     if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
         return None
     try:
@@ -51,7 +51,7 @@ def started_run(folder: Path) -> ModelInfo | None:
 def initialize_from(
     source: Callable[[], PretrainedModel | None], description: ModelInfo, say: Callable[[str], None], state: TrainState
 ) -> TrainState:
-    """The state that fine-tuning starts from; says what becomes of every parameter.
+    """The initial state of fine-tuning; logs what becomes of every parameter.
 
     Args:
       source: reads the other model.
@@ -74,7 +74,7 @@ def initialize_from(
 def provenance(
     config: Config, dataset: Dataset, each: Split, fold: int, steps: int, pretraining: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What a model tells of its program, data, run, and what it started from."""
+    """Provenance of a model: program, data, run and pretraining."""
     card = dataset.card
     return {
         "program": f"datar-jax {__version__}, jax {jax.__version__}",
@@ -91,12 +91,12 @@ def provenance(
 
 
 def source_provenance(source: PretrainedModel | None) -> dict[str, Any] | None:
-    """What a model tells of the one that it started from."""
+    """Provenance of the model that a run was initialized from."""
     return {"from": source.source, **source.description.provenance} if source else None
 
 
 def started(state: TrainState, params: Any, given: Transfer) -> TrainState:
-    """A fresh state that has what was transferred: weights and, where there is one, their average."""
+    """A new state with the transferred weights and, if used, their average."""
     old = tree.flatten_dict(params, sep="/")
 
     def put(name: str, leaf: jax.Array) -> jax.Array:

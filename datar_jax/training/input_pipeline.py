@@ -30,7 +30,7 @@ STATISTICS_CLIPS = 2048  # clips whose statistics are computed where prepared da
 
 @dataclass(frozen=True)
 class LabelledData:
-    """What the lists of a data set say, before any sound is read.
+    """Clips, classes and splits from the lists of a data set, before any sound is read.
 
     Attributes:
       config: of the run, with the number of classes.

@@ -1,4 +1,4 @@
-"""Schedule and optimiser: AdamW, warm-up and cosine, decay only where it belongs, each depth at its own rate.
+"""AdamW with warm-up and cosine schedule, weight-decay mask and layer-wise learning rates.
 
 optax is imported where it is used, so that a program which only uses a model starts without it.
 """
@@ -40,7 +40,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def rates(config: OptimConfig, params: Any) -> Any:
-    """Share of the learning rate of every parameter: 1 for the head, 0 where it is frozen.
+    """Learning-rate multiplier of every parameter: 1 for the head, 0 where frozen.
 
     With `layer_decay` the last norm has 1 too, each block that share of the one above it, and the stem the smallest (as
     in BEiT, Bao et al., 2022); what lies between two stages goes with the block that follows.

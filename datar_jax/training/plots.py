@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG files: confusion between classes, curves of training.
+"""Figures of a run as PNG files: confusion matrix and training curves.
 
 matplotlib is imported where it is used, so that a program which draws nothing starts without it. Shapes: S classes,
 F mel bins, T frames.
@@ -28,7 +28,7 @@ _COUNTED = 20  # classes up to which every cell carries its count
 
 
 def save_confusion_figure(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[str]) -> None:
-    """Draws how often each true class (row) was taken for each class (column).
+    """Draws a confusion matrix: true classes in rows, predicted ones in columns.
 
     Colour is the share of the row, on a scale that shows small shares well; up to 20 classes every cell that is not
     zero also carries its count.

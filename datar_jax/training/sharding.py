@@ -1,4 +1,4 @@
-"""Which device holds what: a mesh of (data, fsdp) and an ordered table of rules, outside the model.
+"""Sharding: a (data, fsdp) mesh and an ordered table of rules, outside the model.
 
 Both axes share the batch; along `fsdp` the large parameters, their moments and their average are divided too, and are
 gathered layer by layer where they are used. There is no tensor axis: it would sum activations over devices in every
@@ -19,7 +19,7 @@ from datar_jax.config import ConfigError, MeshConfig
 
 
 class Rule(NamedTuple):
-    """Where leaves lie whose path ends like this and that have these axes."""
+    """Sharding of leaves whose path ends with a name and that have given axes."""
 
     path: str  # a regular expression; paths are joined by "/"
     axes: str
@@ -70,12 +70,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples over all devices."""
+    """Sharding of batches: examples over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Sharding of values that are the same on every device."""
     return NamedSharding(mesh, P())
 
 

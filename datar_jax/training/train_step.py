@@ -22,7 +22,7 @@ from datar_jax.training.tasks import classification as objective
 
 @struct.dataclass
 class TrainState:
-    """All that a run's numbers follow from.
+    """The complete state of training.
 
     `skipped` counts steps in a row whose gradient was not finite. `statistics` is the (mean, deviation) of the training
     spectrograms in decibels; it never changes, and lies here so that no checkpoint is without it.
@@ -61,7 +61,7 @@ def abstract_state(task: Task) -> TrainState:
 
 
 def init_state(task: Task, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> TrainState:
-    """Parameters and optimiser state, made in place on their devices.
+    """Initializes parameters and optimizer state in place on their devices.
 
     Args:
       task: settings and sizes.
@@ -112,7 +112,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 
 
 def draw(task: Task, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
-    """The normalised, augmented batch of a step, and the key of what its model drops."""
+    """The normalized, augmented batch of a step, and the key for dropout."""
     config = task.config
     batch = {**spectrograms(task, batch), "target": batch["target"]}
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -122,7 +122,7 @@ def draw(task: Task, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
 
 
 def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
-    """Mean loss over the batch and its gradient, in `accumulate` micro-batches."""
+    """Mean loss over the batch and its gradient, in `grad_accum_steps` micro-batches."""
     config = task.config
 
     # What is frozen has no gradient, and is the network that it was: nothing in it is dropped at random.

@@ -37,7 +37,7 @@ from datar_jax.training.workdir import check_workdir, write_on_first_process
 
 @dataclass(frozen=True)
 class Job:
-    """What all folds of a run share."""
+    """Shared by all folds of a run."""
 
     pipeline: InputPipeline
     mesh: Mesh

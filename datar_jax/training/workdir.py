@@ -1,4 +1,4 @@
-"""The work directory of a run: one configuration, written whole."""
+"""The work directory of a run, which belongs to one configuration."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
 
 
 def _completed(tree: Any) -> dict[str, Any]:
-    """A configuration as stored, with what fields have become that it had not yet."""
+    """A stored configuration, completed with fields added since."""
     try:
         return dict(json.loads(msgspec.json.encode(from_stored(tree))))
     except ConfigError:
@@ -65,6 +65,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_on_first_process(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all; one process writes for all."""
+    """Writes a JSON file atomically, on the first process only."""
     if not jax.process_index():
         write_json(path, value)

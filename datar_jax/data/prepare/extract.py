@@ -33,7 +33,7 @@ Member = tuple[str, Iterator[bytes] | None]  # name, content; None for a folder
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Has the content of a zip, tar or tar.gz lie in a folder of its own, which appears whole or not at all.
+    """Unpacks a zip, tar or tar.gz into a folder of its own, atomically.
 
     What the file is says its content, not its name. Files are made anew with the permissions of any new file; times,
     owners and permissions of the archive are left. Memory does not grow with the sizes of files; a zip's table of
@@ -65,7 +65,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether a folder is there with something in it; raises FetchError where something else is."""
+    """Whether the folder exists and is not empty; raises FetchError if it is something else."""
     if not os.path.lexists(folder):
         return False
     if not folder.is_dir():
@@ -88,7 +88,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _write(archive: Path, folder: Path) -> None:
-    """Writes all members of an archive below an empty folder that nobody else writes to."""
+    """Writes all members of an archive below an empty folder."""
     try:
         size = archive.stat().st_size
     except OSError as error:
@@ -128,7 +128,7 @@ def _write(archive: Path, folder: Path) -> None:
 
 
 def _parts(archive: Path, name: str) -> list[str]:
-    """A member's name taken apart; raises FetchError where it leads out of its folder, or nowhere."""
+    """Parts of a member's name; raises FetchError if it leaves the folder or is empty."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
         raise _foreign(archive, f"it holds {plain(name)}, which leads out of its folder")
@@ -142,7 +142,7 @@ def _parts(archive: Path, name: str) -> list[str]:
 
 
 def _members(archive: Path) -> Iterator[Member]:
-    """Members of an archive in their order; each content has to be taken before the next member is."""
+    """Yields members in order; each content must be read before the next member."""
     with _reading(archive), archive.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -170,7 +170,7 @@ def _zip(archive: Path, file: BinaryIO) -> Iterator[Member]:
 
 
 def _tar(archive: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[Member]:
-    """Members of a tar that is read once, from its start to its end."""
+    """Yields members of a tar in one pass."""
     meter = _Meter(file, BETWEEN)
     with tarfile.open(fileobj=meter, mode="r|", tarinfo=_Header) as contents:
         while (member := contents.next()) is not None:
@@ -191,7 +191,7 @@ def _tar(archive: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """`tarfile` takes a damaged or missing header for the end; here only zeros are the end."""
+    """Header that accepts only zeros as the end; `tarfile` also stops at a damaged or missing header."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -207,7 +207,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Meter(io.RawIOBase):
-    """A file of which no more than `left` bytes are read: tarfile holds whatever a header asks for in memory."""
+    """A file with a read limit: tarfile would load whatever size a header claims."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile, left: int):
         self.file, self.left = file, left
@@ -228,7 +228,7 @@ def _blocks(archive: Path, content: IO[bytes]) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _reading(archive: Path) -> Iterator[None]:
-    """Says in one line what the libraries say about an archive that they cannot read.
+    """Turns library errors about an unreadable archive into one line.
 
     Put around reading only: what goes wrong in writing is not the archive's.
     """

@@ -32,7 +32,7 @@ def write_manifest(
     options: EncodeOptions,
     log: Callable[[str], None],
 ) -> DatasetInfo:
-    """Manifest, statistics and, last, the card."""
+    """Writes manifest and statistics and, last, the index of the data set."""
     where = {
         segment.id: (plan.name, outcome)
         for plan in plans

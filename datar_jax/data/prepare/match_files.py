@@ -1,4 +1,4 @@
-"""The file of each listed clip, in a folder of sounds as people have it."""
+"""Finds the file of each listed clip in a folder of sounds."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def find(listing: Annotations, audio: StoragePath, log: Callable[[str], None]) -
 
 
 def _nfc(name: str) -> str:
-    """One spelling of accented names: file systems differ in theirs."""
+    """Unicode NFC form: file systems differ in how they store accents."""
     return unicodedata.normalize("NFC", name)

@@ -1,4 +1,4 @@
-"""Which clips go into which shard, and what is known of each finished one."""
+"""Assigns clips to shards; records of finished shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datar_jax.data.prepared import Moments, Shard
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a clip whose file was found."""
+    """Result of encoding one clip."""
 
     record: int = 0  # its first, in its shard
     samples: int = 0
@@ -24,7 +24,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A finished shard, and what it was made of."""
+    """A finished shard and a key of its inputs."""
 
     key: str
     shard: Shard
@@ -34,7 +34,7 @@ class Part(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Plan:
-    """A shard to be: the segments in it, and where each one's sound lies."""
+    """A planned shard: its segments and their files."""
 
     name: str
     segments: tuple[Segment, ...]
@@ -42,7 +42,7 @@ class Plan:
 
 
 def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int) -> list[Plan]:
-    """Shards of equally many listed clips, each of one side, in the order of the lists.
+    """Plans shards of equally many clips, each of one split, in the order of the lists.
 
     Clips that are missing count, so that one that turns up later changes its own shard only.
     """
@@ -61,7 +61,7 @@ def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int
 
 
 def shard_key(plan: Plan, options: EncodeOptions) -> str:
-    """Names what a shard is made of."""
+    """Key of a shard's inputs and options."""
     made_of = (shards.FORMAT, shards.PIECE, options.audio, options.coding)
     digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)
     for segment, file in zip(plan.segments, plan.files):

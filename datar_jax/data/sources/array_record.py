@@ -26,7 +26,7 @@ READING = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class ClipLocation(Protocol):
-    """A clip in a shard, as `datasets.Clip`."""
+    """Position of a clip in a shard, as `dataset.Clip`."""
 
     @property
     def path(self) -> str: ...
@@ -41,7 +41,7 @@ class ClipLocation(Protocol):
 def open_shards(
     folder: StoragePath, card: DatasetInfo, clips: Sequence[ClipLocation], audio: AudioConfig, cache: Path
 ) -> ArrayRecordSource:
-    """The shards of a prepared folder as a store; those of a bucket are copied into `cache` first.
+    """Opens the shards of a prepared folder; those of a bucket are copied into `cache` first.
 
     Raises:
       ConfigError: another rate than the front end's.
@@ -76,7 +76,7 @@ def open_shards(
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecordSource(WaveformSource):
-    """Clips in shards on this machine."""
+    """Clips in local shards."""
 
     path: str  # of the folder
     audio: AudioConfig
@@ -128,7 +128,7 @@ class ArrayRecordSource(WaveformSource):
 
 
 class _Files:
-    """Open shards, opened when first read; the one longest unread is closed first."""
+    """A least-recently-used pool of open shards."""
 
     def __init__(self, paths: list[str]) -> None:
         self._open = functools.lru_cache(maxsize=OPEN)(lambda shard: _reader(paths[shard]))

@@ -1,4 +1,4 @@
-"""What batches are cut from: the clips of a data set by index, as spectrograms or as samples, wherever they lie.
+"""Base classes of clip sources: random access to spectrograms or samples by clip index.
 
 A window of a clip is the same columns from any store, computed before, while it is read, or on the device.
 Shapes: B batch, N samples, F mel bins, T frames or window columns.
@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 
 class ClipSource(abc.ABC):
-    """Every clip of a data set, by clip index. A store pickles as where it lies, not as the numbers."""
+    """Random access to clips; pickles its path, not its data."""
 
     path: str  # of the file or folder
     audio: AudioConfig
@@ -56,7 +56,7 @@ class ClipSource(abc.ABC):
 
 
 class WaveformSource(ClipSource):
-    """A store of 16-bit samples; spectrograms are computed while it is read, or on the device."""
+    """A source of 16-bit samples; spectrograms are computed on reading, or on the device."""
 
     lengths: np.ndarray  # int64 (clips,), samples of each clip; 0 for an unusable one
 
@@ -97,13 +97,13 @@ class WaveformSource(ClipSource):
 
 
 def usable(store: ClipSource, indices: np.ndarray) -> tuple[np.ndarray, int]:
-    """Takes unusable clips out of an index array: (the rest, how many were taken out)."""
+    """Drops unusable clips from an index array: (remaining indices, number dropped)."""
     kept = indices[store.frames[indices] > 0]
     return kept, len(indices) - len(kept)
 
 
 def bad_clips_report(store: ClipSource, max_bad_fraction: float) -> str:
-    """One text that lists every unusable sound by name and reason; empty when there is none.
+    """A report of every unusable sound by name and reason; empty if there is none.
 
     Raises:
       DataError: more than `max_bad_fraction` of the clips are unusable, or all of them.
@@ -140,7 +140,7 @@ def statistics(store: ClipSource, indices: np.ndarray) -> tuple[float, float]:
 
 
 def default_window_frames(store: ClipSource, indices: np.ndarray, audio: AudioConfig) -> int:
-    """The frames of the window that the data ask for: it holds 95 % of the clips whole, but not over 10 s.
+    """Default window in frames: long enough for 95 % of the clips, at most 10 s.
 
     The length is that of a real clip, not rounded to a multiple, so that equally long clips fill it exactly.
 

@@ -1,4 +1,4 @@
-"""What training would take on a TPU slice that is not there: the train step compiled for it, and a roofline over it.
+"""Estimates training on a TPU slice: compiles the train step for it and applies a roofline model.
 
 Memory and collectives are what the compiler says; times are published rates over counted work, not measurements.
 """
@@ -31,7 +31,7 @@ GIB = 2**30
 
 
 class Compiled(msgspec.Struct, frozen=True):
-    """What the compiler says of the step, per chip."""
+    """Compiler figures of the step, per chip."""
 
     arguments: int  # bytes
     temporaries: int
@@ -42,7 +42,7 @@ class Compiled(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of numbers. Bytes and seconds are of one chip and one step; None where the program does not fit."""
+    """The estimate. Bytes and seconds are per chip and step; None if the program does not fit."""
 
     topology: str
     chips: int
@@ -89,7 +89,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_plan(config: Config, place: Topology, batch: int, seconds: float, classes: int, largest: bool = False) -> Plan:
-    """Compiles the train step for a slice and counts.
+    """Compiles the train step for a slice and estimates its cost.
 
     Args:
       config: model, audio, mesh and optimiser; its batch size is not used.
@@ -145,7 +145,7 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
 
 
 def _timed(plan: Plan, place: Topology, found: Compiled, largest: int, compiles: int) -> Plan:
-    """The plan with what follows from the compiled program."""
+    """The estimate with figures of the compiled program."""
     sent = sum(each.sent * count for each, count in found.work.collectives.items())
     executed = plan.operations * 8 / 6 if plan.remat else plan.operations
     times = roofline(place.chip, place.link_rate, executed, found.work.memory, sent)
@@ -218,7 +218,7 @@ def _assumptions(plan: Plan, place: Topology, compiles: int) -> list[str]:
 def devices(place: Topology) -> list[Any]:
     """The chips of a slice, described by libtpu."""
     options: dict[str, Any] = {"chip_config_name": place.chip.config} if place.chip.config else {}
-    if place.chips == 1:  # hosts have 2x2 chips unless told otherwise
+    if place.chips == 1:  # hosts have 2x2 chips by default
         options["chips_per_host_bounds"] = (1, 1, 1)
     return list(topologies.get_topology_desc(platform="tpu", topology_name=place.name, **options).devices)
 
@@ -237,13 +237,13 @@ def _task(config: Config, place: Topology, batch: int, seconds: float, classes: 
 
 
 def _bytes_on_chip(tree: Any, mesh: Mesh) -> int:
-    """Of arrays that lie as `state_shardings` says; without the padding of tiles."""
+    """Bytes of arrays sharded by `state_shardings`, without tile padding."""
     leaves, places = jax.tree.leaves(tree), jax.tree.leaves(state_shardings(tree, mesh))
     return sum(math.prod(each.shard_shape(x.shape)) * x.dtype.itemsize for x, each in zip(leaves, places))
 
 
 def _compiled(task: Task, mesh: Mesh) -> Compiled | int:
-    """The program's numbers, or the bytes it would have needed."""
+    """The program's figures, or the bytes it would have needed."""
     state = abstract_state(task)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -274,7 +274,7 @@ def _compiled(task: Task, mesh: Mesh) -> Compiled | int:
 
 
 def needed(refusal: str) -> int:
-    """Bytes that a program would have used, from the compiler's refusal of it.
+    """Bytes that a program needs, parsed from the compiler's out-of-memory error.
 
     Raises:
       ValueError: the refusal names no size.

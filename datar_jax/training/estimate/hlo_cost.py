@@ -1,4 +1,4 @@
-"""What a compiled program moves in one run, read from its text: bytes of memory, and what travels between devices.
+"""Cost of one run of a compiled program from its HLO text: memory traffic and communication between devices.
 
 XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs. Of the branches of a
 condition the one that moves most counts. Memory is counted from above: every instruction outside of a fusion reads its
@@ -47,7 +47,7 @@ class Collective(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one run of a computation moves."""
+    """Traffic of one run of a computation."""
 
     memory: int  # bytes read and written
     collectives: Counter[Collective]
@@ -55,7 +55,7 @@ class Work(NamedTuple):
 
 
 def work(text: str) -> Work:
-    """What one run of a compiled program (`compiled.as_text()`) moves on each device."""
+    """Traffic of one run of a compiled program (`compiled.as_text()`) on each device."""
     program = parse(text)
 
     @cache
@@ -92,7 +92,7 @@ def work(text: str) -> Work:
 
 
 def trip_count(program: Program, here: Computation, loop: Instruction) -> int | None:
-    """Turns of a `while`: what the compiler wrote down, or what its condition compares; None where neither tells.
+    """Trip count of a `while`, from the compiler's annotation or its condition; None if unknown.
 
     A counter is taken to grow by one a turn, as those of `jax.lax.scan` and `fori_loop` do.
     """

@@ -6,7 +6,7 @@ from datar_jax.training.estimate.estimate import EPOCHS, GIB, Plan
 
 
 def page(plan: Plan) -> str:
-    """The plan to read."""
+    """The estimate as a page of text."""
     head = [
         (
             "slice",

@@ -1,4 +1,4 @@
-"""TPU chips and how they are wired: published rates, slices that can be had, links between chips. Knows no jax.
+"""TPU slices: available shapes and links between chips. Imports no jax.
 
 Rates: Google Cloud TPU documentation, cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (system architecture). The link
 rates are what one chip can send: the tables once gave it in Gbps (v4 2400, v5e 1600, v5p 4800, v6e 3200) and now give
@@ -43,7 +43,7 @@ class Topology(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property

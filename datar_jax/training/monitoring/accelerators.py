@@ -48,5 +48,5 @@ PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Of a device by the name that jax gives it; nothing where that is not known."""
+    """Peak FLOP/s of a device by jax's name for it; None if unknown."""
     return next((peak for name, peak in PEAKS.items() if device_kind.startswith(name)), None)

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics as JSON lines and TensorBoard events, a progress bar or plain lines."""
+"""Writes metrics of a run: JSON lines, TensorBoard events, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 class _Numbers(ProgressColumn):
-    """The numbers of the last logged step."""
+    """Metrics of the last logged step."""
 
     def render(self, task: Task) -> Text:
         return Text(_sentence(task.fields.get("row") or {}), no_wrap=True)
@@ -45,7 +45,7 @@ class MetricWriter:
         self._last_line = 0.0
 
     def begin(self, step: int, steps: int, scored: bool = False) -> None:
-        """Starts the progress bar; rows of a run that got further before it was stopped are taken out again.
+        """Starts the progress bar; removes rows after the restored step.
 
         Args:
           step: that of the state the run goes on with.
@@ -95,11 +95,11 @@ class MetricWriter:
             self.say(f"{self._prefix()}step {row['step']}/{self._steps}  {_sentence(row)}")
 
     def say(self, line: str) -> None:
-        """One line for the reader."""
+        """Prints one line."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def sync(self) -> None:
-        """Puts what was written on the disk: a checkpoint that follows may count on it."""
+        """Flushes to disk, so that a checkpoint that follows can rely on it."""
         try:
             if self._file:
                 os.fsync(self._file.fileno())
@@ -125,7 +125,7 @@ class MetricWriter:
         return read_rows(self._path)[0] + [json.loads(line) for line in self._waiting.splitlines()]
 
     def _write(self) -> str:
-        """Writes the rows that wait, whole or not at all; the reason if that fails."""
+        """Writes pending rows; returns the reason if that fails."""
         assert self._file, "begin comes first"
         left = self._waiting
         try:
@@ -160,7 +160,7 @@ class MetricWriter:
 
 
 class NullWriter(MetricWriter):
-    """The report of any process but the first: nothing is said or written twice."""
+    """The writer of every process but the first: does nothing."""
 
     def __init__(self) -> None:
         """Opens no file."""
@@ -189,7 +189,7 @@ class NullWriter(MetricWriter):
 
 
 class _TensorBoardWriter:
-    """TensorBoard events, written in this thread: tensorboardX's own would wait for ever after a full disk."""
+    """TensorBoard events, written in this thread: tensorboardX's own thread would hang after a full disk."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -230,7 +230,7 @@ class _TensorBoardWriter:
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[int]]:
-    """Rows of a `metrics.jsonl`, and the numbers of lines that are none, but for a last one that was cut off."""
+    """Rows of a `metrics.jsonl`, and the line numbers of invalid ones, except a truncated last line."""
     rows, damaged = [], []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for number, line in enumerate(text.split("\n"), start=1):

@@ -1,4 +1,4 @@
-"""Where a number stops being finite: in a clip, in a layer, or only in the gradient."""
+"""Locates the first non-finite value: in a clip, in a layer, or only in the gradient."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: lis
 
 @cache
 def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict[str, Any]], list[str]]:
-    """What is finite before the gradient, and the layers in the order in which their outputs are ready.
+    """Finiteness of everything before the gradient, and layers in order of their outputs.
 
     That order, which a tree that goes through jit would lose, is known as soon as the function was called. Layers
     inside of others come before them.

@@ -1,4 +1,4 @@
-"""Looking at a loop from outside: how fast it is, what it waits for when it stands still, a trace of some steps."""
+"""Throughput of a training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from datar_jax.training.monitoring.accelerators import peak_flops
 
 @dataclass
 class Throughput:
-    """Throughput from the end of the first step (which holds compilation) on, and waiting since the last row."""
+    """Throughput since the end of the first step, which includes compilation, and data wait since the last row."""
 
     task: Task
     mesh: Mesh
@@ -37,7 +37,7 @@ class Throughput:
         return min(share, 1.0)
 
     def row(self) -> dict[str, float]:
-        """What a row of a step says of speed; what this machine does not tell is left out.
+        """Speed fields of a metrics row; those unknown on this device are omitted.
 
         `model_flop_utilisation` counts six operations per multiply-accumulate of the forward pass, none recomputed.
         """

@@ -9,7 +9,7 @@ from types import TracebackType
 
 
 class Watchdog:
-    """Speaks when one stage of a loop lasts longer than so many seconds; then again at twice that, and so on.
+    """Logs when a stage of a loop takes longer than a limit; then again at twice the time, and so on.
 
     A first step holds compilation: a stage may be given a longer time.
     """
@@ -32,7 +32,7 @@ class Watchdog:
         self._thread.join()
 
     def stage(self, name: str, times: float = 1.0) -> None:
-        """What the loop does from now on; empty: nothing that could hang. `times` as long as others may it last."""
+        """Sets the current stage (empty: none that could hang), which may last `times` the limit."""
         with self._lock:
             self._stage, self._since, self._limit = name, time.monotonic(), self._seconds * times
 

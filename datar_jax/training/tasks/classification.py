@@ -1,4 +1,4 @@
-"""What training lowers and what the head's numbers mean: losses and scores.
+"""Classification losses.
 
 Shapes: B batch, S classes. Where several questions are asked of a clip, each is answered by a head of so many classes,
 and the S are those of all heads, one head after another. Everything here is a pure function and computes in float32
