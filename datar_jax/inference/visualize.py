@@ -27,14 +27,14 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
         raise ModelError(
             f"{model.source}: an exported program has no attention maps; give a run, or an export of weights"
         )
-    heard = next(iter(predict_files(model, [file])))
-    if isinstance(heard, FailedFile):
-        raise ConfigError(f"{file}: {heard.reason}")
+    prediction = next(iter(predict_files(model, [file])))
+    if isinstance(prediction, FailedFile):
+        raise ConfigError(f"{file}: {prediction.reason}")
     recording = measure(file, audio)
     second = audio.sample_rate / audio.hop_length  # in columns
     last = max(0, recording.frames - model.frames)
     if at is None:
-        loudest = max(heard.events, key=lambda event: event.score, default=None)
+        loudest = max(prediction.events, key=lambda event: event.score, default=None)
         middle = (loudest.onset + loudest.offset) / 2 * second if loudest else 0
         at = min(last, max(0, round(middle - model.frames / 2))) / second
     start = round(at * second)
@@ -50,7 +50,7 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     began, ended = start / second, min((start + valid) / second, recording.seconds)
     events = [
         event._replace(onset=max(event.onset, began) - began, offset=min(event.offset, ended) - began)
-        for event in heard.events
+        for event in prediction.events
         if event.onset < ended and event.offset > began
     ]
     name = Path(file).name

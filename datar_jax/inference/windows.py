@@ -106,9 +106,9 @@ def iter_audio_files(paths: Iterable[str | Path]) -> Iterator[str | FailedFile]:
         wrong: list[OSError] = []
         found = others = 0
         for folder, _, files in walk_folders(Path(path), wrong.append):
-            heard = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
-            found, others = found + len(heard), others + len(files) - len(heard)
-            yield from (str(folder / name) for name in heard)
+            sounds = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
+            found, others = found + len(sounds), others + len(files) - len(sounds)
+            yield from (str(folder / name) for name in sounds)
         for error in wrong:
             yield FailedFile(str(error.filename), f"cannot be read ({error.strerror})")
         if not found and not wrong:

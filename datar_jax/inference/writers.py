@@ -98,8 +98,8 @@ class Terminal:
             self._console.print(head.append(f"  {answer.reason}", style="not bold red"), soft_wrap=True)
             return
         best = _best(answer, self._heads, self._top)
-        told = ", ".join(f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in best)
-        self._console.print(head.append(f"  {clock(answer.seconds)}  {told}", style="not bold"), soft_wrap=True)
+        classes = ", ".join(f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in best)
+        self._console.print(head.append(f"  {clock(answer.seconds)}  {classes}", style="not bold"), soft_wrap=True)
         if answer.events:
             self._console.print(_table(answer.events))
 
