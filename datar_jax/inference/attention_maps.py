@@ -172,7 +172,7 @@ def attention_weights(
 
 @partial(jax.jit, static_argnums=0)
 def _observe(model: DATAR, params: Any, mel_FxT: Array, valid: Array) -> tuple[Array, dict[str, dict[str, Array]]]:
-    """Logits, and of each deformable block what `BlockInside` holds."""
+    """Logits, and of each deformable block what `BlockAttention` holds."""
 
     def projected(module: nn.Module, _: str) -> bool:
         return module.name in ("query", "key")

@@ -72,9 +72,9 @@ def map_windows(
     where there is but one, it has the next power of two.
 
     Args:
-      function: of a batch as `Store.batch` makes it (or as `Recording.windows`, where the model reads waveforms).
+      function: of a batch as `ClipSource.batch` makes it (or as `Recording.windows`, where the model reads waveforms).
       model: how the function is to be fed.
-      paths: files, and folders whose sounds are taken in order, as `sounds`.
+      paths: files, and folders whose sounds are taken in order, as by `iter_audio_files`.
       overlap: as `plan_windows`; 0 gives the views that a run is evaluated on.
       batch_size: rows of a batch.
 

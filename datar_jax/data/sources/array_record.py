@@ -105,7 +105,7 @@ class ArrayRecordSource(WaveformSource):
         )
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
-        """As `Samples.read`.
+        """As `WaveformSource.read`.
 
         Raises:
           DataError: the shard is damaged, or is another one than its card says.

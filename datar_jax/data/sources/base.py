@@ -65,13 +65,13 @@ class WaveformSource(ClipSource):
         """Samples `first` to `last` (exclusive) of a clip: int16 (N,), and what they are multiplied by."""
 
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """As `Store.get`, float32."""
+        """As `ClipSource.get`, float32."""
         frames = int(self.frames[index]) - start
         samples_N, scale = self._excerpt(index, start, frames if length is None else min(frames, length))
         return log_mel_frames(samples_N * np.float32(scale), self.audio).T
 
     def batch(self, clips_B: np.ndarray, starts_B: np.ndarray, window_frames: int) -> Batch:
-        """As `Store.batch`; with a front end on the device, samples in place of spectrograms.
+        """As `ClipSource.batch`; with a front end on the device, samples in place of spectrograms.
 
         Returns:
           samples int16 (B, N), N = excerpt_size(audio, T); scale float32 (B,), what they are multiplied by; frames

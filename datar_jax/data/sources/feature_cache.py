@@ -58,7 +58,7 @@ class SpectrogramCache(ClipSource):
         return SpectrogramCache, (self.path, self.audio, self.frames, self.bad)
 
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """As `Store.get`, float32, a view of the file."""
+        """As `ClipSource.get`, float32, a view of the file."""
         return self._flat.rows(index, start, None if length is None else start + length)
 
 
@@ -82,7 +82,7 @@ class WaveformCache(WaveformSource):
         return WaveformCache, (self.path, self.audio, self.lengths, self.scales, self.bad)
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, float]:
-        """As `Samples.read`, a view of the file."""
+        """As `WaveformSource.read`, a view of the file."""
         return self._flat.rows(index, first, last), float(self.scales[index])
 
 
