@@ -40,3 +40,17 @@ LONE = c.ModelConfig(
     deformable=c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,)),
     adaptor="none",
 )
+
+
+def assert_one_line(error: Any, *parts: str) -> None:
+    """The text of a caught exception is one line that holds every part."""
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text, f"{part!r} is missing in: {text}"
+
+
+def make_settings(kind: type, values: dict[str, Any]) -> Any:
+    """Settings of a kind; a dict among the values stands for the settings of a mixer."""
+    mixers = {field: type(getattr(c.ModelConfig(), field)) for field in ("window", "neighborhood", "deformable")}
+    return kind(**{name: mixers[name](**x) if isinstance(x, dict) else x for name, x in values.items()})

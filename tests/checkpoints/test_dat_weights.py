@@ -258,7 +258,7 @@ def test_the_published_sizes() -> None:
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
         params = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
         official = dat._infer(dat_names.to_ours(params, dat_names.model_paths(params)), params.keys())
-        assert official.size == (224, 224) and official.config.groups == config.groups
+        assert official.size == (224, 224) and official.config.deformable.groups == config.deformable.groups
 
 
 @pytest.mark.parametrize("name", ["model_cvpr22_LSLSLDLD_64x128", "model_headpp_NDNDNDDD_64x128"])
