@@ -37,9 +37,6 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
     if not config.root:
         raise ConfigError("data.root='': give the folder that holds the data set")
     if config.kind == "prepared":
-        for field in ("train_list", "subset"):
-            if text := getattr(config, field):
-                raise ConfigError(f"data.{field}={text!r}: prepared data have their own sides and classes; leave it ''")
         return _with_groups(_read_prepared(config.root), config.group)
     if not root.is_dir():
         raise ConfigError(f"data.root={config.root!r}: no such folder ({root.resolve()}); give one that exists")

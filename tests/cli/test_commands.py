@@ -332,7 +332,7 @@ def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
     assert (before["mean_db"], before["std_db"]) == load_pretrained(work).description.normalisation
     assert main(["export", str(tuned), str(tmp_path / "card")]) == 0
     card = (tmp_path / "card" / "README.md").read_text()
-    assert f"- pretraining: started from {source} (step 1), trained on sounds without fold 1" in card
+    assert f"pretraining: initialized from {source} (step 1), trained on sounds without fold 1" in card
     capsys.readouterr()
     assert train.main(training("finetune", sounds, tmp_path / "new", init__from=str(source))) == 2
     assert f"init.from={str(source)!r}: {source}: no such file or folder" in capsys.readouterr().err

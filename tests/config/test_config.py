@@ -229,7 +229,7 @@ def test_every_file_in_configs_is_stored_and_read_back(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=[] if p.stem in ("esc10", "audioset") else pytest.mark.slow, id=p.stem) for p in CONFIGS],
+    [pytest.param(p, marks=[] if p.stem == "esc10" else pytest.mark.slow, id=p.stem) for p in CONFIGS],
 )
 def test_every_file_in_configs_traces_a_step(path: Path) -> None:
     config = settings.load_config(path)

@@ -25,20 +25,20 @@ def test_folds_become_sides():
     clips = tuple(Clip(c.path, c.name, c.labels, fold=1 + i % 3, group=c.name) for i, c in enumerate(plain.clips))
     dataset = Dataset(clips, plain.labels, (1, 2, 3))
     for fold in (1, 2, 3):
-        sides = split(dataset, DataConfig(fold=0), fold)
+        sides = split(dataset, DataConfig(kind="csv", fold=0), fold)
         assert {clips[i].fold for i in sides.test} == {fold}
         assert {clips[i].fold for i in sides.train} == {1, 2, 3} - {fold}
         assert not len(sides.validation)
-    sides = split(dataset, DataConfig(fold=1, validation_fold=3))
+    sides = split(dataset, DataConfig(kind="csv", fold=1, validation_fold=3))
     assert {clips[i].fold for i in sides.validation} == {3}
     assert {clips[i].fold for i in sides.train} == {2}
     assert sorted(np.concatenate([sides.train, sides.validation, sides.test])) == list(range(12))
     with pytest.raises(ConfigError, match=r"data\.fold=4: .* 1, 2, 3"):
-        split(dataset, DataConfig(fold=4))
+        split(dataset, DataConfig(kind="csv", fold=4))
     with pytest.raises(ConfigError, match=r"data\.validation_fold=5: .* 1, 2, 3"):
-        split(dataset, DataConfig(validation_fold=5))
+        split(dataset, DataConfig(kind="csv", validation_fold=5))
     with pytest.raises(ConfigError, match=r"data\.validation_fold=2: .* test fold"):
-        split(dataset, DataConfig(fold=0, validation_fold=2), 2)
+        split(dataset, DataConfig(kind="csv", fold=0, validation_fold=2), 2)
 
 
 def test_a_split_column_is_obeyed(tmp_path):

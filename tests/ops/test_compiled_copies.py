@@ -75,6 +75,7 @@ def test_no_map_is_transposed_for_the_gradient_of_a_kernel() -> None:
         assert bool(copies(slope_program(layer.apply, params, x))) == some
 
 
+@pytest.mark.slow
 def test_a_loop_over_rows_copies_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row's gradient is written where the gradient from above was read, so it must have been read before."""
     assert not copies(in_loops(slope_program(*module())))

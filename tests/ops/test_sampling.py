@@ -61,6 +61,7 @@ def read_all(map_FxTxC: Any, position: Any, above: Any) -> list[Any]:
     return [one(method) for method in (*METHODS, "auto")]
 
 
+@pytest.mark.slow
 @given(maps_and_points())
 def test_every_method_reads_the_same_and_slopes_the_same(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     map_FxTxC, position, above = case

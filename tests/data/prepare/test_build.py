@@ -349,7 +349,7 @@ def test_one_folder_is_written_by_one_preparation(small, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch):
-    take, taken = StoragePath.take, []
+    take, taken = StoragePath.move_from, []
 
     def full(self, file):
         if taken:
@@ -357,7 +357,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch)
         taken.append(file)
         take(self, file)
 
-    monkeypatch.setattr(StoragePath, "take", full)
+    monkeypatch.setattr(StoragePath, "move_from", full)
     with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); .*the same command, which"):
         run(small, tmp_path / "out")
     monkeypatch.undo()
@@ -413,8 +413,8 @@ def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_pa
 
 
 def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "cook", die)
-    with pytest.raises(DataError, match="a process that decodes died"):
+    monkeypatch.setattr(room, "encode_clips", die)
+    with pytest.raises(DataError, match="a worker process died"):
         run(small, tmp_path / "out")
 
 
@@ -432,13 +432,13 @@ def test_what_a_killed_preparation_left_is_taken_away(small, tmp_path):
 
 KILLED = """
 import os, signal
-from datar_jax.data.prepare.encode import cook_all
+from datar_jax.data.prepare.encode import encode_all
 
 def cook(clips):
     return ["" for _ in clips]
 
 if __name__ == "__main__":
-    for _ in cook_all([None] * 999, cook, 2):
+    for _ in encode_all([None] * 999, cook, 2):
         print("at work", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -482,7 +482,7 @@ def test_shards_that_no_card_names_are_taken_away(small, tmp_path):
     out, lines = tmp_path / "out", []
     run(small, out)
     run(small, out, dataclasses.replace(RECIPE, shard_clips=100), lines)
-    assert "3 shards of an earlier preparation are taken away, the first: train-00000-of-00003.array_record" in lines
+    assert "3 shards of an earlier preparation are removed, the first: train-00000-of-00003.array_record" in lines
     run(small, tmp_path / "whole", dataclasses.replace(RECIPE, shard_clips=100))
     assert content(out) == content(tmp_path / "whole")
     # The only clip of the test side: no sound any more, and then no file.
@@ -543,16 +543,16 @@ def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
         with pytest.raises(ConfigError, match=rf"data\.kind='{kind}': .* holds prepared data; give .*'prepared'"):
             read_dataset(DataConfig(root=root, kind=kind))
     for field in ({"train_list": "a", "test_list": "b"}, {"subset": "esc10"}):
-        with pytest.raises(ConfigError, match=rf"data\.{next(iter(field))}=.*: prepared data have their own"):
-            read_dataset(DataConfig(root=root, kind="prepared", **field))
+        with pytest.raises(ConfigError, match=rf"data\.{next(iter(field))}=.*: has no effect: data.kind='prepared'"):
+            DataConfig(root=root, kind="prepared", **field)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "--lists is not given"),
-        (["--lists=a"], "--audio is not given"),
-        (["--lists=a", "--audio=b", "--fetch=c"], "--fetch=c: in place of --lists and --audio"),
+        ([], "--lists is missing"),
+        (["--lists=a"], "--audio is missing"),
+        (["--lists=a", "--audio=b", "--fetch=c"], "--fetch=c: replaces --lists and --audio"),
         (["--lists=META", "--audio=b", "--out="], "--out='': give a folder or a URL"),
         (["--lists=META", "--audio=META/esc50.csv"], "no such folder"),
         (["--lists=META", "--audio=b", "--config=README.md"], "README.md: not a Python file"),

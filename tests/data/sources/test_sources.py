@@ -83,6 +83,7 @@ def test_a_short_clip_is_padded_with_nothing_that_lay_in_memory(stores, monkeypa
     assert padded.size and (padded == HOST.floor_db).all()
 
 
+@pytest.mark.slow
 def test_a_step_learns_the_same_from_either_front_end(stores):
     dataset, features, waves = stores
     mesh = make_mesh(c.MeshConfig(data=1), jax.devices()[:1])

@@ -45,7 +45,7 @@ CASES = {
     **{f"D-{position}": small("D", position=position) for position in ("table", "log_cpb", "dwc", "none")},
     **{variant: narrow(variant) for variant in c.MODELS},
 }
-SLOW = {"datar_tiny", "datar_small", "datar_base"}
+SLOW = set(c.MODELS)
 every_case = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
 )

@@ -428,7 +428,7 @@ def test_slices_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_libtpu_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else pytest.fail(name))
-    monkeypatch.setattr(plan_command.settings, "load", lambda *_: c.Config())
+    monkeypatch.setattr(plan_command.settings, "load_config", lambda *_: c.Config())
     assert command.main(["estimate", "--config=configs/esc10.py", "--topology=v5e:2x2"]) == 2
     assert "pip install libtpu==" in capsys.readouterr().err
     assert plan_command.LIBTPU in (ROOT / "requirements-bench.txt").read_text().splitlines()
@@ -436,7 +436,7 @@ def test_libtpu_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 def test_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
-        (["plant"], "plant: not a command"),
+        (["plant"], "plant: no such command"),
         (["estimate", "--config=configs/esc10.py", "--topology=v5e:2x2", "--batches=3"], "--batches=3: not an option"),
         (["estimate", "--config=configs/none.py", "--topology=v5e:2x2"], "no such file"),
     ):
