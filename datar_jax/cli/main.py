@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
+from datar_jax.cli.options import discard_output
 from datar_jax.config import ConfigError
 
 # In the order in which a new user meets them, with a line for the help page.
@@ -97,11 +97,6 @@ def command(name: str) -> Callable[[list[str]], int]:
     from datar_jax.cli import estimate
 
     return estimate.main
-
-
-def discard_output() -> None:
-    """Points standard output at nothing, so that the interpreter does not retry a failed write at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def help_page() -> str:

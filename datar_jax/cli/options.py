@@ -1,9 +1,10 @@
-"""Option types and help format that the commands share."""
+"""Option types, help format and output handling that the commands share."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def print_notes(notes: tuple[str, ...]) -> None:
     """Prints notes on how a model was read, such as skipped checkpoints, to standard error."""
     for note in notes:
         print(f"datar-jax: {note}", file=sys.stderr)
+
+
+def discard_output() -> None:
+    """Points standard output at nothing, so that the interpreter does not retry a failed write at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def path(text: str) -> Path:

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, TextIO
 
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.main import discard_output
-from datar_jax.cli.options import fraction, make_parser, path, positive_int, print_notes, probability, seconds
+from datar_jax.cli.options import (
+    discard_output,
+    fraction,
+    make_parser,
+    path,
+    positive_int,
+    print_notes,
+    probability,
+    seconds,
+)
 from datar_jax.config import ConfigError
 
 if TYPE_CHECKING:
