@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from datar_jax.cli.options import discard_output
 from datar_jax.config import ConfigError
+from datar_jax.version import __version__
 
 # In the order in which a new user meets them, with a line for the help page.
 COMMANDS = {
@@ -34,15 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(help_page())
-        return 0 if arguments else 2
-    if name == "--version":
-        from datar_jax.version import __version__
-
-        print(f"datar-jax {__version__}")
-        return 0
     try:
+        if name in ("-h", "--help"):
+            print(help_page(), flush=True)
+            return 0 if arguments else 2
+        if name == "--version":
+            print(f"datar-jax {__version__}", flush=True)
+            return 0
         if name not in COMMANDS:
             hint = f"it is called {RENAMED[name]} now" if name in RENAMED else f"choose one of {', '.join(COMMANDS)}"
             raise ConfigError(f"{name}: no such command; {hint} (datar-jax --help)")
