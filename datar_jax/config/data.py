@@ -20,7 +20,7 @@ class DataConfig(StrictStruct, frozen=True):
     train_list: str = ""
     test_list: str = ""
     test_fraction: float = 0.2  # share of clips (of groups, with `group`) that the stable hash puts aside
-    group: str = ""  # regular expression on the path: clips with equal match (or first group) stay on one side
+    group: str = ""  # regular expression on the path: clips with equal match (or first group) stay in one split
     # csv: columns path, label and optionally split or fold, start, end (seconds)
     manifest: str = "manifest.csv"
     # csv with folds, esc: 1.. tests on that fold, 0 runs the whole cross-validation

@@ -1,4 +1,4 @@
-"""From what was typed to a checked configuration: config files, dotted overrides, saved runs. Knows no jax."""
+"""Loads and checks configurations: Python files, dotted command-line overrides, stored runs. Imports no jax."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def load_config(
     overrides: dict[str, str] | None = None,
     base: Callable[[str], dict[str, Any]] | None = None,
 ) -> Config:
-    """Builds the configuration of a file and lays typed overrides over it.
+    """Loads the configuration of a file and applies command-line overrides.
 
     Args:
       path: a Python file with `get_config() -> Config`.
-      overrides: dotted field (`optim.learning_rate`) to the text that was typed. `model` takes the name of a variant.
-      base: gives the sections that come with the model of `init.from`, such as its front end; typed overrides go over
-        them. None: the file alone counts.
+      overrides: dotted field (`optim.learning_rate`) to its value as text. `model` takes the name of a variant.
+      base: gives the sections that come with the model of `init.from`, such as its front end; overrides are
+        applied after them. None: the sections of the file.
 
     Raises:
       ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
@@ -54,7 +54,7 @@ def load_config(
 
 
 def _get_config(path: Path, get_config: Callable[[], Config]) -> Config:
-    """The configuration of a file; a field that was renamed since the file was written is reported by its new name."""
+    """Calls `get_config`; a field that was renamed since the file was written is reported with its new name."""
     try:
         return get_config()
     except TypeError as error:
@@ -65,7 +65,7 @@ def _get_config(path: Path, get_config: Callable[[], Config]) -> Config:
 
 
 def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
-    """Dotted fields and the texts typed for them, from `--config.path.to.field=value` or `... value`.
+    """Dotted fields and their values as text, from `--config.path.to.field=value` or `... value`.
 
     Raises:
       ConfigError: another option, or one without a value.
@@ -112,7 +112,7 @@ def from_stored(tree: Any) -> Config:
 
 
 def _override(tree: dict[str, Any], field: str, text: str) -> None:
-    """Sets one dotted field of `tree` from the text typed for it."""
+    """Sets one dotted field of `tree` from its value as text."""
     names = field.split(".")
     node: dict[str, Any] = tree
     kind: Any = Config
@@ -143,13 +143,13 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
 
 
 def _reset_unused_mixers(model: dict[str, Any]) -> None:
-    """Takes back what the file set for mixers that a typed `model.spec` has no block of; what is typed comes later."""
+    """Resets the settings of mixers that an overridden `model.spec` has no block of; their own overrides come later."""
     used = {LETTERS[letter] for letter in "".join(model["spec"]) if letter in LETTERS}
     model |= {kind.field: msgspec.to_builtins(kind()) for kind in MIXER_SETTINGS if kind not in used}
 
 
 def _fields(kind: type[StrictStruct]) -> dict[str, Any]:
-    """Types of the fields of some settings, by the names that are typed."""
+    """Types of the fields of some settings, by their names on the command line."""
     hints = get_type_hints(kind)
     return {field.encode_name: hints[field.name] for field in msgspec.structs.fields(kind)}
 
@@ -173,7 +173,7 @@ def _parse(field: str, text: str, kind: Any) -> Any:
 
 
 def _decode(text: str) -> Any:
-    """What JSON says of a text; None if it is none."""
+    """The value of a JSON text; None if it is not JSON."""
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

@@ -61,16 +61,15 @@ class OptimConfig(StrictStruct, frozen=True):
 
 
 class InitConfig(StrictStruct, frozen=True):
-    """What a run starts from: fresh weights, or those of another model (fine-tuning).
+    """Initial weights: random, or those of another model (fine-tuning).
 
-    The sizes of model and front end are then that model's, and what is typed for them goes over it.
+    The sizes of model and front end are then those of the other model, unless overridden on the command line.
     """
 
     source: str = msgspec.field(default="", name="from")  # a work directory, a checkpoint, an export, official weights
-    allow_missing: str = ""  # regular expression: parameters that may be new, beside the head
-    allow_unexpected: str = (
-        ""  # regular expression: parameters of the other model that may be left out, beside its head
-    )
+    # Regular expressions on parameter names; heads are always allowed.
+    allow_missing: str = ""  # parameters that may be missing from the other model and start at random
+    allow_unexpected: str = ""  # parameters of the other model that may be left out
 
     def check(self) -> None:
         for name in ("allow_missing", "allow_unexpected"):
@@ -79,9 +78,7 @@ class InitConfig(StrictStruct, frozen=True):
                 re.compile(value)
             except re.error as error:
                 raise ConfigError(f"init.{name}={value!r}: not a regular expression ({error})") from None
-            require(
-                bool(self.source) or not value, f"init.{name}", value, "init.from is not given, which this goes with"
-            )
+            require(bool(self.source) or not value, f"init.{name}", value, "has no effect without init.from; give both")
 
 
 class TrainConfig(StrictStruct, frozen=True):
@@ -92,13 +89,11 @@ class TrainConfig(StrictStruct, frozen=True):
     grad_accum_steps: int = 1  # micro-batches per step
     eval_batch_size: int = 64
     seed: int = 0
-    evaluate_every_epochs: int = (
-        0  # epochs between scores of the validation split, where there is one; 0: only at the end
-    )
-    checkpoint_every_epochs: int = 10  # epochs
-    log_every_steps: int = 10  # steps
-    stall_seconds: float = 60.0  # after so long without a batch or a step, the run says what it waits for
-    max_skipped: int = 50  # steps in a row without a finite gradient after which the run stops and says where it begins
+    evaluate_every_epochs: int = 0  # between evaluations on the validation split, if any; 0: only at the end
+    checkpoint_every_epochs: int = 10
+    log_every_steps: int = 10
+    stall_seconds: float = 60.0  # after this long without a batch or a step, the run logs what it waits for
+    max_skipped: int = 50  # steps in a row without a finite gradient, after which the run stops and reports the cause
 
     def check(self) -> None:
         counts = (
@@ -131,9 +126,9 @@ class TrainConfig(StrictStruct, frozen=True):
 class MeshConfig(StrictStruct, frozen=True):
     """How the devices of all processes are arranged; all share the batch."""
 
-    data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: as many as there are
+    data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: all devices
     fsdp: int = 1  # devices that share one copy of parameters, moments and average
 
     def check(self) -> None:
-        require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "give 1 or more, or -1 for all there are")
+        require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "give 1 or more, or -1 for all devices")
         require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "give 1 or more")

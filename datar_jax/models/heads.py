@@ -1,4 +1,4 @@
-"""From logits to probabilities, head by head."""
+"""Probabilities from logits, for each classification head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From spectrogram to first feature map, and from stage to stage."""
+"""Stem and downsampling: from the spectrogram to the first feature map, and from stage to stage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from datar_jax.ops.masking import columns, mask_columns
 
 
 class Stem(nn.Module):
-    """From spectrogram to a quarter of its resolution: one 4x4 patch, or two 3x3 convolutions.
+    """Projects a spectrogram to a quarter of its resolution: one 4x4 patch, or two 3x3 convolutions.
 
-    What follows is a LayerNorm, to which a bias is what keeps the level of the sound: without one, only the shape of a
-    patch is left. The patch starts with the published bias. The convolutions start with zero, for
-    reasons that are weak (docs/concepts/model.md).
+    The bias keeps the level of the sound through the LayerNorm that follows; without one, only the shape of a patch
+    would be left. The patch starts with the published bias, the convolutions with zero (docs/concepts/model.md).
     """
 
     dim: int

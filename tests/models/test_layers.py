@@ -1,7 +1,8 @@
-"""Dense, LayerNorm and GELU are what their names say, in the form that a CPU likes."""
+"""Layers: Dense, LayerNorm and GELU against their definitions, stochastic depth, the input adaptor, column masks."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -14,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.scipy.stats import norm
 
+from datar_jax.models.adaptor import InputAdaptor
 from datar_jax.models.flops import macs
-from datar_jax.models.layers import LayerNorm, dense
+from datar_jax.models.layers import DropPath, LayerNorm, dense
 from datar_jax.ops.activations import gelu
 from datar_jax.ops.layer_norm import EPSILON, layer_norm
+from datar_jax.ops.masking import columns
 
 
 def rows(seed: int, shape: tuple[int, ...], level: float, spread: float) -> tuple[np.ndarray, ...]:
@@ -106,3 +109,42 @@ def test_dense_is_the_dense_layer_of_flax() -> None:
         return jax.value_and_grad(lambda params: (net.apply(params, x) ** 3).sum())(params)
 
     chex.assert_trees_all_close(slopes(Net(True)), slopes(Net(False)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@pytest.mark.parametrize("rate", [0.25, 0.6])
+def test_drop_path_keeps_the_expectation(wrap: Any, rate: float) -> None:
+    n, x = 20_000, 3.0
+    apply = wrap(partial(DropPath(rate, train=True).apply, {}))
+    kept = np.asarray(apply(jnp.full((n, 1, 2, 1), x), rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_array_equal(kept[:, 0, 0], kept[:, 0, 1], err_msg="an example is dropped as a whole")
+    assert {round(float(v), 4) for v in np.unique(kept)} == {0.0, round(x / (1 - rate), 4)}
+    deviation = x * np.sqrt(rate / (1 - rate) / n)
+    assert abs(kept[:, 0, 0, 0].mean() - x) < 4 * deviation
+    for still in (DropPath(rate, train=False), DropPath(0.0, train=True)):
+        np.testing.assert_array_equal(still.apply({}, jnp.ones((2, 1, 1, 1))), 1)
+
+
+def test_the_adaptor_adds_its_signal_and_its_branch() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 2)).astype(np.float32)
+    signal = np.random.default_rng(1).normal(size=(3, 4, 2)).astype(np.float32)
+    kernel = np.zeros((3, 3, 1, 2), np.float32)
+    kernel[1, 0] = 2.0  # twice the column before
+    bias = np.array([0.5, -0.5], np.float32)
+    before = np.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+    params = {"signal": signal, "conv": {"kernel": kernel, "bias": bias}}
+    out = InputAdaptor("both", (3, 4)).apply({"params": params}, x)
+    np.testing.assert_allclose(out, x + signal + 2 * before + bias, atol=1e-6)
+    longer = InputAdaptor("signal", (3, 4)).apply({"params": {"signal": signal}}, np.zeros((1, 3, 8, 2), np.float32))
+    expected = jax.image.resize(signal, (3, 8, 2), "linear")
+    np.testing.assert_allclose(longer[0], expected, atol=1e-6)
+
+
+def test_columns_that_hold_sound() -> None:
+    """A column of a halved map holds sound if any of its frames does."""
+    frames = np.array([0, 1, 4, 5, 8])
+    for halvings in range(4):
+        sound = np.arange(16) < frames[:, None]
+        held = sound.reshape(5, -1, 2**halvings).any(-1)
+        np.testing.assert_array_equal(columns(jnp.asarray(frames), held.shape[1], halvings), held)
+    assert columns(None, 4, 1) is None

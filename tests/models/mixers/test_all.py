@@ -16,6 +16,7 @@ import pytest
 from datar_jax import config as c
 from datar_jax.config.mixers import LETTERS
 from datar_jax.models.datar import DATAR
+from datar_jax.models.mixers import MIXERS
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -156,3 +157,8 @@ def test_recomputed_blocks_equal_stored_ones(case: str) -> None:
     # A mixer may recompute parts of itself.
     assert recomputed(remat=True) - recomputed() == sum(map(len, CASES[case].spec)), "every block is recomputed"
     assert_close(jax.device_get(program(case, remat=True)(params, mel, VALID)), plain(case), 1e-5)
+
+
+def test_every_letter_of_the_configuration_has_a_mixer() -> None:
+    assert MIXERS.keys() == LETTERS.keys()
+    assert {kind.field for kind in LETTERS.values()} <= set(c.ModelConfig.__struct_fields__)

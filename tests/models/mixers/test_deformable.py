@@ -288,7 +288,7 @@ def test_positions_are_float32_in_a_bfloat16_module() -> None:
         NeighborhoodAttention(HEADS, (3, 5)),
         NeighborhoodAttention(HEADS, (5, 9), filled=True),
     ],
-    ids=["window", "shifted", "deformable", "stride", "no table", "network", "depthwise", "neighbourhood", "filled"],
+    ids=["window", "shifted", "deformable", "stride", "no table", "network", "depthwise", "neighborhood", "filled"],
 )
 def test_padding_changes_nothing(module: Any) -> None:
     f, sound, whole = 4, 8, 12

@@ -1,4 +1,4 @@
-"""Neighbourhood attention against plain attention among the pixels of each window, and the laws of its borders."""
+"""Neighborhood attention against plain attention among the pixels of each window, and the laws of its borders."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CASES = [  # map, window: within a tile, over several, not divided by tiles, wid
 
 
 @pytest.mark.parametrize("size, window", CASES)
-def test_neighbourhood_attention_is_attention_to_ones_window(size: Size, window: Size) -> None:
+def test_neighborhood_attention_is_attention_to_ones_window(size: Size, window: Size) -> None:
     """Of a whole clip, and of a shorter one in the same map; where a window is moved, or zeros fill up the map."""
     ours, published = (NeighborhoodAttention(HEADS, window, fill) for fill in (False, True))
     params, x = build(ours, (2, *size, C))
