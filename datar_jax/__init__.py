@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from datar_jax.version import __version__
 
 if TYPE_CHECKING:
+    from datar_jax import export
     from datar_jax.config import Config
     from datar_jax.config.loader import load_config
-    from datar_jax.export.exporter import export
     from datar_jax.inference.classifier import AudioClassifier, load
     from datar_jax.inference.embeddings import embed_files
     from datar_jax.inference.events import EventSettings
@@ -48,10 +48,10 @@ def __getattr__(name: str) -> Any:
         from datar_jax.config.loader import load_config
 
         return load_config
-    if name == "export":
-        from datar_jax.export.exporter import export
+    if name == "export":  # the package: importing it sets this name, so that a function of this name would not stay
+        import importlib
 
-        return export
+        return importlib.import_module("datar_jax.export")
     if name == "AudioClassifier":
         from datar_jax.inference.classifier import AudioClassifier
 

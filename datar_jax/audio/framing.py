@@ -27,7 +27,7 @@ def frame_samples(
     """Samples that frames `start` to `start + frames` of a clip are computed from, reflected at its ends.
 
     Args:
-      part_N: samples of the clip from `first` on, at least those of `excerpt_bounds`; any dtype.
+      part_N: samples of the clip from `first` on, at least those of `frame_bounds`; any dtype.
       first: where they lie in the clip.
       length: samples of the whole clip.
       audio: the front end.
@@ -35,7 +35,7 @@ def frame_samples(
       frames: columns; none of them beyond the clip's last.
 
     Returns:
-      `excerpt_size(audio, frames)` samples.
+      `num_samples(audio, frames)` samples.
     """
     low, high = window_bounds(audio, start, frames)
     whole = min_samples(length, audio)
@@ -74,7 +74,7 @@ def min_samples(length: int, audio: AudioConfig) -> int:
     return max(length, audio.n_fft // 2 + 1)
 
 
-INT16_SCALE = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / FULL
+INT16_SCALE = 2**15  # an int16 sample of a clip whose peak is 1 counts in steps of 1 / INT16_SCALE
 
 
 def columns(lengths: np.ndarray, audio: AudioConfig) -> np.ndarray:

@@ -10,16 +10,13 @@ Shapes: B batch, N samples, W samples of a window, F mel bins (low to high), T f
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.fft
 
 from datar_jax.audio.framing import frame_samples
 from datar_jax.config import AudioConfig
-
-if TYPE_CHECKING:
-    pass
 
 COLUMNS = 128  # frames that are transformed at a time: what lies between stays in a core's cache
 

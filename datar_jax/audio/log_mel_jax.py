@@ -68,7 +68,7 @@ def frame_samples_jax(
       frames: columns; static under jit.
 
     Returns:
-      float32 (B, W), W = excerpt_size(audio, frames). What is only under columns beyond a clip's last has no meaning.
+      float32 (B, W), W = num_samples(audio, frames). What is only under columns beyond a clip's last has no meaning.
     """
     import jax.numpy as jnp
 

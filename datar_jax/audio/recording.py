@@ -66,7 +66,7 @@ class Recording:
 
         Yields:
           For "mel" `mel` float32 (F, T) in decibels, padded with the floor, and `frames` int32, its valid columns. For
-          "samples" `samples` int16 (excerpt_size(audio, T),), `scale` float32, what they are multiplied by, and
+          "samples" `samples` int16 (num_samples(audio, T),), `scale` float32, what they are multiplied by, and
           `frames`. Both are as `ClipSource.batch` of the whole clip. For "waveform" `waveform` float32
           (window_samples(audio, T),), padded with zeros, `length` int32, its valid samples, and `start` int32, the
           sample under the middle of the first column: before it lie those that the column needs.

@@ -1,8 +1,8 @@
 """Sampling points of the deformable blocks of a model for one sound, and the attention that each point receives.
 
-Training never keeps the attention of all pairs (`rowwise.attend_rowwise`); here it is computed by its definition, from
-the queries, keys and positions that the blocks themselves made. Shapes: F x T the map of a block, G offset groups, N
-points of a group, H heads of a group, M queries (all pixels of the map), S classes. Points are `(freq, time)`.
+Training never keeps the attention of all pairs (`ops.deformable_attention`); here it is computed by its definition,
+from the queries, keys and positions that the blocks themselves made. Shapes: F x T the map of a block, G offset groups,
+N points of a group, H heads of a group, M queries (all pixels of the map), S classes. Points are `(freq, time)`.
 """
 
 from __future__ import annotations
