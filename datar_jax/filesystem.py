@@ -1,8 +1,8 @@
 """Local files and buckets: atomic writes, folder walks, and paths or URLs through fsspec.
 
 A URL has a scheme (`gs://`, `s3://`, `https://`, `memory://`); the package that fsspec needs for it (gcsfs, s3fs,
-aiohttp) is installed by its users. etils.epath, which orbax brings, would need TensorFlow or fsspec for buckets and
-knows neither https nor a temporary in-memory system.
+aiohttp) is installed by its users. etils.epath, which orbax brings, prefers TensorFlow for buckets where that is
+installed, and knows neither https nor memory.
 """
 
 from __future__ import annotations
@@ -176,8 +176,12 @@ def atomic_write(path: Path, content: bytes) -> None:
     """Writes a file so that its name never holds half of it, even after a power failure; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -20,7 +20,7 @@ class Clip:
     labels: tuple[int, ...]  # class indices, ascending
     row: int = 0  # line of the list that names it; 0 when no list does
     fold: int | None = None
-    split: str | None = None  # one of SIDES
+    split: str | None = None  # one of SPLITS
     start: float = 0.0  # seconds
     end: float = 0.0  # seconds; 0 means the end of the file
     group: str = ""  # clips of one group stay in one split; empty: the clip is a group by itself

@@ -81,7 +81,7 @@ def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, cons
     store = open_source(config, dataset, out, console)
     indices, _ = usable(store, chosen)
     if not len(indices):
-        raise ConfigError(f"{dataset.source}: no {side} clip; choose another --side, or another split")
+        raise ConfigError(f"{dataset.source}: no {side} clip; choose another --split")
 
     task = Task(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
     statistics = np.array(model.normalisation, np.float32)

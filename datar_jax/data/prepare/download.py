@@ -281,6 +281,3 @@ def _receive(response: http.client.HTTPResponse, left: int | None) -> Iterator[b
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# What stands beside a file while it arrives
