@@ -49,9 +49,9 @@ def __getattr__(name: str) -> Any:
 
         return load_config
     if name == "export":  # the package: importing it sets this name, so that a function of this name would not stay
-        import importlib
+        import datar_jax.export as package
 
-        return importlib.import_module("datar_jax.export")
+        return package
     if name == "AudioClassifier":
         from datar_jax.inference.classifier import AudioClassifier
 

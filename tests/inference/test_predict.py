@@ -243,7 +243,9 @@ def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, mo
         model.batches.clear()
         model.score = own_samples  # keeps no batch
         tracemalloc.start()
-        (answer,) = predict_files(model, [tmp_path / "a.wav"], EventSettings(onset=0.3, offset=0.25, min_duration_off=0.1))
+        (answer,) = predict_files(
+            model, [tmp_path / "a.wav"], EventSettings(onset=0.3, offset=0.25, min_duration_off=0.1)
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         found = [event for event in answer.events if event.label == "click"]
