@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datar_jax.config.loader import load
+from datar_jax.config.loader import load_config
 from datar_jax.training.trainer import train_and_evaluate
 
 VARIANTS = {
@@ -39,7 +39,7 @@ def main() -> None:
     for name in given.only.split(","):
         fields = {"data.root": given.root, "data.fold": "0", "train.epochs": given.epochs, **VARIANTS[name]}
         fields["data.cache"] = str(given.workdir / "cache")
-        train_and_evaluate(load(ROOT / "configs" / "esc10.py", fields), given.workdir / name.replace(" ", "_"))
+        train_and_evaluate(load_config(ROOT / "configs" / "esc10.py", fields), given.workdir / name.replace(" ", "_"))
     table = table_of(given.workdir)
     (given.workdir / "table.md").write_text(table)
     print(table)

@@ -25,7 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datar_jax.config.loader import load
+from datar_jax.checkpoints.pretrained_config import pretrained_sections
+from datar_jax.config.loader import load_config
 from datar_jax.training.trainer import train_and_evaluate
 
 Clips = list[tuple[str, str, int]]  # path, class, fold
@@ -55,7 +56,7 @@ def main() -> None:
     common = {"data.kind": "csv", "data.root": str(root), "data.cache": str(workdir / "cache")}
     nine = {**common, "data.subset": "", "data.manifest": str(workdir / "nine.csv"), "data.fold": "0"}
     write(workdir / "nine.csv", "fold", [clip for clip in clips if clip[1] != given.new])
-    train_and_evaluate(load(ROOT / "configs" / "esc10.py", {**nine, "train.epochs": "60"}), workdir / "nine")
+    train_and_evaluate(load_config(ROOT / "configs" / "esc10.py", {**nine, "train.epochs": "60"}), workdir / "nine")
 
     scores: dict[str, dict[int, float]] = defaultdict(dict)
     for fold in map(int, given.only.split(",")):
@@ -66,7 +67,8 @@ def main() -> None:
             if name == "finetune":
                 fields["init.from"] = str(workdir / "nine" / f"fold_{fold}")
             folder = workdir / way.replace(" ", "_") / f"fold_{fold}"
-            scores[way][fold] = train_and_evaluate(load(ROOT / "configs" / f"{name}.py", fields), folder)["top1"]
+            config = load_config(ROOT / "configs" / f"{name}.py", fields, pretrained_sections)
+            scores[way][fold] = train_and_evaluate(config, folder)["top1"]
     table = table_of(scores)
     (workdir / "table.md").write_text(table)
     (workdir / "scores.json").write_text(json.dumps(scores))
