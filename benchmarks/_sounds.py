@@ -57,8 +57,10 @@ def list_more(prepared: Path, out: Path, train: int, test: int) -> None:
         writer = csv.DictWriter(file, shards.MANIFEST_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for i in range(train + test):
-            side = "train" if i < train else "test"
-            writer.writerow({**rows[i % len(rows)], "id": f"{i * 2654435761 % 2**32:08x}_{i}", "side": side, "row": i})
+            split = "train" if i < train else "test"
+            writer.writerow(
+                {**rows[i % len(rows)], "id": f"{i * 2654435761 % 2**32:08x}_{i}", "split": split, "row": i}
+            )
     for name in (shards.STATISTICS, *(each.name for each in card.shards)):
         if not (out / name).exists():
             os.symlink((prepared / name).absolute(), out / name)

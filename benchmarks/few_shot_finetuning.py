@@ -93,9 +93,9 @@ def few(clips: Clips, fold: int, count: int) -> list[tuple[str, str, str]]:
     return train + [(path, label, "test") for path, label, at in clips if at == fold]
 
 
-def write(path: Path, side: str, clips: list) -> None:
+def write(path: Path, split: str, clips: list) -> None:
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "label", side), *clips])
+        csv.writer(file).writerows([("path", "label", split), *clips])
 
 
 def table_of(scores: dict[str, dict[int, float]]) -> str:

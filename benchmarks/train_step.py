@@ -32,7 +32,7 @@ from datar_jax.models.flops import (
     count_parameters,
     macs_per_clip,
 )
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import init_state, jit_eval_step, jit_train_step
 
@@ -64,15 +64,15 @@ def measure(name: str, seconds: float, given: argparse.Namespace) -> list[str]:
     config = Config(
         model=model, augment=augmented, optim=OptimConfig(ema=0.999), train=TrainConfig(batch_size=given.batch)
     )
-    task = Task(config, CLASSES, config.audio.frames(seconds), 1000)
+    spec = ModelSpec(config, CLASSES, config.audio.frames(seconds), 1000)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    state = init_state(task, mesh)
+    state = init_state(spec, mesh)
     batch = {
-        "mel": 10 * jax.random.normal(jax.random.key(0), (given.batch, config.audio.n_mels, task.frames)) - 40,
-        "frames": jnp.full(given.batch, task.frames, jnp.int32),
+        "mel": 10 * jax.random.normal(jax.random.key(0), (given.batch, config.audio.n_mels, spec.frames)) - 40,
+        "frames": jnp.full(given.batch, spec.frames, jnp.int32),
         "target": jax.nn.one_hot(jnp.arange(given.batch) % CLASSES, CLASSES),
     }
-    step, score = jit_train_step(task, mesh), jit_eval_step(task, mesh)
+    step, score = jit_train_step(spec, mesh), jit_eval_step(spec, mesh)
 
     def train() -> None:
         nonlocal state
@@ -88,7 +88,7 @@ def measure(name: str, seconds: float, given: argparse.Namespace) -> list[str]:
     infer()
     rates = [given.batch / median(timed(run) for _ in range(given.steps)) for run in (train, infer)]
     shares = parts(step.lower(state, batch).compile().as_text(), profile(train), config)
-    macs = macs_per_clip(model, CLASSES, config.audio.n_mels, task.frames)
+    macs = macs_per_clip(model, CLASSES, config.audio.n_mels, spec.frames)
     cells = [f"{count_parameters(state.params) / 1e6:.1f} M", f"{macs / 1e9:.2f}"]
     cells += [f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{compiled:.0f}"]
     return cells + [f"{100 * shares[part] / sum(shares.values()):.0f}" for part in PARTS]

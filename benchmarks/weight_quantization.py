@@ -33,7 +33,7 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import split
 from datar_jax.export.exporter import export
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.evaluate import remap_labels
 from datar_jax.training.input_pipeline import open_source
@@ -112,9 +112,9 @@ def score(saved: PretrainedModel, config: Config, cache: Path) -> tuple[np.ndarr
     dataset = remap_labels(model, dataset)
     store = open_source(config, dataset, cache, Console(stderr=True))
     indices, _ = usable(store, chosen)
-    task = Task(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
+    spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
     statistics = np.array(model.normalisation, np.float32)
-    score_NxS, target_NxS = score_clips(task, make_mesh(config.mesh), store, dataset, saved.params, statistics, indices)
+    score_NxS, target_NxS = score_clips(spec, make_mesh(config.mesh), store, dataset, saved.params, statistics, indices)
     return score_NxS, target_NxS.argmax(1)
 
 

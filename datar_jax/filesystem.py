@@ -8,13 +8,16 @@ installed, and knows neither https nor memory.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import fsspec
 
@@ -175,13 +178,59 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_write(path: Path, content: bytes) -> None:
     """Writes a file so that its name never holds half of it, even after a power failure; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name only when the block succeeds; its folder must exist.
+
+    Each writer has a partial file of its own, so that two processes never write into one. The lock on it ends with the
+    writer, however that ends: a partial file without a lock was left by one that was killed, and is removed.
+    """
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError), stale.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
+        with _locked(partial, fcntl.LOCK_EX) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
+            partial.replace(path)
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Holds a lock file for the block, on file systems that have locks; then removes it.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # before it is released, so that the next holder sees that it was removed
+
+
+def _locked(path: Path, how: int) -> BinaryIO:
+    """A new or existing file, open for writing, with the lock on it."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:  # a file system without locks
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # another process removed it before it was locked

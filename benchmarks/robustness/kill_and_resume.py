@@ -304,8 +304,8 @@ def compare_closely(alone: Run, moved: Run, since: int) -> list[str]:
 def write_sounds(root: Path) -> None:
     """Sixty half-second clips: 40 to train on, 10 to validate, 10 to test."""
     write_dataset(root, clips_per_class=6, seconds=0.5, seed=0)
-    sides = ("train", "train", "train", "train", "validation", "test")
-    lines = [f"{kind}/{kind}_{i:03d}.wav,{kind},{side}" for kind in KINDS for i, side in enumerate(sides)]
+    splits = ("train", "train", "train", "train", "validation", "test")
+    lines = [f"{kind}/{kind}_{i:03d}.wav,{kind},{split}" for kind in KINDS for i, split in enumerate(splits)]
     (root / "manifest.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
 
 

@@ -8,7 +8,6 @@ reported, renamed to `STEP.damaged` and ignored from then on.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from datar_jax.checkpoints.integrity import (
     verify_checksums,
     with_checksum,
 )
+from datar_jax.filesystem import atomic_write
 
 State = TypeVar("State")  # any pytree of jax arrays with a scalar attribute `step`
 DELETED = "deleted"  # old checkpoints are moved here at once: a half-deleted one must not look like a checkpoint
@@ -236,12 +236,7 @@ class CheckpointManager:
         metadata = {**read_metadata(self._folder, step), "score": score}
         try:
             if jax.process_index() == 0:
-                partial = path.with_name("metadata.partial")
-                with partial.open("w", encoding="utf-8") as file:
-                    json.dump(with_checksum(metadata), file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(path)
+                atomic_write(path, json.dumps(with_checksum(metadata)).encode())
         except OSError as error:
             self._failed = (step, short_message(error))
             self._say(f"{path}: its score could not be written ({short_message(error)})")

@@ -15,6 +15,7 @@ import msgspec
 from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.config.migration import upgrade
 from datar_jax.filesystem import write_json
+from datar_jax.labels import Head, heads_from_sizes
 
 MODEL_FILE = "model.json"
 LEGACY_EXPORT_FILE = "config.json"  # in exports of version 0.1
@@ -31,7 +32,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     format: Literal["datar-jax 1"] = "datar-jax 1"
     config: Config
     labels: tuple[str, ...]  # of all heads, in score order
-    heads: dict[str, int] = {}  # number of classes by head; empty: a single head
+    head_sizes: dict[str, int] = msgspec.field(default={}, name="heads")  # classes of each; empty: a single head
     frames: int  # length of the window, which position tables and learned signals have
     mean_db: float | None  # of the training spectrograms, for normalization; None: not trained on spectrograms
     std_db: float | None
@@ -39,13 +40,18 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     provenance: dict[str, Any] = {}  # data, run, pretraining, numbers: shown in the model card
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.heads.values())
+        sizes = tuple(self.head_sizes.values())
         if self.frames < 1 or (self.std_db is not None and not self.std_db > 0):
             raise ConfigError(f"frames={self.frames}, std_db={self.std_db}: both must be more than 0")
         if not self.labels or (sizes and (min(sizes) < 1 or sum(sizes) != len(self.labels))):
-            raise ConfigError(f"heads={self.heads}: do not add up to the {len(self.labels)} labels")
+            raise ConfigError(f"heads={self.head_sizes}: do not add up to the {len(self.labels)} labels")
         if self.config.model.num_classes != len(self.labels):
             raise ConfigError(f"model.num_classes={self.config.model.num_classes}: there are {len(self.labels)} labels")
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The classification heads; none: one head over all classes."""
+        return heads_from_sizes(self.head_sizes, self.labels)
 
     @property
     def audio(self) -> AudioConfig:

@@ -129,7 +129,7 @@ class _Resize:
 
 def _same_classes(source: ModelInfo, target: ModelInfo) -> np.ndarray:
     """For each new class the old one of the same name in the head of the same name, or -1."""
-    known, wanted = (class_names(model.labels, tuple(model.heads.items())) for model in (source, target))
+    known, wanted = (class_names(model.labels, model.heads) for model in (source, target))
     number = {name: i for i, name in enumerate(known)}
     return np.array([number.get(name, -1) for name in wanted], np.int64)
 

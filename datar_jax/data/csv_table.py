@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from datar_jax.config import ConfigError
@@ -36,7 +37,12 @@ class Table:
     """A CSV file read row by row with named columns; keeps track of the current row."""
 
     def __init__(
-        self, path: Path, needed: Sequence[str], optional: Sequence[str] | None = (), header: Sequence[str] = ()
+        self,
+        path: Path,
+        needed: Sequence[str],
+        optional: Sequence[str] | None = (),
+        header: Sequence[str] = (),
+        renamed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Reads the header: it must have `needed` columns and may have `optional` ones (None: any).
 
@@ -46,6 +52,7 @@ class Table:
           optional: names of columns.
           header: the names where the file need not have any. Rows at its top that repeat them or begin with "# " are
             passed over.
+          renamed: today's name of each column that earlier versions called otherwise.
 
         Raises:
           ConfigError: the file cannot be read, or has other columns.
@@ -54,7 +61,8 @@ class Table:
         self._values: dict[str, str] = {}
         self._reader = csv.reader(lines(path), skipinitialspace=True)
         self._titled = not header
-        self._header = [name.strip() for name in (header or next(self._cells(), []))]
+        names = (name.strip() for name in (header or next(self._cells(), [])))
+        self._header = [renamed.get(name, name) for name in names]
         self.columns = frozenset(self._header)
         for name in needed:
             if name not in self.columns:

@@ -37,7 +37,7 @@ class Dataset:
     folds: tuple[int, ...] = ()  # the folds there are, ascending; empty without folds
     source: str = ""  # the folder or list that was read
     notes: tuple[str, ...] = ()  # what was left out or looks odd, one line each
-    heads: tuple[Head, ...] = ()  # whose classes follow one another in `labels`; empty: one question over all of them
+    heads: tuple[Head, ...] = ()  # their classes follow one another in `labels`; empty: one head over all of them
     card: DatasetInfo | None = None  # of prepared data
 
     def __len__(self) -> int:

@@ -23,11 +23,12 @@ import soundfile
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config.migration import upgrade_section
 from datar_jax.filesystem import StoragePath
+from datar_jax.labels import Head
 
 FORMAT = 1
 CARD, MANIFEST, STATISTICS = "corpus.json", "manifest.csv", "statistics.json"
 MANIFEST_COLUMNS = (
-    *("id", "labels", "side", "fold", "status", "reason"),
+    *("id", "labels", "split", "fold", "status", "reason"),
     *("file", "shard", "record", "samples", "list", "row"),
 )
 FOUND, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
@@ -58,13 +59,6 @@ class Shard(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class HeadLabels(msgspec.Struct, frozen=True):
-    """A classification head and its class names."""
-
-    name: str
-    classes: tuple[str, ...]
-
-
 class DatasetInfo(msgspec.Struct, frozen=True):
     """The index of a prepared folder."""
 
@@ -73,14 +67,14 @@ class DatasetInfo(msgspec.Struct, frozen=True):
     title: str
     terms: str
     labels: Literal["single", "multi"]
-    heads: tuple[HeadLabels, ...]
+    heads: tuple[Head, ...]
     sample_rate: int
     coding: Coding
     listed: int  # clips that the lists name
     here: int
     missing: int
     unreadable: int
-    clips_sha256: str  # of id, side, fold and labels of the clips that are here: equal for equal training and test data
+    clips_sha256: str  # of id, split, fold and labels of the clips that are here; equal for equal data
     lists: dict[str, str]  # SHA-256 of each list that was read
     shards: tuple[Shard, ...]
 
@@ -100,7 +94,7 @@ class Statistics(msgspec.Struct, frozen=True):
     """Normalization statistics of one front end."""
 
     audio: AudioConfig
-    parts: dict[str, Moments]  # by side, or by fold as `fold 1`
+    parts: dict[str, Moments]  # by split, or by fold as `fold 1`
 
 
 def read_card(folder: StoragePath) -> DatasetInfo:

@@ -20,7 +20,6 @@ from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.filesystem import printable, storage_path, walk_folders
-from datar_jax.labels import Head
 
 
 def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
@@ -120,8 +119,8 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         end = table.real("end")
         if start < 0 or (end and end <= start):
             table.fail("end" if start >= 0 else "start", f"a part from {start:g} s to {end:g} s is empty")
-        side = row.get("split")
-        if side is not None and side not in SPLITS:
+        split = row.get("split")
+        if split is not None and split not in SPLITS:
             table.fail("split", f"give one of {', '.join(SPLITS)}")
         fold = table.whole("fold", 1) if "fold" in table.columns else None
         if not row["path"]:
@@ -130,12 +129,12 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         if key in first:
             table.fail("path", f"the same sound as row {first[key]}; keep one, with `;` between its labels")
         first[key] = table.row
-        rows.append((table.row, row["path"], names, start, end, side, fold))
+        rows.append((table.row, row["path"], names, start, end, split, fold))
     labels = tuple(sorted({name for row in rows for name in row[2]}))
     number = {name: i for i, name in enumerate(labels)}
     clips = tuple(
-        Clip(str(root / path), path, tuple(sorted({number[n] for n in names})), row, fold, side, start, end)
-        for row, path, names, start, end, side, fold in rows
+        Clip(str(root / path), path, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)
+        for row, path, names, start, end, split, fold in rows
     )
     return Dataset(clips, labels, tuple(sorted({c.fold for c in clips if c.fold is not None})), str(table.path))
 
@@ -178,7 +177,7 @@ def _read_prepared(root: str) -> Dataset:
     labels: dict[str, tuple[int, ...]] = {}  # equal ones are one
     clips = []
     with (folder / shards.MANIFEST).as_local() as path:
-        table = Table(path, shards.MANIFEST_COLUMNS)
+        table = Table(path, shards.MANIFEST_COLUMNS, renamed={"side": "split"})  # as version 0.1 wrote it
         for row in table.rows():
             if row["status"] != shards.FOUND:
                 continue
@@ -191,7 +190,7 @@ def _read_prepared(root: str) -> Dataset:
                 row["id"],
                 labels[row["labels"]],
                 fold=table.whole("fold", 1) if row["fold"] else None,
-                split=sys.intern(row["side"]) or None,
+                split=sys.intern(row["split"]) or None,
                 record=table.whole("record", 0),
                 samples=table.whole("samples", 1),
             )
@@ -200,16 +199,15 @@ def _read_prepared(root: str) -> Dataset:
         many = f"{len(clips)} clips, {shards.CARD} says {card.here}"
         raise ConfigError(f"{folder.url}/{shards.MANIFEST}: {many}; prepare the data again")
     folds = tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
-    heads = tuple(Head(head.name, len(head.classes)) for head in card.heads)
     source, notes = f"{folder.url}/{shards.MANIFEST}", (shards.summary(card),)
-    return Dataset(tuple(clips), tuple(names), folds, source, notes, heads, card)
+    return Dataset(tuple(clips), tuple(names), folds, source, notes, card.heads, card)
 
 
 def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
     """Keeps the clips that the two list files name, each with its split."""
     clips = {clip.name: clip for clip in dataset.clips}
     listed: dict[str, str] = {}
-    for field, side in (("train_list", "train"), ("test_list", "test")):
+    for field, split in (("train_list", "train"), ("test_list", "test")):
         path = _listed(root / getattr(config, field), f"data.{field}")
         for row, line in enumerate(lines(path), start=1):
             name = _nfc(line.strip().removeprefix("./"))
@@ -221,7 +219,7 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
                 if (label := _class(name)) not in dataset.labels:
                     raise ConfigError(f"{path}, row {row}: {name} is in no class folder; give paths below {root}")
                 clips[name] = Clip(str(root / name), name, (dataset.labels.index(label),))
-            listed[name] = side
+            listed[name] = split
     left = len(clips) - len(listed)
     note = (f"{left} sounds are in neither list",)
     return dataclasses.replace(

@@ -1,6 +1,6 @@
 """Divides clips into training, validation and test splits.
 
-Pure functions of the data set's lists. A clip's side never depends on which other clips there are, except where the
+Pure functions of the data set's lists. A clip's split never depends on which other clips there are, except where the
 lists say so.
 """
 
@@ -18,7 +18,7 @@ from datar_jax.labels import head_slices
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Splits:
     """Clip indices of each split, int64, ascending and disjoint."""
 
     train: np.ndarray
@@ -27,11 +27,11 @@ class Split:
     notes: tuple[str, ...] = ()  # one line each
 
 
-def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
+def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Splits:
     """Divides a data set into training, validation and test clips.
 
     Lists and a column `split` are obeyed; else folds, where there are any; else a stable hash of each clip's group, so
-    that a clip keeps its side on every machine and when files are added.
+    that a clip keeps its split on every machine and when files are added.
 
     Args:
       dataset: what to divide.
@@ -39,29 +39,29 @@ def split(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
       fold: the fold to test on; 0 means `config.fold`. Only data with folds use it.
 
     Raises:
-      ConfigError: no such fold, a side or the training clips of a class are missing, or a group stands on two sides.
+      ConfigError: no such fold, a split or the training clips of a class are missing, or a group stands on two splits.
     """
     each = divide(dataset, config, fold)
     return dataclasses.replace(each, notes=check_classes(dataset, each.train, each.test))
 
 
-def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Split:
+def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Splits:
     """As `split`, but a split may be empty: a trained model can be evaluated on clips that nobody could train on.
 
     Raises:
-      ConfigError: no such fold, or a group stands on two sides.
+      ConfigError: no such fold, or a group stands on two splits.
     """
     if any(clip.split for clip in dataset.clips):
-        sides = [clip.split or "" for clip in dataset.clips]
+        splits = [clip.split or "" for clip in dataset.clips]
     elif dataset.folds:
-        sides = _sides_by_fold(dataset, config, fold or config.fold)
+        splits = _splits_by_fold(dataset, config, fold or config.fold)
     else:
-        sides = [_side_by_hash(clip.group or clip.name, config.test_fraction) for clip in dataset.clips]
+        splits = [_split_by_hash(clip.group or clip.name, config.test_fraction) for clip in dataset.clips]
     if config.validation_fold and not dataset.folds:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
-    _refuse_straddling(dataset, sides, bool(config.group))
-    train, validation, test = (np.flatnonzero(np.array(sides) == side) for side in SPLITS)
-    return Split(train, validation, test)
+    _refuse_straddling(dataset, splits, bool(config.group))
+    train, validation, test = (np.flatnonzero(np.array(splits) == split) for split in SPLITS)
+    return Splits(train, validation, test)
 
 
 def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tupl
       too.
 
     Raises:
-      ConfigError: a side is empty, or a class has no clip to learn from.
+      ConfigError: a split is empty, or a class has no clip to learn from.
     """
     for name, indices in (("training", train), ("test", test)):
         if not len(indices):
@@ -99,7 +99,7 @@ def _classes_without(dataset: Dataset, indices: np.ndarray) -> list[str]:
     return [name for label, name in enumerate(dataset.labels) if label not in have]
 
 
-def _sides_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str]:
+def _splits_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str]:
     there = ", ".join(map(str, dataset.folds))
     if fold not in dataset.folds:
         raise ConfigError(f"data.fold={fold}: no such fold; the data have {there}")
@@ -111,23 +111,23 @@ def _sides_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str]
     return [names.get(clip.fold or 0, "train") for clip in dataset.clips]
 
 
-def _side_by_hash(key: str, test_fraction: float) -> str:
+def _split_by_hash(key: str, test_fraction: float) -> str:
     """The split of a group: a function of its name alone."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8)
     return "test" if int.from_bytes(digest.digest(), "big") < test_fraction * 2**64 else "train"
 
 
-def _refuse_straddling(dataset: Dataset, sides: Sequence[str], grouped: bool) -> None:
+def _refuse_straddling(dataset: Dataset, splits: Sequence[str], grouped: bool) -> None:
     """Refuses a group, or the same sound, in two splits."""
     first: dict[object, int] = {}
     for i, clip in enumerate(dataset.clips):
         key = clip.group if grouped else (clip.name, clip.start, clip.end)
         j = first.setdefault(key, i)
-        if sides[i] != sides[j]:
+        if splits[i] != splits[j]:
             remedy = "move one, or change data.group" if grouped else "keep one"
             raise ConfigError(
-                f"group {clip.group or clip.name!r} stands on two sides: {dataset.where(j)} is in {sides[j]}, "
-                f"{dataset.where(i)} in {sides[i]}; {remedy}"
+                f"group {clip.group or clip.name!r} stands on two splits: {dataset.where(j)} is in {splits[j]}, "
+                f"{dataset.where(i)} in {splits[i]}; {remedy}"
             )
 
 

@@ -152,7 +152,7 @@ def _waveform_model(model: ModelInfo, sampler: Method = "auto") -> tuple[Wavefor
     from datar_jax.export.waveform_model import make_waveform_model
 
     assert model.normalisation
-    sizes = tuple(model.heads.values())
+    sizes = tuple(head.size for head in model.heads)
     function = make_waveform_model(
         model.config, sizes, len(model.labels), model.frames, *model.normalisation, sampler=sampler
     )

@@ -88,7 +88,7 @@ def _yaml(text: str) -> str:
 def _output(model: ModelInfo) -> str:
     kind = "that sum to 1" if model.config.data.labels == "single" else "of each class independently"
     if len(model.heads) > 1:
-        heads = ", ".join(f"{name} ({size})" for name, size in model.heads.items())
+        heads = ", ".join(f"{head.name} ({head.size})" for head in model.heads)
         return f"probabilities {kind}, for each head: {heads}"
     return f"probabilities {kind}"
 

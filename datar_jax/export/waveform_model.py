@@ -22,7 +22,7 @@ from jax import Array
 from datar_jax.audio.framing import columns, window_samples
 from datar_jax.audio.log_mel_jax import frame_samples_jax, log_mel_jax
 from datar_jax.config import AudioConfig, Config
-from datar_jax.models.spec import Task, predict
+from datar_jax.models.spec import ModelSpec, predict
 from datar_jax.ops.sampling import Method
 
 WaveformModel = Callable[[Any, Array, Array, Array], Array]
@@ -30,7 +30,7 @@ WaveformModel = Callable[[Any, Array, Array, Array], Array]
 
 def make_waveform_model(
     config: Config,
-    heads: tuple[int, ...],
+    head_sizes: tuple[int, ...],
     classes: int,
     frames: int,
     mean: float,
@@ -41,7 +41,7 @@ def make_waveform_model(
 
     Args:
       config: of the run that trained the model; uses `audio`, `model` and `data.labels`.
-      heads: number of classes of each head; empty for a single head.
+      head_sizes: number of classes of each head; empty for a single head.
       classes: S, the total over all heads.
       frames: T, length of the window.
       mean: of the training spectrograms, dB.
@@ -62,7 +62,7 @@ def make_waveform_model(
     """
     audio, samples = config.audio, window_samples(config.audio, frames)
     settings = msgspec.structs.replace(config.model, remat=False)  # of derivatives, which nobody takes here
-    task = Task(msgspec.structs.replace(config, model=settings), classes, frames, 1, heads)
+    spec = ModelSpec(msgspec.structs.replace(config, model=settings), classes, frames, 1, head_sizes)
 
     def waveform_model(params: Any, waveform_BxN: Array, length_B: Array, start_B: Array) -> Array:
         if waveform_BxN.ndim != 2 or waveform_BxN.shape[1] != samples:
@@ -71,7 +71,7 @@ def make_waveform_model(
             frames_B = columns_jax(length_B - start_B, audio, frames)
             excerpt_BxW = frame_samples_jax(waveform_BxN, length_B, start_B, audio, frames)
             mel_BxFxT = log_mel_jax(excerpt_BxW, frames_B, audio)
-        return predict(task, params, mel_BxFxT, frames_B, mean, std, sampler)[0]
+        return predict(spec, params, mel_BxFxT, frames_B, mean, std, sampler)[0]
 
     return waveform_model
 

@@ -55,7 +55,7 @@ def save_attention_figure(
       score_S: probabilities.
       labels: of the S classes.
       events: detected events; may be empty.
-      heads: name and number of classes of each question, if there are several.
+      heads: the classification heads, if there are several.
       title: such as the file's name.
 
     Raises:

@@ -21,7 +21,8 @@ from datar_jax.audio.recording import Batch, Reads, Recording, measure
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
-from datar_jax.models.spec import Task, predict, spectrograms
+from datar_jax.labels import Head
+from datar_jax.models.spec import ModelSpec, predict, spectrograms
 
 BATCH = 32  # windows at a time
 
@@ -50,7 +51,7 @@ class AudioClassifier:
       notes: what a person should know of how it was read.
       params: its weights, float32; None of an exported program.
       labels: the classes, in the order of the scores; of several heads one after another.
-      heads: name and number of classes of each head; none: one head over all classes.
+      heads: name and classes of each head; none: one head over all classes.
       audio: the front end.
       frames: columns of a window.
       reads: what a batch holds, see `recording.Recording.windows`.
@@ -61,7 +62,7 @@ class AudioClassifier:
     notes: tuple[str, ...]
     params: Any
     labels: tuple[str, ...]
-    heads: tuple[tuple[str, int], ...]
+    heads: tuple[Head, ...]
     audio: AudioConfig
     frames: int
     reads: Reads
@@ -69,7 +70,7 @@ class AudioClassifier:
     def __init__(self, saved: PretrainedModel) -> None:
         self.description, self.source, self.params = saved.description, saved.source, saved.params
         self.notes = saved.notes
-        self.labels, self.heads = saved.description.labels, tuple(saved.description.heads.items())
+        self.labels, self.heads = saved.description.labels, saved.description.heads
         self.audio, self.frames = saved.description.audio, saved.description.frames
         if saved.program:
             self.reads = "waveform"
@@ -80,12 +81,12 @@ class AudioClassifier:
         self.reads = "mel" if self.audio.frontend == "host" else "samples"
         config = saved.description.config
         model = msgspec.structs.replace(config.model, remat=False)  # there is no backward pass
-        sizes = tuple(saved.description.heads.values())
-        task = Task(msgspec.structs.replace(config, model=model), len(self.labels), self.frames, 1, sizes)
+        sizes = tuple(head.size for head in saved.description.heads)
+        spec = ModelSpec(msgspec.structs.replace(config, model=model), len(self.labels), self.frames, 1, sizes)
         # jnp.asarray would compile a program for each shape: half a second for the smallest model.
         statistics_2 = np.array(saved.description.normalisation, np.float32)
         self._statistics, self._weights = jax.device_put((statistics_2, saved.params))
-        self._forward = jax.jit(partial(_forward, task))
+        self._forward = jax.jit(partial(_forward, spec))
 
     def __call__(self, sound: str | Path | ArrayLike, sample_rate: int | None = None) -> NDArray[np.float64]:
         """Probabilities of one sound, (S,).
@@ -146,10 +147,10 @@ class AudioClassifier:
         return Recording("", self.audio, samples_N.size, float(np.abs(samples_N).max()), samples_N)
 
 
-def _forward(task: Task, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:
+def _forward(spec: ModelSpec, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:
     """Scores, and the embeddings they are computed from."""
-    sound = spectrograms(task, batch)
-    scores, outputs = predict(task, params, sound["mel"], sound["frames"], *statistics)
+    sound = spectrograms(spec, batch)
+    scores, outputs = predict(spec, params, sound["mel"], sound["frames"], *statistics)
     return {"scores": scores, "clip": outputs["features"], "columns": outputs["columns"]}
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from datar_jax.audio.recording import Batch
 from datar_jax.inference.events import DEFAULT, Event, EventDetector, EventSettings
 from datar_jax.inference.windows import FailedFile, Reader, map_windows
-from datar_jax.labels import class_names
+from datar_jax.labels import Heads, class_names
 
 
 class Scorer(Reader, Protocol):
@@ -31,7 +31,7 @@ class Scorer(Reader, Protocol):
         """The classes, those of each head after another."""
 
     @property
-    def heads(self) -> Sequence[tuple[str, int]]:
+    def heads(self) -> Heads:
         """Name and number of classes of each head; none: one head over all classes."""
 
     def score(self, batch: Batch) -> NDArray[np.float32]:

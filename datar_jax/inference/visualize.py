@@ -45,7 +45,7 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     mel_FxT = np.asarray(normalize(row["mel"], *description.normalisation))
     shape, classes = description.config.model, len(model.labels)
     inside = inspect(shape, model.params, classes, audio.n_mels, model.frames, mel_FxT, valid)
-    sizes = tuple(size for _, size in model.heads)
+    sizes = tuple(head.size for head in model.heads)
     score_S = np.asarray(probabilities(jnp.asarray(inside.logits_S)[None], description.config.data.labels, sizes)[0])
     began, ended = start / second, min((start + valid) / second, recording.seconds)
     events = [

@@ -19,14 +19,14 @@ Batch = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Task:
+class ModelSpec:
     """Settings and sizes that a step is compiled for. Folds of a cross-validation share one."""
 
     config: Config
     classes: int
     frames: int  # of the window
     steps: int  # of the whole run
-    heads: tuple[int, ...] = ()  # classes of each head; empty: one head has all
+    head_sizes: tuple[int, ...] = ()  # classes of each head; empty: one head has all
 
     def model(self, train: bool, sampler: Method = "auto") -> DATAR:
         """The network, for training or for inference; `sampler` is the formulation of bilinear sampling."""
@@ -34,17 +34,17 @@ class Task:
         return create_model(self.config.model, self.classes, mels, self.frames, train=train, sampler=sampler)
 
 
-def spectrograms(task: Task, batch: Batch) -> Batch:
+def spectrograms(spec: ModelSpec, batch: Batch) -> Batch:
     """`mel` `(B, F, T)` in decibels and `frames` of a batch, computed from its samples with the device front end."""
-    if task.config.audio.frontend == "host":
+    if spec.config.audio.frontend == "host":
         return {"mel": batch["mel"], "frames": batch["frames"]}
     with jax.named_scope("front_end"):
         samples_BxN = batch["samples"].astype(jnp.float32) * batch["scale"][:, None]
-        return {"mel": log_mel_jax(samples_BxN, batch["frames"], task.config.audio), "frames": batch["frames"]}
+        return {"mel": log_mel_jax(samples_BxN, batch["frames"], spec.config.audio), "frames": batch["frames"]}
 
 
 def predict(
-    task: Task,
+    spec: ModelSpec,
     params: Any,
     mel_BxFxT: Array,
     frames_B: Array,
@@ -55,7 +55,7 @@ def predict(
     """The evaluation forward pass: normalizes spectrograms and applies the model and its heads.
 
     Args:
-      task: static.
+      spec: static.
       params: of the model.
       mel_BxFxT: decibels.
       frames_B: int32, valid columns.
@@ -68,5 +68,5 @@ def predict(
       outputs of the model.
     """
     mel_BxFxT = normalize(mel_BxFxT, mean, std)
-    logits_BxS, outputs = task.model(train=False, sampler=sampler).apply({"params": params}, mel_BxFxT, frames_B)
-    return probabilities(logits_BxS, task.config.data.labels, task.heads), outputs
+    logits_BxS, outputs = spec.model(train=False, sampler=sampler).apply({"params": params}, mel_BxFxT, frames_B)
+    return probabilities(logits_BxS, spec.config.data.labels, spec.head_sizes), outputs

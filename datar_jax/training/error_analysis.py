@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datar_jax import metrics
 from datar_jax.data.dataset import Dataset
-from datar_jax.filesystem import printable
+from datar_jax.filesystem import atomic_write, printable
 from datar_jax.labels import Labels, head_slices
 from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten
 
@@ -90,9 +90,7 @@ def write_worst_clips_csv(path: Path, answers: Sequence[Answer]) -> None:
     writer.writerow(Answer._fields)
     for answer in answers:
         writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in answer)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    atomic_write(path, text.getvalue().encode())
 
 
 def save_worst_clips_figure(path: str | Path, answers: Sequence[Answer]) -> None:

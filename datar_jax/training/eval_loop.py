@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import eval_batches
 from datar_jax.data.sources.base import ClipSource
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.sharding import batch_sharding
 from datar_jax.training.train_step import jit_eval_step
 
@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 def score_clips(
-    task: Task,
+    spec: ModelSpec,
     mesh: Mesh,
     store: ClipSource,
     dataset: Dataset,
@@ -43,18 +43,18 @@ def score_clips(
     Raises:
       TrainingError: scores are not finite.
     """
-    run = jit_eval_step(task, mesh)
+    run = jit_eval_step(spec, mesh)
     sharding = batch_sharding(mesh)
     row = {int(clip): i for i, clip in enumerate(indices)}
-    total = np.zeros((len(indices), task.classes))
+    total = np.zeros((len(indices), spec.classes))
     target = np.zeros_like(total)
     views = np.zeros((len(indices), 1))
-    size = task.config.train.eval_batch_size
+    size = spec.config.train.eval_batch_size
     loaded = eval_batches(
         store,
         dataset,
         indices,
-        task.frames,
+        spec.frames,
         size,
         jax.process_index(),
         jax.process_count(),

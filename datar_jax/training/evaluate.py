@@ -27,8 +27,8 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
 from datar_jax.filesystem import write_json
-from datar_jax.labels import Head, Labels, class_names, head_slices
-from datar_jax.models.spec import Task
+from datar_jax.labels import Labels, class_names, head_slices
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.error_analysis import save_worst_clips_figure, worst_clips, write_worst_clips_csv
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.input_pipeline import open_source
@@ -36,19 +36,19 @@ from datar_jax.training.monitoring.metric_writer import Row
 from datar_jax.training.plots import save_confusion_figure
 from datar_jax.training.sharding import make_mesh
 
-Side = Literal["train", "validation", "test", "all"]
+Split = Literal["train", "validation", "test", "all"]
 Array = NDArray[np.float64]
 
 SHOWN = 60  # classes printed to a terminal; classes.csv has all
 
 
-def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, console: Console) -> Row:
+def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, console: Console) -> Row:
     """Scores the clips of one split of a data set; writes metrics, table and figures to `out`.
 
     Args:
       saved: the model; it has weights.
       config: where the data are and how they are divided, and how many are scored at a time.
-      side: whose clips; `all` takes every one.
+      split: whose clips; `all` takes every one.
       out: folder for `result.json`, `classes.csv`, `confusion.png`, `hardest.csv`, `hardest.png`, and the cache.
       console: for progress and results.
 
@@ -73,22 +73,22 @@ def evaluate(saved: PretrainedModel, config: Config, side: Side, out: Path, cons
             f"train.eval_batch_size={config.train.eval_batch_size}: does not divide over {mesh.size} devices"
         )
     dataset = read_dataset(config.data)
-    chosen = np.arange(len(dataset)) if side == "all" else getattr(divide(dataset, config.data), side)
-    for note in (*dataset.notes, *seen(model, config, dataset, side)):
+    chosen = np.arange(len(dataset)) if split == "all" else getattr(divide(dataset, config.data), split)
+    for note in (*dataset.notes, *seen(model, config, dataset, split)):
         console.print(note, markup=False, soft_wrap=True)
     dataset = remap_labels(model, dataset)
     check_heads(config.data, dataset)
     store = open_source(config, dataset, out, console)
     indices, _ = usable(store, chosen)
     if not len(indices):
-        raise ConfigError(f"{dataset.source}: no {side} clip; choose another --split")
+        raise ConfigError(f"{dataset.source}: no {split} clip; choose another --split")
 
-    task = Task(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
+    spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(head.size for head in model.heads))
     statistics = np.array(model.normalisation, np.float32)
-    score, target = score_clips(task, mesh, store, dataset, saved.params, statistics, indices)
+    score, target = score_clips(spec, mesh, store, dataset, saved.params, statistics, indices)
     numbers = metrics.evaluate(score, target, labels, dataset.heads)
     classes = by_class(score, target, dataset, labels)
-    result: Row = {"model": saved.source, "data": dataset.source, "side": side, **numbers}
+    result: Row = {"model": saved.source, "data": dataset.source, "split": split, **numbers}
     write_json(out / "result.json", result)
     with (out / "classes.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.DictWriter(file, list(classes[0]), lineterminator="\n")
@@ -118,7 +118,7 @@ def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
     Raises:
       ConfigError: classes that the model has not.
     """
-    known = class_names(model.labels, tuple(model.heads.items()))
+    known = class_names(model.labels, model.heads)
     there = {name: i for i, name in enumerate(known)}
     asked = class_names(dataset.labels, dataset.heads)
     if strange := [name for name in asked if name not in there]:
@@ -129,18 +129,17 @@ def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
         )
     number = [there[name] for name in asked]
     clips = tuple(replace(clip, labels=tuple(sorted(number[i] for i in clip.labels))) for clip in dataset.clips)
-    new_heads = tuple(Head(name, size) for name, size in model.heads.items())
-    return replace(dataset, clips=clips, labels=model.labels, heads=new_heads)
+    return replace(dataset, clips=clips, labels=model.labels, heads=model.heads)
 
 
-def seen(model: ModelInfo, config: Config, dataset: Dataset, side: Side) -> list[str]:
+def seen(model: ModelInfo, config: Config, dataset: Dataset, split: Split) -> list[str]:
     """Warnings if scored clips were part of the model's training data, as far as known."""
     data = model.provenance.get("data", {})
     if data.get("name") != (dataset.card.title if dataset.card else Path(config.data.root).name):
         return []
-    if "fold" in data and (side != "test" or config.data.fold != data["fold"]):
+    if "fold" in data and (split != "test" or config.data.fold != data["fold"]):
         return [f"the model was trained on all folds of these data but {data['fold']}: this is no test of it"]
-    tested = side == "test" or "fold" in data
+    tested = split == "test" or "fold" in data
     return [] if tested else ["the model was trained on clips of these data: this is no test of it"]
 
 

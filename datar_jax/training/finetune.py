@@ -16,7 +16,7 @@ from datar_jax.checkpoints.pretrained import PretrainedModel, load_pretrained
 from datar_jax.checkpoints.transfer import Transfer, transfer
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
-from datar_jax.data.splits import Split
+from datar_jax.data.splits import Splits
 from datar_jax.training.train_step import TrainState
 from datar_jax.version import __version__
 
@@ -72,7 +72,7 @@ def initialize_from(
 
 
 def provenance(
-    config: Config, dataset: Dataset, each: Split, fold: int, steps: int, pretraining: dict[str, Any] | None
+    config: Config, dataset: Dataset, each: Splits, fold: int, steps: int, pretraining: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Provenance of a model: program, data, run and pretraining."""
     card = dataset.card
@@ -83,7 +83,7 @@ def provenance(
             "name": card.title if card else Path(config.data.root).name,
             **({"clips_sha256": card.clips_sha256} if card else {}),
             **({"fold": fold} if dataset.folds else {}),
-            "clips": {side: len(getattr(each, side)) for side in ("train", "validation", "test")},
+            "clips": {split: len(getattr(each, split)) for split in ("train", "validation", "test")},
         },
         "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},
         "pretraining": pretraining,

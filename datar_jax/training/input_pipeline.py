@@ -20,9 +20,9 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import ClipSource, bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import prepare
-from datar_jax.data.splits import Split, check_classes, check_heads, split
+from datar_jax.data.splits import Splits, check_classes, check_heads, split
 from datar_jax.filesystem import storage_path
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.distributed import wait_for_all
 
 STATISTICS_CLIPS = 2048  # clips whose statistics are computed where prepared data have none for this front end
@@ -40,7 +40,7 @@ class LabelledData:
 
     config: Config
     dataset: Dataset
-    splits: dict[int, Split]
+    splits: dict[int, Splits]
 
     @classmethod
     def read(cls, config: Config) -> LabelledData:
@@ -73,7 +73,7 @@ class InputPipeline:
     config: Config
     dataset: Dataset
     source: ClipSource
-    splits: dict[int, Split]
+    splits: dict[int, Splits]
     frames: int
 
     @classmethod
@@ -111,21 +111,21 @@ class FoldPipeline:
 
     source: ClipSource
     dataset: Dataset
-    split: Split
+    split: Splits
     mean: float  # of the training spectrograms, decibels
     std: float
 
-    def train_batches(self, task: Task) -> TrainBatches:
+    def train_batches(self, spec: ModelSpec) -> TrainBatches:
         """Endless training batches of this process."""
-        train = task.config.train
+        train = spec.config.train
         return train_batches(
             self.source,
             self.dataset,
             self.split.train,
-            task.frames,
+            spec.frames,
             train.batch_size,
             train.seed,
-            task.config.data,
+            spec.config.data,
             jax.process_index(),
             jax.process_count(),
         )
@@ -195,7 +195,7 @@ def normalization_statistics(
     return statistics(store, train)
 
 
-def usable_split(dataset: Dataset, store: ClipSource, each: Split, console: Console) -> Split:
+def usable_split(dataset: Dataset, store: ClipSource, each: Splits, console: Console) -> Splits:
     """The split without unusable clips."""
     clips: dict[str, Any] = {}
     for name in SPLITS:

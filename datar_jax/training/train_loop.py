@@ -26,7 +26,7 @@ from datar_jax import metrics
 from datar_jax.audio.recording import Batch
 from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.data.loader import TrainBatches
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
 from datar_jax.training.input_pipeline import FoldPipeline
 from datar_jax.training.monitoring.metric_writer import MetricWriter
@@ -63,7 +63,7 @@ class Trained:
 
 
 def fit(
-    task: Task,
+    spec: ModelSpec,
     mesh: Mesh,
     pipeline: FoldPipeline,
     checkpoints: CheckpointManager,
@@ -74,7 +74,7 @@ def fit(
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Args:
-      task: settings and sizes.
+      spec: settings and sizes.
       mesh: the devices.
       pipeline: the data.
       checkpoints: checkpoints of the run.
@@ -90,24 +90,24 @@ def fit(
       TrainingError: the loss stays without a finite gradient.
       CheckpointError: there are checkpoints, and none can be read; or the last state cannot be stored.
     """
-    batches = pipeline.train_batches(task)
-    state, clock = _initial_state(task, mesh, pipeline, batches, checkpoints, initialize)
+    batches = pipeline.train_batches(spec)
+    state, clock = _initial_state(spec, mesh, pipeline, batches, checkpoints, initialize)
     first = step = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
-    report.begin(step, task.steps, checkpoints.has_score(step))
+    report.begin(step, spec.steps, checkpoints.has_score(step))
     if step:
-        report.say("finished already; evaluating" if step >= task.steps else f"continues at step {step}")
-    train = jit_train_step(task, mesh)
-    schedule = _Schedule.of(task, pipeline)
-    in_flight = _StepsInFlight(task, mesh, pipeline, batches, report, clock)
+        report.say("finished already; evaluating" if step >= spec.steps else f"continues at step {step}")
+    train = jit_train_step(spec, mesh)
+    schedule = _Schedule.of(spec, pipeline)
+    in_flight = _StepsInFlight(spec, mesh, pipeline, batches, report, clock)
     profiler = ProfilerWindow(profile, report.say)
     saved = step
     try:
-        with _signals() as signals, Watchdog(task.config.train.stall_seconds, report.say) as watchdog:
+        with _signals() as signals, Watchdog(spec.config.train.stall_seconds, report.say) as watchdog:
             while True:
                 if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
                     signals.append(signal.SIGTERM)  # of whichever process; all reach this point at the same step
-                last, due, score = step >= task.steps, schedule.evaluates(step), None
+                last, due, score = step >= spec.steps, schedule.evaluates(step), None
                 if last or due or schedule.saves(step) or profiler.before(step - first):
                     watchdog.stage("the devices", FIRST_STEP_PATIENCE if step - first < 2 else 1)
                     in_flight.wait(0, state)
@@ -115,7 +115,7 @@ def fit(
                 watchdog.stage("")  # evaluation and checkpoints may take their time
                 if due and not checkpoints.has_score(step):
                     with suppress(Interrupted):  # then it is evaluated when the run continues
-                        score = _validate(task, mesh, pipeline, state, report, signals)
+                        score = _validate(spec, mesh, pipeline, state, report, signals)
                 stop = bool(signals)  # read once: a signal that comes from here on waits for the next step
                 if stop:
                     in_flight.wait(0, state)
@@ -128,7 +128,7 @@ def fit(
                 if last or stop:
                     checkpoints.finish()
                 if stop:
-                    raise Stopped(step, task.steps, signals[0])
+                    raise Stopped(step, spec.steps, signals[0])
                 if last:
                     break
                 batch = in_flight.next_batch(watchdog)
@@ -154,15 +154,15 @@ class _Schedule:
     validates: bool
 
     @classmethod
-    def of(cls, task: Task, pipeline: FoldPipeline) -> _Schedule:
+    def of(cls, spec: ModelSpec, pipeline: FoldPipeline) -> _Schedule:
         """The schedule that `train.evaluate_every_epochs` and `train.checkpoint_every_epochs` ask for."""
-        train, clips = task.config.train, len(pipeline.split.train)
+        train, clips = spec.config.train, len(pipeline.split.train)
 
         def every(epochs: int) -> int:
-            return max(1, round(epochs * clips / train.batch_size)) if epochs else task.steps
+            return max(1, round(epochs * clips / train.batch_size)) if epochs else spec.steps
 
         evaluate, checkpoint = every(train.evaluate_every_epochs), every(train.checkpoint_every_epochs)
-        return cls(task.steps, evaluate, checkpoint, len(pipeline.split.validation) > 0)
+        return cls(spec.steps, evaluate, checkpoint, len(pipeline.split.validation) > 0)
 
     def evaluates(self, step: int) -> bool:
         """Whether the validation split is evaluated after this step."""
@@ -174,7 +174,7 @@ class _Schedule:
 
 
 def _initial_state(
-    task: Task,
+    spec: ModelSpec,
     mesh: Mesh,
     pipeline: FoldPipeline,
     batches: TrainBatches,
@@ -182,7 +182,7 @@ def _initial_state(
     initialize: Callable[[TrainState], TrainState] | None,
 ) -> tuple[TrainState, dict[str, float]]:
     """The state and clock of the newest checkpoint, with `batches` at its position; or a new state."""
-    state = init_state(task, mesh, pipeline.mean, pipeline.std)
+    state = init_state(spec, mesh, pipeline.mean, pipeline.std)
     clock = {"train_seconds": 0.0, "clips_per_second": 0.0}
     if checkpoints.latest_step() is not None:
         state, position, clock = checkpoints.restore(state)
@@ -197,16 +197,16 @@ class _StepsInFlight:
 
     def __init__(
         self,
-        task: Task,
+        spec: ModelSpec,
         mesh: Mesh,
         pipeline: FoldPipeline,
         batches: TrainBatches,
         report: MetricWriter,
         clock: dict[str, float],
     ) -> None:
-        self._task, self._mesh, self._pipeline, self._batches = task, mesh, pipeline, batches
+        self._spec, self._mesh, self._pipeline, self._batches = spec, mesh, pipeline, batches
         self._report, self._clock = report, clock
-        self._throughput = Throughput(task, mesh)
+        self._throughput = Throughput(spec, mesh)
         self._steps: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
     def next_batch(self, watchdog: Watchdog) -> Batch:
@@ -232,20 +232,20 @@ class _StepsInFlight:
             jax.block_until_ready(numbers)
             self._throughput.count += 1
             self._clock["clips_per_second"] = self._throughput.clips_per_second() or self._clock["clips_per_second"]
-            if int(numbers["skipped"]) >= self._task.config.train.max_skipped:
-                raise TrainingError(_why_not_finite(self._task, self._mesh, self._pipeline, self._batches, state, step))
-            _log(self._report, step, numbers, self._task, self._throughput)
+            if int(numbers["skipped"]) >= self._spec.config.train.max_skipped:
+                raise TrainingError(_why_not_finite(self._spec, self._mesh, self._pipeline, self._batches, state, step))
+            _log(self._report, step, numbers, self._spec, self._throughput)
 
 
 def _why_not_finite(
-    task: Task, mesh: Mesh, pipeline: FoldPipeline, batches: TrainBatches, state: TrainState, at: int
+    spec: ModelSpec, mesh: Mesh, pipeline: FoldPipeline, batches: TrainBatches, state: TrainState, at: int
 ) -> str:
     """Why the step `at` has no finite gradient. All since the last good one have left the weights as they are."""
     batch = _place(batches.read(at - 1), batch_sharding(mesh))
     names = [pipeline.dataset.where(int(clip)) for clip in batches.clips(at - 1)]
-    why = diagnose(task, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
+    why = diagnose(spec, mesh, replace(state, step=jnp.int32(at - 1)), batch, names)
     return (
-        f"no finite gradient for {task.config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
+        f"no finite gradient for {spec.config.train.max_skipped} steps in a row (train.max_skipped), up to step {at}: "
         f"{why}; clips of that batch: {', '.join(names)}"
     )
 
@@ -255,9 +255,9 @@ def _place(batch: Batch, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: Task, speed: Throughput) -> None:
+def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], spec: ModelSpec, speed: Throughput) -> None:
     """The row of a step, if one is due; the last step always has one."""
-    if step % task.config.train.log_every_steps and step < task.steps:
+    if step % spec.config.train.log_every_steps and step < spec.steps:
         return
     # A row of JSON holds finite numbers only.
     row = {name: value for name in numbers if np.isfinite(value := float(numbers[name]))}
@@ -265,13 +265,13 @@ def _log(report: MetricWriter, step: int, numbers: dict[str, jax.Array], task: T
 
 
 def _validate(
-    task: Task, mesh: Mesh, pipeline: FoldPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
+    spec: ModelSpec, mesh: Mesh, pipeline: FoldPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
 ) -> float:
     weights, indices = state.ema or state.params, pipeline.split.validation
     score, target = score_clips(
-        task, mesh, pipeline.source, pipeline.dataset, weights, state.statistics, indices, asked
+        spec, mesh, pipeline.source, pipeline.dataset, weights, state.statistics, indices, asked
     )
-    labels, heads = task.config.data.labels, pipeline.dataset.heads
+    labels, heads = spec.config.data.labels, pipeline.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
     return numbers[metrics.primary_metric(labels, heads)]

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from datar_jax.audio.framing import num_samples
-from datar_jax.models.spec import Batch, Task, predict, spectrograms
+from datar_jax.models.spec import Batch, ModelSpec, predict, spectrograms
 from datar_jax.training.augment import augment
 from datar_jax.training.optimizer import optimiser, rates, schedule
 from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
@@ -36,54 +36,54 @@ class TrainState:
     statistics: Array
 
 
-def batch_shapes(task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(spec: ModelSpec, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch: decibels or, with a front end on the device, samples."""
-    audio = task.config.audio
-    shapes = {"frames": ((rows,), jnp.int32), "target": ((rows, task.classes), jnp.float32)}
+    audio = spec.config.audio
+    shapes = {"frames": ((rows,), jnp.int32), "target": ((rows, spec.classes), jnp.float32)}
     if audio.frontend == "host":
-        shapes |= {"mel": ((rows, audio.n_mels, task.frames), jnp.float32)}
+        shapes |= {"mel": ((rows, audio.n_mels, spec.frames), jnp.float32)}
     else:
-        shapes |= {"samples": ((rows, num_samples(audio, task.frames)), jnp.int16), "scale": ((rows,), jnp.float32)}
+        shapes |= {"samples": ((rows, num_samples(audio, spec.frames)), jnp.int16), "scale": ((rows,), jnp.float32)}
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
-def _make_state(task: Task, statistics: Array) -> TrainState:
-    mel = jnp.zeros((1, task.config.audio.n_mels, task.frames))
-    params = task.model(train=False).init(jax.random.key(task.config.train.seed), mel)["params"]
-    opt_state = optimiser(task.config.optim, task.steps).init(params)
-    ema = jax.tree.map(jnp.copy, params) if task.config.optim.ema else {}
+def _make_state(spec: ModelSpec, statistics: Array) -> TrainState:
+    mel = jnp.zeros((1, spec.config.audio.n_mels, spec.frames))
+    params = spec.model(train=False).init(jax.random.key(spec.config.train.seed), mel)["params"]
+    opt_state = optimiser(spec.config.optim, spec.steps).init(params)
+    ema = jax.tree.map(jnp.copy, params) if spec.config.optim.ema else {}
     return TrainState(jnp.int32(0), params, ema, opt_state, jnp.int32(0), statistics)
 
 
-def abstract_state(task: Task) -> TrainState:
+def abstract_state(spec: ModelSpec) -> TrainState:
     """Shapes and dtypes of the state, nothing allocated."""
-    return jax.eval_shape(partial(_make_state, task), jax.ShapeDtypeStruct((2,), jnp.float32))
+    return jax.eval_shape(partial(_make_state, spec), jax.ShapeDtypeStruct((2,), jnp.float32))
 
 
-def init_state(task: Task, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> TrainState:
+def init_state(spec: ModelSpec, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> TrainState:
     """Initializes parameters and optimizer state in place on their devices.
 
     Args:
-      task: settings and sizes.
+      spec: settings and sizes.
       mesh: where the state shall lie.
       mean: of the training spectrograms, decibels.
       std: their deviation, decibels.
     """
-    shardings = state_shardings(abstract_state(task), mesh)
+    shardings = state_shardings(abstract_state(spec), mesh)
     # Run once: on a CPU, LLVM's optimisation of all the draws takes ten seconds and saves none.
     hasty = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    make = jax.jit(partial(_make_state, task), out_shardings=shardings, compiler_options=hasty)
+    make = jax.jit(partial(_make_state, spec), out_shardings=shardings, compiler_options=hasty)
     return make(jnp.array([mean, std], jnp.float32))
 
 
-def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+def train_step(spec: ModelSpec, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
     """Augments, differentiates, updates.
 
     Every random draw follows from (seed, step), so a resumed run repeats what an uninterrupted one does. A step whose
     gradient is not finite changes nothing but its counters.
 
     Args:
-      task: static.
+      spec: static.
       state: before the step.
       batch: as `batch_shapes`.
 
@@ -92,14 +92,14 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     """
     import optax  # as in optim.py
 
-    batch, drop_key = draw(task, state, batch)
-    loss, grads = loss_and_gradient(task, state.params, batch, drop_key)
+    batch, drop_key = draw(spec, state, batch)
+    loss, grads = loss_and_gradient(spec, state.params, batch, drop_key)
 
-    optim = task.config.optim
+    optim = spec.config.optim
     with jax.named_scope("optimiser"):
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-        updates, opt_state = optimiser(optim, task.steps).update(grads, state.opt_state, state.params)
+        updates, opt_state = optimiser(optim, spec.steps).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Early on, the average forgets its start faster than `ema` alone would let it.
         decay = jnp.minimum(optim.ema, (1.0 + state.step) / (10.0 + state.step))
@@ -107,34 +107,34 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     moved = TrainState(state.step + 1, params, ema, opt_state, jnp.int32(0), state.statistics)
     kept = TrainState(state.step + 1, state.params, state.ema, state.opt_state, state.skipped + 1, state.statistics)
     after = jax.tree.map(partial(jnp.where, finite), moved, kept)
-    rate = schedule(optim, task.steps)(state.step)
+    rate = schedule(optim, spec.steps)(state.step)
     return after, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": after.skipped}
 
 
-def draw(task: Task, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
+def draw(spec: ModelSpec, state: TrainState, batch: Batch) -> tuple[Batch, Array]:
     """The normalized, augmented batch of a step, and the key for dropout."""
-    config = task.config
-    batch = {**spectrograms(task, batch), "target": batch["target"]}
+    config = spec.config
+    batch = {**spectrograms(spec, batch), "target": batch["target"]}
     key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
     augment_key, drop_key = jax.random.split(key)
     with jax.named_scope("augment"):
         return augment(augment_key, batch, config.augment, config.audio.floor_db, *state.statistics), drop_key
 
 
-def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+def loss_and_gradient(spec: ModelSpec, params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
     """Mean loss over the batch and its gradient, in `grad_accum_steps` micro-batches."""
-    config = task.config
+    config = spec.config
 
     # What is frozen has no gradient, and is the network that it was: nothing in it is dropped at random.
     frozen = config.optim.freeze == "backbone"
 
     def mean_loss(params: Any, part: Batch, key: Array) -> Array:
-        model = task.model(train=not frozen)
+        model = spec.model(train=not frozen)
         if frozen:
             learns = rates(config.optim, params)
             params = jax.tree.map(lambda x, rate: x if rate else jax.lax.stop_gradient(x), params, learns)
         logits, _ = model.apply({"params": params}, part["mel"], part["frames"], rngs={"dropout": key})
-        loss = objective.loss(config.data.labels, task.heads)
+        loss = objective.loss(config.data.labels, spec.head_sizes)
         return loss(logits, part["target"], config.optim.label_smoothing).mean()
 
     count = config.train.grad_accum_steps
@@ -151,18 +151,18 @@ def loss_and_gradient(task: Task, params: Any, batch: Batch, key: Array) -> tupl
     return jax.tree.map(lambda x: x / count, total)
 
 
-def eval_step(task: Task, params: Any, statistics: Array, batch: Batch) -> Array:
+def eval_step(spec: ModelSpec, params: Any, statistics: Array, batch: Batch) -> Array:
     """Scores `(B, S)` of a batch (as `batch_shapes`, no target): probabilities, over each head's classes or of each."""
-    sound = spectrograms(task, batch)
-    return predict(task, params, sound["mel"], sound["frames"], *statistics)[0]
+    sound = spectrograms(spec, batch)
+    return predict(spec, params, sound["mel"], sound["frames"], *statistics)[0]
 
 
 @cache
-def jit_train_step(task: Task, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+def jit_train_step(spec: ModelSpec, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The train step over a mesh: the batch is shared along its data axis, the state is donated."""
-    shardings = state_shardings(abstract_state(task), mesh)
+    shardings = state_shardings(abstract_state(spec), mesh)
     return jax.jit(
-        partial(train_step, task),
+        partial(train_step, spec),
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
@@ -170,11 +170,11 @@ def jit_train_step(task: Task, mesh: Mesh) -> Callable[[TrainState, Batch], tupl
 
 
 @cache
-def jit_eval_step(task: Task, mesh: Mesh) -> Callable[[Any, Array, Batch], Array]:
+def jit_eval_step(spec: ModelSpec, mesh: Mesh) -> Callable[[Any, Array, Batch], Array]:
     """The evaluation step over a mesh; scores come back on every device."""
     data = batch_sharding(mesh)
     return jax.jit(
-        partial(eval_step, task),
-        in_shardings=(state_shardings(abstract_state(task).params, mesh), replicated(mesh), data),
+        partial(eval_step, spec),
+        in_shardings=(state_shardings(abstract_state(spec).params, mesh), replicated(mesh), data),
         out_shardings=replicated(mesh),
     )

@@ -22,7 +22,7 @@ from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.models.flops import count_parameters, macs_per_clip
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.evaluate import save_test_figures
 from datar_jax.training.finetune import initialize_from, provenance, read_init_source, source_provenance, started_run
@@ -112,11 +112,11 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     known = own or (source and source.description)  # a pretrained model keeps its normalization
     data = job.pipeline.fold(fold, known.normalisation if known else None)
     steps = max(1, config.train.epochs * len(data.split.train) // config.train.batch_size)
-    task = Task(config, config.model.num_classes, frames, steps, tuple(head.size for head in dataset.heads))
+    spec = ModelSpec(config, config.model.num_classes, frames, steps, tuple(head.size for head in dataset.heads))
     info = ModelInfo(
         config=config,
         labels=dataset.labels,
-        heads={head.name: head.size for head in dataset.heads},
+        head_sizes={head.name: head.size for head in dataset.heads},
         frames=frames,
         mean_db=data.mean,
         std_db=data.std,
@@ -140,8 +140,8 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
         report.say(f"{label}{': ' if label else ''}{counts}; {steps} steps of {config.train.batch_size} clips")
         initialize = partial(initialize_from, job.read_source, info, report.say) if config.init.source else None
         profile = folder / "profile" if job.profile else None
-        trained = fit(task, job.mesh, data, checkpoints, report, profile, initialize)
-        scores = _evaluate(task, job.mesh, data, checkpoints, trained)
+        trained = fit(spec, job.mesh, data, checkpoints, report, profile, initialize)
+        scores = _evaluate(spec, job.mesh, data, checkpoints, trained)
         report.row({"step": steps, "split": "test", **scores.metrics})
         rows = report.rows()
     finally:
@@ -153,20 +153,20 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
 
 
 def _evaluate(
-    task: Task, mesh: Mesh, data: FoldPipeline, checkpoints: CheckpointManager, trained: Trained
+    spec: ModelSpec, mesh: Mesh, data: FoldPipeline, checkpoints: CheckpointManager, trained: Trained
 ) -> FoldScores:
     """Scores the test clips with the best weights by validation score, or with the last ones."""
-    config, dataset, state = task.config, data.dataset, trained.state
+    config, dataset, state = spec.config, data.dataset, trained.state
     if len(data.split.validation):
         state = checkpoints.restore(state, best=True)[0]
     weights = state.ema or state.params
-    score, target = score_clips(task, mesh, data.source, dataset, weights, state.statistics, data.split.test)
+    score, target = score_clips(spec, mesh, data.source, dataset, weights, state.statistics, data.split.test)
     values = metrics.evaluate(score, target, config.data.labels, dataset.heads)
     result: Row = {
         **values,
         "parameters": count_parameters(state.params),
-        "macs_per_clip": macs_per_clip(config.model, task.classes, config.audio.n_mels, task.frames),
-        "steps": task.steps,
+        "macs_per_clip": macs_per_clip(config.model, spec.classes, config.audio.n_mels, spec.frames),
+        "steps": spec.steps,
         "train_seconds": trained.train_seconds,
         "clips_per_second": trained.clips_per_second,
     }

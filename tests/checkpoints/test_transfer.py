@@ -15,7 +15,7 @@ import pytest
 from datar_jax import config as c
 from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.transfer import transfer
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.finetune import started
 from datar_jax.training.optimizer import optimiser, rates
 from datar_jax.training.train_step import TrainState, abstract_state, train_step
@@ -46,9 +46,9 @@ def described(labels: tuple[str, ...] = LABELS, frames: int = 64, **changes: Any
 def state_of(model: ModelInfo, seed: int = 0, ema: float = 0.5, **optim: Any) -> TrainState:
     """A state of random numbers; nothing is compiled for it."""
     config = msgspec.structs.replace(model.config, optim=c.OptimConfig(ema=ema, warmup=0.0, **optim))
-    task = Task(config, len(model.labels), model.frames, 10, tuple(model.heads.values()))
+    spec = ModelSpec(config, len(model.labels), model.frames, 10, tuple(model.heads.values()))
     rng = np.random.default_rng(seed)
-    shapes = abstract_state(task)
+    shapes = abstract_state(spec)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype), shapes.params)
     return zeros.replace(params=params, statistics=jnp.array([-30.0, 10.0]))
@@ -158,9 +158,9 @@ def test_a_frozen_backbone_stays_and_drops_nothing() -> None:
     model = described()
     optim = {"freeze": "backbone", "learning_rate": 0.1}
     config = msgspec.structs.replace(model.config, optim=c.OptimConfig(warmup=0.0, **optim))
-    task = Task(config, 3, model.frames, 10)
+    spec = ModelSpec(config, 3, model.frames, 10)
     state = state_of(model, ema=0.0, **optim)
-    step = jax.jit(partial(train_step, task))
+    step = jax.jit(partial(train_step, spec))
     rng = np.random.default_rng(0)
     batch = {
         "mel": rng.normal(-30, 10, (4, 32, 64)).astype(np.float32),

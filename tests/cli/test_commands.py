@@ -1,4 +1,4 @@
-"""The commands from their own side: what they make of a trained model, what they leave, what they say to mistakes."""
+"""The commands: what they make of a trained model, what they leave, and what they say to mistakes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from datar_jax import config as c
 from datar_jax.config import loader as settings
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.sharding import make_mesh, state_shardings
 from datar_jax.training.train_step import abstract_state, batch_shapes, train_step
 from tests.helpers import assert_one_line, make_settings
@@ -234,11 +234,11 @@ def test_every_file_in_configs_is_stored_and_read_back(path: Path) -> None:
 def test_every_file_in_configs_traces_a_step(path: Path) -> None:
     config = settings.load_config(path)
     classes, frames = 10, config.audio.frames(config.data.window_seconds or 5.0)
-    task = Task(config, classes, frames, steps=100)
-    state = abstract_state(task)
+    spec = ModelSpec(config, classes, frames, steps=100)
+    state = abstract_state(spec)
     state_shardings(state, make_mesh(c.MeshConfig()))  # a rule covers every leaf
-    batch = batch_shapes(task, config.train.batch_size)
-    after, numbers = jax.eval_shape(partial(train_step, task), state, batch)
+    batch = batch_shapes(spec, config.train.batch_size)
+    after, numbers = jax.eval_shape(partial(train_step, spec), state, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {name: x.shape for name, x in numbers.items()} == dict.fromkeys(
         ("loss", "grad_norm", "learning_rate", "skipped"), ()

@@ -25,14 +25,14 @@ def test_folds_become_sides():
     clips = tuple(Clip(c.path, c.name, c.labels, fold=1 + i % 3, group=c.name) for i, c in enumerate(plain.clips))
     dataset = Dataset(clips, plain.labels, (1, 2, 3))
     for fold in (1, 2, 3):
-        sides = split(dataset, DataConfig(kind="csv", fold=0), fold)
-        assert {clips[i].fold for i in sides.test} == {fold}
-        assert {clips[i].fold for i in sides.train} == {1, 2, 3} - {fold}
-        assert not len(sides.validation)
-    sides = split(dataset, DataConfig(kind="csv", fold=1, validation_fold=3))
-    assert {clips[i].fold for i in sides.validation} == {3}
-    assert {clips[i].fold for i in sides.train} == {2}
-    assert sorted(np.concatenate([sides.train, sides.validation, sides.test])) == list(range(12))
+        splits = split(dataset, DataConfig(kind="csv", fold=0), fold)
+        assert {clips[i].fold for i in splits.test} == {fold}
+        assert {clips[i].fold for i in splits.train} == {1, 2, 3} - {fold}
+        assert not len(splits.validation)
+    splits = split(dataset, DataConfig(kind="csv", fold=1, validation_fold=3))
+    assert {clips[i].fold for i in splits.validation} == {3}
+    assert {clips[i].fold for i in splits.train} == {2}
+    assert sorted(np.concatenate([splits.train, splits.validation, splits.test])) == list(range(12))
     with pytest.raises(ConfigError, match=r"data\.fold=4: .* 1, 2, 3"):
         split(dataset, DataConfig(kind="csv", fold=4))
     with pytest.raises(ConfigError, match=r"data\.validation_fold=5: .* 1, 2, 3"):
@@ -44,9 +44,9 @@ def test_folds_become_sides():
 def test_a_split_column_is_obeyed(tmp_path):
     rows = "".join(f"{s}{i}.wav,{'xy'[i]},{s}\n" for s in ("train", "validation", "test") for i in range(2))
     dataset = read_dataset(table_of(tmp_path, "path,label,split\n" + rows))
-    sides = split(dataset, DataConfig())
-    for side in ("train", "validation", "test"):
-        assert [dataset.clips[i].name for i in getattr(sides, side)] == [f"{side}0.wav", f"{side}1.wav"]
+    splits = split(dataset, DataConfig())
+    for name in ("train", "validation", "test"):
+        assert [dataset.clips[i].name for i in getattr(splits, name)] == [f"{name}0.wav", f"{name}1.wav"]
 
 
 @given(fraction=st.sampled_from([0.1, 0.2, 0.5]), extra=st.integers(1, 50))
@@ -77,8 +77,8 @@ def test_groups_never_straddle(tmp_path):
     config = DataConfig(root=str(tmp_path), group=r"(spk\d+)-", test_fraction=0.4)
     dataset = read_dataset(config)
     assert {c.group for c in dataset.clips} == {f"spk{i}" for i in range(12)}
-    sides = split(dataset, config)
-    speakers = [{dataset.clips[i].group for i in side} for side in (sides.train, sides.test)]
+    splits = split(dataset, config)
+    speakers = [{dataset.clips[i].group for i in part} for part in (splits.train, splits.test)]
     assert not speakers[0] & speakers[1]
     assert len(speakers[0] | speakers[1]) == 12
     with pytest.raises(ConfigError, match=r"data\.group='speaker'"):
@@ -89,8 +89,8 @@ def test_parts_of_one_file_stay_on_one_side_of_the_hash(tmp_path):
     rows = "".join(f"{i}.wav,{'xy'[i % 2]},{s},{s + 1}\n" for i in range(40) for s in range(3))
     config = table_of(tmp_path, "path,label,start,end\n" + rows)
     dataset = read_dataset(config)
-    sides = split(dataset, config)
-    train, test = ({dataset.clips[i].name for i in side} for side in (sides.train, sides.test))
+    splits = split(dataset, config)
+    train, test = ({dataset.clips[i].name for i in part} for part in (splits.train, splits.test))
     assert not train & test
 
 
@@ -109,8 +109,8 @@ def test_list_files_say_which_side(tmp_path):
     (tmp_path / "test.txt").write_text("a/a1.wav\nb/b2.wav\n")
     config = DataConfig(root=str(tmp_path), train_list="train.txt", test_list="test.txt")
     dataset = read_dataset(config)
-    sides = split(dataset, config)
-    names = [[dataset.clips[i].name for i in side] for side in (sides.train, sides.test)]
+    splits = split(dataset, config)
+    names = [[dataset.clips[i].name for i in part] for part in (splits.train, splits.test)]
     assert names == [["a/a0.wav", "b/b0.wav", "b/b1.wav", "b/gone.wav"], ["a/a1.wav", "b/b2.wav"]]
     assert any("1 sounds are in neither list" in note for note in dataset.notes)
     (tmp_path / "test.txt").write_text("a/a1.wav\nb/b1.wav\n")

@@ -70,8 +70,8 @@ def test_from_the_rows_to_a_score(name: str, tmp_path: Path, capsys: pytest.Capt
     assert [row["id"] for row in rows] == [segment.id for segment in listed], "every listed clip has its row"
 
     there = [row for row in rows if row["status"] == "here"]
-    test = [row for row in there if (row["fold"] == "1" if row["fold"] else row["side"] == "test")]
-    learned = [row for row in there if (row["fold"] != "1" if row["fold"] else row["side"] == "train")]
+    test = [row for row in there if (row["fold"] == "1" if row["fold"] else row["split"] == "test")]
+    learned = [row for row in there if (row["fold"] != "1" if row["fold"] else row["split"] == "train")]
     fields = {**small, "data.kind": "prepared", "data.root": str(out), "data.window_seconds": "1"}
     steps = {"train.epochs": str(math.ceil(16 / len(learned))), "train.batch_size": "8", "train.eval_batch_size": "8"}
     given = [f"--config.{field}={value}" for field, value in {**fields, **steps}.items()]

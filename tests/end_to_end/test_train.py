@@ -1,4 +1,4 @@
-"""The main job from the command line's side: what a run leaves, how it resumes, what it says to mistakes."""
+"""The main job on the command line: what a run leaves, how it resumes, what it says to mistakes."""
 
 from __future__ import annotations
 

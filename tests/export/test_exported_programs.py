@@ -21,7 +21,7 @@ from datar_jax.checkpoints.quantization import dequantize, quantize
 from datar_jax.export.onnx import _pad, for_onnx, to_onnx
 from datar_jax.export.stablehlo import from_stablehlo, to_stablehlo
 from datar_jax.export.waveform_model import columns_jax, make_waveform_model
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.train_step import eval_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -48,9 +48,9 @@ FRONT_ENDS = (
 
 def parameters() -> Any:
     """Far from their start, so that no zero hides a path."""
-    task = Task(CONFIG, CLASSES, FRAMES, 1)
+    spec = ModelSpec(CONFIG, CLASSES, FRAMES, 1)
     mel = jax.ShapeDtypeStruct((1, AUDIO.n_mels, FRAMES), jnp.float32)
-    shapes = jax.eval_shape(task.model(train=False).init, jax.random.key(0), mel)["params"]
+    shapes = jax.eval_shape(spec.model(train=False).init, jax.random.key(0), mel)["params"]
     rng = np.random.default_rng(0)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: rng.normal(path[-1].key == "scale", 0.3, x.shape).astype(np.float32), shapes
@@ -120,9 +120,9 @@ def test_the_program_scores_as_an_evaluation_with_the_hosts_front_end(labels, he
     frames_B = columns(np.array(lengths), AUDIO).astype(np.int32)
     for mel, wave, length, frames in zip(mel_BxFxT, clips(lengths), lengths, frames_B):
         mel[:, :frames] = log_mel(wave[:length], AUDIO)
-    task = Task(config, CLASSES, FRAMES, 1, heads)
+    spec = ModelSpec(config, CLASSES, FRAMES, 1, heads)
     statistics = jnp.array([MEAN, STD], jnp.float32)
-    expected = jax.jit(partial(eval_step, task))(params, statistics, {"mel": mel_BxFxT, "frames": frames_B})
+    expected = jax.jit(partial(eval_step, spec))(params, statistics, {"mel": mel_BxFxT, "frames": frames_B})
 
     program = jax.jit(make_waveform_model(config, heads, CLASSES, FRAMES, MEAN, STD))
     start = np.zeros(len(lengths), np.int32)
@@ -158,7 +158,7 @@ def test_every_branch_of_the_model_takes_batches_of_a_size_that_is_not_known(ste
     )
     config = msgspec.structs.replace(CONFIG, model=model)
     mel = jax.ShapeDtypeStruct((1, AUDIO.n_mels, FRAMES), jnp.float32)
-    init = Task(config, CLASSES, FRAMES, 1).model(train=False).init
+    init = ModelSpec(config, CLASSES, FRAMES, 1).model(train=False).init
     params = jax.eval_shape(init, jax.random.key(0), mel)["params"]
     program = make_waveform_model(config, (), CLASSES, FRAMES, MEAN, STD)
     (b,) = jax.export.symbolic_shape("b")

@@ -17,7 +17,7 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.models.mixers import deformable as attention
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.ops import deformable_attention as rowwise
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.training.sharding import batch_sharding, make_mesh, replicated, state_shardings
@@ -42,7 +42,7 @@ CONFIG = c.Config(
     ),
     train=c.TrainConfig(batch_size=B),
 )
-TASK = Task(CONFIG, CLASSES, FRAMES, steps=100)
+TASK = ModelSpec(CONFIG, CLASSES, FRAMES, steps=100)
 
 
 def shape(*size: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

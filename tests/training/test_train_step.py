@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from datar_jax import config as c
 from datar_jax.audio.log_mel_jax import normalize
 from datar_jax.config import ConfigError, OptimConfig
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training import sharding
 from datar_jax.training.optimizer import decay_mask, optimiser, schedule
 from datar_jax.training.sharding import make_mesh, replicated, state_shardings
@@ -100,15 +100,15 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
 @cache
 def program(config: c.Config, mesh: Mesh) -> Any:
     """The compiled step: called and read by several tests."""
-    task = Task(config, CLASSES, FRAMES, STEPS)
+    spec = ModelSpec(config, CLASSES, FRAMES, STEPS)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch())
-    return jit_train_step(task, mesh).lower(abstract_state(task), shapes).compile()
+    return jit_train_step(spec, mesh).lower(abstract_state(spec), shapes).compile()
 
 
 @cache
 def start(config: c.Config) -> TrainState:
     """A first state on the host, without compiling the initialiser."""
-    shapes, rng = abstract_state(Task(config, CLASSES, FRAMES, STEPS)), np.random.default_rng(0)
+    shapes, rng = abstract_state(ModelSpec(config, CLASSES, FRAMES, STEPS)), np.random.default_rng(0)
 
     def fill(path: tuple[Any, ...], x: Any) -> np.ndarray:
         fan_in = int(np.prod(x.shape[:-1])) if path[-1].key == "kernel" else 2500
@@ -166,7 +166,7 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
 
 
 def test_only_kernels_decay() -> None:
-    params = abstract_state(Task(RICH, CLASSES, FRAMES, STEPS)).params
+    params = abstract_state(ModelSpec(RICH, CLASSES, FRAMES, STEPS)).params
     decayed = tree.flatten_dict(decay_mask(params), sep="/")
     kinds = {name: {p.rsplit("/", 1)[1] for p, on in decayed.items() if on == name} for name in (True, False)}
     assert kinds == {True: {"kernel"}, False: {"bias", "scale", "table", "signal"}}
@@ -204,7 +204,7 @@ def test_a_mesh_divides_the_devices() -> None:
 
 
 def test_the_table_places_every_leaf_and_names_what_it_misses() -> None:
-    state = abstract_state(Task(RICH, CLASSES, FRAMES, STEPS))
+    state = abstract_state(ModelSpec(RICH, CLASSES, FRAMES, STEPS))
     placed = state_shardings(state, mesh_of(4, 2))
     block = placed.params["stage_0_1"]
     assert block["mlp"]["up"]["kernel"].spec == block["mixer"]["key"]["kernel"].spec == P(None, "fsdp")
@@ -233,7 +233,7 @@ def test_a_rule_knows_the_axes_of_what_it_places() -> None:
 def test_a_share_of_the_state_is_a_share_of_its_bytes(name: str, whole_part: float) -> None:
     """And of what every device keeps whole (position tables, most of all)."""
     config = c.Config(model=c.MODELS[name](), optim=OptimConfig(ema=0.9))
-    state = jax.tree.leaves(abstract := abstract_state(Task(config, 50, 1000, STEPS)))
+    state = jax.tree.leaves(abstract := abstract_state(ModelSpec(config, 50, 1000, STEPS)))
     whole = sum(leaf.size for leaf in state)
     for n in (1, 2, 8):
         placed = jax.tree.leaves(state_shardings(abstract, mesh_of(1, n)))
@@ -242,18 +242,18 @@ def test_a_share_of_the_state_is_a_share_of_its_bytes(name: str, whole_part: flo
 
 
 def test_the_state_is_made_where_it_belongs() -> None:
-    task, mesh = Task(SMALL, CLASSES, FRAMES, STEPS), mesh_of(4, 2)
-    state = init_state(task, mesh, MEAN, STD)
+    spec, mesh = ModelSpec(SMALL, CLASSES, FRAMES, STEPS), mesh_of(4, 2)
+    state = init_state(spec, mesh, MEAN, STD)
     assert jax.tree.map(lambda x: x.sharding, state) == state_shardings(state, mesh)
     for params in (state.params, momentum(state)):
         up = params["stage_0_0"]["mlp"]["up"]["kernel"]
         assert up.shape == (8, 16) and {s.data.shape for s in up.addressable_shards} == {(8, 8)}
     np.testing.assert_array_equal(state.statistics, [MEAN, STD])
-    chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract_state(task))
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract_state(spec))
     host = jax.device_get(state)
     assert not any(leaf.any() for leaf in jax.tree.leaves((host.opt_state, host.step, host.skipped)))
     same, other = (
-        jax.device_get(init_state(Task(with_train(SMALL, seed=n), CLASSES, FRAMES, STEPS), mesh_of(1)).params)
+        jax.device_get(init_state(ModelSpec(with_train(SMALL, seed=n), CLASSES, FRAMES, STEPS), mesh_of(1)).params)
         for n in (0, 1)
     )
     chex.assert_trees_all_close(same, host.params, rtol=1e-6)  # one device draws what eight do
@@ -368,42 +368,42 @@ def test_eight_clips_are_learned_by_heart() -> None:
     assert abs(losses[0] - np.log(CLASSES)) < 0.6, "it starts without an opinion"
     assert losses[-1] < 0.1 * losses[0]
 
-    task = Task(SMALL, CLASSES, FRAMES, STEPS)
+    spec = ModelSpec(SMALL, CLASSES, FRAMES, STEPS)
     clips = batch()
-    scores = jit_eval_step(task, mesh)(state.params, state.statistics, sound(clips))
+    scores = jit_eval_step(spec, mesh)(state.params, state.statistics, sound(clips))
     np.testing.assert_array_equal(scores.argmax(1), clips["target"].argmax(1))
     np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
-    apply = jax.jit(task.model(train=False).apply)
+    apply = jax.jit(spec.model(train=False).apply)
     logits, _ = apply({"params": state.params}, normalize(clips["mel"], MEAN, STD), clips["frames"])
     np.testing.assert_allclose(scores, jax.nn.softmax(logits), atol=1e-5)
 
 
 def test_two_heads_are_learned_by_heart() -> None:
-    """The last layer is one; which of its columns compete with which, the task says."""
-    mesh, task = mesh_of(1), Task(SMALL, CLASSES, FRAMES, STEPS, heads=(2, 2))
+    """The last layer is one; which of its columns compete with which, the spec says."""
+    mesh, spec = mesh_of(1), ModelSpec(SMALL, CLASSES, FRAMES, STEPS, heads=(2, 2))
     clips = batch()
     label = clips["target"].argmax(1)
     half = np.eye(2, dtype=np.float32)
     clips = {**clips, "target": np.concatenate([half[label // 2], half[label % 2]], axis=1)}
     state, losses = put(start(SMALL), mesh), []
     for _ in range(STEPS):
-        state, numbers = jit_train_step(task, mesh)(state, clips)
+        state, numbers = jit_train_step(spec, mesh)(state, clips)
         losses.append(float(numbers["loss"]))
     assert abs(losses[0] - 2 * np.log(2)) < 0.6, "the losses of two heads without an opinion"
     assert losses[-1] < 0.1 * losses[0]
-    scores = jit_eval_step(task, mesh)(state.params, state.statistics, sound(clips))
+    scores = jit_eval_step(spec, mesh)(state.params, state.statistics, sound(clips))
     np.testing.assert_allclose(scores.reshape(B, 2, 2).sum(2), 1, rtol=1e-5)
     np.testing.assert_array_equal(scores > 0.5, clips["target"] > 0.5)
 
 
 def test_scores_come_back_on_every_device() -> None:
     several = msgspec.structs.replace(SMALL, data=c.DataConfig(labels="multi"))
-    mesh, task, clips = mesh_of(8), Task(several, CLASSES, FRAMES, STEPS), batch()
+    mesh, spec, clips = mesh_of(8), ModelSpec(several, CLASSES, FRAMES, STEPS), batch()
     state = put(start(SMALL), mesh)
     data = jax.device_put(sound(clips), sharding.batch_sharding(mesh))
-    scores = jit_eval_step(task, mesh)(state.params, state.statistics, data)
+    scores = jit_eval_step(spec, mesh)(state.params, state.statistics, data)
     assert scores.sharding.is_equivalent_to(replicated(mesh), 2) and scores.dtype == jnp.float32
-    single = jit_eval_step(Task(SMALL, CLASSES, FRAMES, STEPS), mesh_of(1))
+    single = jit_eval_step(ModelSpec(SMALL, CLASSES, FRAMES, STEPS), mesh_of(1))
     odds = np.asarray(scores) / (1 - np.asarray(scores))  # exp of a logit
     host = start(SMALL)
     shares = single(host.params, host.statistics, sound(clips))

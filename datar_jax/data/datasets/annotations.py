@@ -8,7 +8,8 @@ from typing import Literal
 
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.base import Annotations, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, FilePatterns, Segment
+from datar_jax.labels import Head
 
 # Clips of YouTube videos, as the scripts that download them name them; `-` may be an id's first character.
 YOUTUBE = FilePatterns(
@@ -102,7 +103,7 @@ def listing(
         first = kept.setdefault(segment.id, segment)
         if first is segment:
             continue
-        for field in ("side", "fold", "labels", "recording", "start", "end"):
+        for field in ("split", "fold", "labels", "recording", "start", "end"):
             if getattr(first, field) != getattr(segment, field):
                 where = paths.get(segment.source, segment.source)
                 raise ConfigError(

@@ -8,7 +8,8 @@ from pathlib import Path
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
+from datar_jax.labels import Head
 
 NAMING = FilePatterns(cut=YOUTUBE.cut, whole=("Y{recording}", *YOUTUBE.whole))
 COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
@@ -34,12 +35,12 @@ def read(folder: Path) -> Annotations:
     if not train:
         raise ConfigError(f"{folder}: holds neither balanced_train_segments.csv nor unbalanced_train_segments.csv")
     paths = {**dict.fromkeys(train, "train"), need(folder, "eval_segments.csv"): "test"}
-    segments = (s for path, side in paths.items() for s in _segments(path, side, tuple(classes), left))
+    segments = (s for path, split in paths.items() for s in _segments(path, split, tuple(classes), left))
     notes = [f"training is {' and '.join(path.stem for path in train)}"]
     return listing(segments, [Head("class", tuple(classes.values()))], "multi", [*paths, names], left, notes)
 
 
-def _segments(path: Path, side: str, mids: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
+def _segments(path: Path, split: str, mids: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
     """The rows of a list. Two million rows say the same times and, often, the same labels: those are shared."""
     table = Table(path, (), None, COLUMNS)
     numbers = {mid: i for i, mid in enumerate(mids)}
@@ -64,7 +65,7 @@ def _segments(path: Path, side: str, mids: tuple[str, ...], left: SkippedRows) -
             times[end] = table.real("end_seconds")
         if times[start] < 0:
             table.fail("start_seconds", "give 0 or more")
-        yield Segment(video, labels[text], side, None, NAMING, video, times[start], times[end], source, table.row)
+        yield Segment(video, labels[text], split, None, NAMING, video, times[start], times[end], source, table.row)
 
 
 CORPUS = DatasetSpec(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from datar_jax.labels import Head
+
 
 @dataclass(frozen=True)
 class FilePatterns:
@@ -30,7 +32,7 @@ class Segment:
 
     id: str  # unique in the data set; what an official scorer calls it, where there is one
     labels: tuple[int, ...]  # indices into the classes of all heads, one after another; ascending
-    side: str | None  # train, validation or test; None where folds divide
+    split: str | None  # train, validation or test; None where folds divide
     fold: int | None
     naming: FilePatterns
     recording: str = ""  # that it is a part of
@@ -62,14 +64,6 @@ class Segment:
             "end_ms": round(1000 * self.end),
         }
         return tuple(dict.fromkeys(pattern.format_map(values) for pattern in patterns))
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A classification head: its name and class names."""
-
-    name: str  # "class", or "verb" and "noun"
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

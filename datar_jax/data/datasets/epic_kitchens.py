@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import SkippedRows, find, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
+from datar_jax.labels import Head
 
 NAMING = FilePatterns(cut=("{id}",), whole=("{recording}",))
 
@@ -24,8 +25,8 @@ def read(folder: Path) -> Annotations:
     paths = {need(folder, "EPIC_100_train.csv"): "train", need(folder, "EPIC_100_validation.csv"): "test"}
     classes = [need(folder, f"EPIC_100_{word}_classes.csv") for word in ("verb", "noun")]
     verbs, nouns = (_classes(path) for path in classes)
-    segments = (s for path, side in paths.items() for s in _segments(path, side, len(verbs), len(nouns)))
-    notes = ["EPIC_100_validation.csv is the test side"]
+    segments = (s for path, split in paths.items() for s in _segments(path, split, len(verbs), len(nouns)))
+    notes = ["EPIC_100_validation.csv is the test split"]
     if test := find(folder, "EPIC_100_test_timestamps.csv"):
         notes.append(f"{test.name} has no labels: it is not read")
     return listing(segments, [Head("verb", verbs), Head("noun", nouns)], "single", [*paths, *classes], left, notes)
@@ -42,7 +43,7 @@ def _classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _segments(path: Path, side: str, verbs: int, nouns: int) -> Iterator[Segment]:
+def _segments(path: Path, split: str, verbs: int, nouns: int) -> Iterator[Segment]:
     """The rows of a list; a verb and the first noun are the labels."""
     needed = ("narration_id", "video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
     table = Table(path, needed, None)
@@ -55,7 +56,7 @@ def _segments(path: Path, side: str, verbs: int, nouns: int) -> Iterator[Segment
         yield Segment(
             table.text("narration_id"),
             labels.setdefault((verb, verbs + noun), (verb, verbs + noun)),
-            side,
+            split,
             None,
             NAMING,
             shared.setdefault(table.text("video_id"), row["video_id"]),

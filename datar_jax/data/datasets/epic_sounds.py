@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import SkippedRows, find, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
+from datar_jax.labels import Head
 
 RATE = 24_000  # Hz of the sample numbers in the lists
 # No files by id: those of EPIC-KITCHENS-100 look alike (P01_11_0) and are other stretches of the same recordings.
@@ -25,9 +26,9 @@ def read(folder: Path) -> Annotations:
     left = SkippedRows()
     paths = {need(folder, "EPIC_Sounds_train.csv"): "train", need(folder, "EPIC_Sounds_validation.csv"): "test"}
     names: dict[int, str] = {}
-    segments = [s for path, side in paths.items() for s in _segments(path, side, names)]
+    segments = [s for path, split in paths.items() for s in _segments(path, split, names)]
     classes = [names.get(i, f"class {i}") for i in range(max(names, default=-1) + 1)]
-    notes = ["EPIC_Sounds_validation.csv is the test side"]
+    notes = ["EPIC_Sounds_validation.csv is the test split"]
     if test := find(folder, "EPIC_Sounds_recognition_test_timestamps.csv"):
         notes.append(f"{test.name} has no labels: it is not read")
     if len(names) < len(classes):
@@ -35,7 +36,7 @@ def read(folder: Path) -> Annotations:
     return listing(segments, [Head("class", tuple(classes))], "single", list(paths), left, notes)
 
 
-def _segments(path: Path, side: str, names: dict[int, str]) -> Iterator[Segment]:
+def _segments(path: Path, split: str, names: dict[int, str]) -> Iterator[Segment]:
     """The rows of a list; fills in the names of the classes by number."""
     table = Table(path, ("annotation_id", "video_id", "start_timestamp", "stop_timestamp", "class", "class_id"), None)
     samples = {"start_sample", "stop_sample"} <= table.columns
@@ -47,7 +48,7 @@ def _segments(path: Path, side: str, names: dict[int, str]) -> Iterator[Segment]
         yield Segment(
             table.text("annotation_id"),
             (label,),
-            side,
+            split,
             None,
             NAMING,
             shared.setdefault(table.text("video_id"), row["video_id"]),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import SkippedRows, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
+from datar_jax.labels import Head
 
 NAMING = FilePatterns(cut=("{id}", "{recording}"))  # the second without the target, as in the first release
 

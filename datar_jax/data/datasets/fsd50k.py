@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import SkippedRows, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
+from datar_jax.labels import Head
 
 NAMING = FilePatterns(cut=("{id}",))
 SPLITS = {"train": "train", "val": "validation"}
@@ -51,8 +52,8 @@ def _segments(path: Path, test: bool, numbers: dict[str, int], left: SkippedRows
             continue
         if not test and row["split"] not in SPLITS:
             table.fail("split", "give train or val")
-        side = "test" if test else SPLITS[row["split"]]
-        yield Segment(table.text("fname"), labels[text], side, None, NAMING, source=path.name, row=table.row)
+        split = "test" if test else SPLITS[row["split"]]
+        yield Segment(table.text("fname"), labels[text], split, None, NAMING, source=path.name, row=table.row)
 
 
 CORPUS = DatasetSpec(

@@ -13,7 +13,8 @@ from pathlib import Path
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Segment
+from datar_jax.labels import Head
 
 CLASSES = (
     "blowing nose",
@@ -67,7 +68,7 @@ def read(folder: Path) -> Annotations:
     train = need(folder, "my_train.txt", "train.csv")
     if train.suffix == ".txt":
         paths = {train: "train", need(folder, "my_test.txt"): "test"}
-        segments = [s for path, side in paths.items() for s in _clips(path, side, len(classes), left)]
+        segments = [s for path, split in paths.items() for s in _clips(path, split, len(classes), left)]
         return listing(segments, [Head("class", classes)], "single", [*paths, *lists], left)
     val, test = need(folder, "val.csv", "validate.csv"), find(folder, "test.csv")
     notes = []
@@ -75,9 +76,9 @@ def read(folder: Path) -> Annotations:
         notes.append(f"{test.name} has no labels: it is not read")
         test = None
     if not test:
-        notes.append(f"{val.name} is the test side")
+        notes.append(f"{val.name} is the test split")
     paths = {train: "train", val: "validation", test: "test"} if test else {train: "train", val: "test"}
-    segments = [s for path, side in paths.items() for s in _actions(path, side, classes, left)]
+    segments = [s for path, split in paths.items() for s in _actions(path, split, classes, left)]
     seen = {label for segment in segments for label in segment.labels}
     if missing := [name for i, name in enumerate(classes) if i not in seen]:
         notes.append(f"classes that no row has: {', '.join(missing)}")
@@ -98,7 +99,7 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], list[Path]]:
     return tuple(names), [path]
 
 
-def _clips(path: Path, side: str, classes: int, left: SkippedRows) -> Iterator[Segment]:
+def _clips(path: Path, split: str, classes: int, left: SkippedRows) -> Iterator[Segment]:
     """Rows of `{id}_{start}_{end}` or `{id}_{start}`, length in seconds, class number."""
     table = Table(path, (), None, ("clip", "seconds", "class"))
     for row in table.rows():
@@ -112,10 +113,10 @@ def _clips(path: Path, side: str, classes: int, left: SkippedRows) -> Iterator[S
             table.fail("class", f"there are {classes} classes, from 0; name others in classes.txt")
         start = int(found[2])
         end = int(found[3]) if found[3] else start + table.whole("seconds", 1)
-        yield _segment(found[1], start, end, label, side, table)
+        yield _segment(found[1], start, end, label, split, table)
 
 
-def _actions(path: Path, side: str, classes: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
+def _actions(path: Path, split: str, classes: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
     """Rows of Kinetics-400 whose label is one of the classes."""
     numbers = {name: i for i, name in enumerate(classes)}
     table = Table(path, ("label", "youtube_id", "time_start", "time_end"), None)
@@ -124,12 +125,12 @@ def _actions(path: Path, side: str, classes: tuple[str, ...], left: SkippedRows)
             left.add(path.name, table.row, "their action is none of the classes")
         elif not damaged(table, "youtube_id", left):
             start, end = table.whole("time_start", 0), table.whole("time_end", 0)
-            yield _segment(row["youtube_id"], start, end, numbers[row["label"]], side, table)
+            yield _segment(row["youtube_id"], start, end, numbers[row["label"]], split, table)
 
 
-def _segment(video: str, start: int, end: int, label: int, side: str, table: Table) -> Segment:
+def _segment(video: str, start: int, end: int, label: int, split: str, table: Table) -> Segment:
     name = f"{video}_{start:06d}_{end:06d}"
-    return Segment(name, (label,), side, None, YOUTUBE, video, float(start), float(end), table.path.name, table.row)
+    return Segment(name, (label,), split, None, YOUTUBE, video, float(start), float(end), table.path.name, table.row)
 
 
 CORPUS = DatasetSpec(

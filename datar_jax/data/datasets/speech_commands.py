@@ -8,7 +8,8 @@ from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import lines
 from datar_jax.data.datasets.annotations import SkippedRows, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
+from datar_jax.labels import Head
 
 CLASSES = 35
 NAMING = FilePatterns(cut=("{id}",))  # with its folder: a speaker's file has the same name for every word
@@ -24,15 +25,15 @@ def read(folder: Path) -> Annotations:
     """
     left = SkippedRows()
     paths = {
-        need(folder, name, f"*/{name}", f"*/*/{name}"): side
-        for name, side in (("validation_list.txt", "validation"), ("testing_list.txt", "test"))
+        need(folder, name, f"*/{name}", f"*/*/{name}"): split
+        for name, split in (("validation_list.txt", "validation"), ("testing_list.txt", "test"))
     }
     root = next(iter(paths)).parent
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     labels = {word.name: (i,) for i, word in enumerate(f for f in folders if f.name[0] != "_")}
     notes = [f"{len(labels)} words, not {CLASSES}"] if len(labels) != CLASSES else []
     segments: list[Segment] = []
-    for path, side in paths.items():
+    for path, split in paths.items():
         for row, line in enumerate(lines(path), start=1):
             name = line.strip().removeprefix("./")
             word, _, file = name.partition("/")
@@ -41,7 +42,7 @@ def read(folder: Path) -> Annotations:
             if word not in labels or not file:
                 raise ConfigError(f"{path}, row {row}: {name!r} is in no folder of a word below {root}")
             stem = name.removesuffix(Path(file).suffix)
-            segments.append(Segment(stem, labels[word], side, None, NAMING, source=path.name, row=row))
+            segments.append(Segment(stem, labels[word], split, None, NAMING, source=path.name, row=row))
     listed = {segment.id for segment in segments}
     for inside in folders:
         files = sorted(f.name for f in inside.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != ".")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Segment
+from datar_jax.labels import Head
 
 CLASSES = 309
 SECONDS = 10.0
@@ -16,7 +17,7 @@ _FILE = re.compile(r"(.{11})_(\d{6})(?:\.\w+)?", re.ASCII)
 
 
 def read(folder: Path) -> Annotations:
-    """Reads `vggsound.csv` (id, second, class, side), or else `train.csv` and `test.csv` (file, class).
+    """Reads `vggsound.csv` (id, second, class, split), or else `train.csv` and `test.csv` (file, class).
 
     No numbers of the classes are published: ours are those of the sorted names, which `stat.csv` lists if it is there.
 
@@ -35,7 +36,7 @@ def read(folder: Path) -> Annotations:
         Segment(
             f"{video}_{second:06d}",
             labels[name],
-            side,
+            split,
             None,
             YOUTUBE,
             video,
@@ -44,7 +45,7 @@ def read(folder: Path) -> Annotations:
             source,
             line,
         )
-        for side, name, video, second, source, line in rows
+        for split, name, video, second, source, line in rows
     )
     notes = [f"{len(classes)} classes, not {CLASSES}: is a list cut short?"] if len(classes) != CLASSES else []
     lists = [*paths, stat] if stat else paths
@@ -52,24 +53,24 @@ def read(folder: Path) -> Annotations:
 
 
 def _rows(path: Path, known: set[str], left: SkippedRows) -> Iterator[tuple[str, str, str, int, str, int]]:
-    """Side, class, video and second of every row, with the name of the list and the line."""
-    side = "" if path.stem == "vggsound" else path.stem  # a list of one side has file names in place of ids
-    table = Table(path, (), None, ("id", "class") if side else ("id", "second", "class", "side"))
+    """Split, class, video and second of every row, with the name of the list and the line."""
+    split = "" if path.stem == "vggsound" else path.stem  # a list of one split has file names in place of ids
+    table = Table(path, (), None, ("id", "class") if split else ("id", "second", "class", "split"))
     for row in table.rows():
         if damaged(table, "id", left):
             continue
         name = table.text("class")
         if known and name not in known:
             table.fail("class", "give a class of stat.csv")
-        if side:
+        if split:
             found = _FILE.fullmatch(row["id"])
             if not found:
                 table.fail("id", "give {id}_{second, six digits}.mp4")
-            yield side, name, found[1], int(found[2]), path.name, table.row
+            yield split, name, found[1], int(found[2]), path.name, table.row
         else:
-            if row["side"] not in ("train", "test"):
-                table.fail("side", "give train or test")
-            yield row["side"], name, row["id"], table.whole("second", 0), path.name, table.row
+            if row["split"] not in ("train", "test"):
+                table.fail("split", "give train or test")
+            yield row["split"], name, row["id"], table.whole("second", 0), path.name, table.row
 
 
 CORPUS = DatasetSpec(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -28,7 +27,7 @@ from datar_jax.data.prepare.manifest import write_manifest
 from datar_jax.data.prepare.match_files import find
 from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan, plan_shards, shard_key
 from datar_jax.data.prepared import DatasetInfo, Moments, Shard
-from datar_jax.filesystem import StoragePath
+from datar_jax.filesystem import StoragePath, exclusive
 
 PARTS = "parts"  # folder of what is known of each finished shard
 WRITING = ".writing-"  # how the folder of a shard that is being written begins
@@ -67,7 +66,7 @@ def prepare(
         log(note)
     found = find(listing, audio, log)
     plans = plan_shards(listing, found, options.shard_clips)
-    with _alone(out):
+    with _sole_writer(out):
         _refuse_others(name, out)
         done = _finished(out, plans, options)
         if len(done) < len(plans):
@@ -82,21 +81,19 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(out: StoragePath) -> Iterator[None]:
+def _sole_writer(out: StoragePath) -> Iterator[None]:
     """Holds a lock on the output folder; refuses a second preparation on this machine."""
     if out.local is None:
         yield
         return
     try:
         out.local.mkdir(parents=True, exist_ok=True)
-        with (out.local / ".lock").open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(f"--out={out.url!r}: another preparation is writing there; wait for it") from None
+        with exclusive(out.local / ".lock"):
             for left in out.local.glob(f"{WRITING}*"):  # by one that was killed
                 shutil.rmtree(left)
             yield
+    except BlockingIOError:
+        raise ConfigError(f"--out={out.url!r}: another preparation is writing there; wait for it") from None
     except OSError as error:
         raise ConfigError(
             f"--out={out.url!r}: cannot be written ({error.strerror or error}); mend that and give the same command, "
@@ -178,7 +175,7 @@ def _write_shard(plan: Plan, encoded: Iterable[EncodedClip | str], out: StorageP
                 writer.write(record)
             outcomes.append(Outcome(records, each.samples))
             records += len(each.records)
-            part = segment.side or f"fold {segment.fold}"
+            part = segment.split or f"fold {segment.fold}"
             sums[part] += each.sums
         writer.close()
         with path.open("rb") as file:

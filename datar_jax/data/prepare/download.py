@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from datar_jax.data.datasets.base import Download
-from datar_jax.data.prepare.partial_files import BLOCK, FetchError, alone, beside, discard, plain, unwritten
+from datar_jax.data.prepare.partial_files import BLOCK, FetchError, beside, discard, plain, sole_writer, unwritten
 
 TIMEOUT = 30.0  # seconds in which a server has to say something
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)  # seconds before each further try
@@ -76,7 +76,7 @@ def fetch(download: Download, folder: Path, progress: Callable[[int, int], None]
     try:
         if not _is_there(path, download):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with alone(path):
+            with sole_writer(path):
                 if not _is_there(path, download):  # another process may just have been done
                     _fetch(download, path, progress)
     except OSError as error:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from datar_jax.data.prepare.partial_files import BLOCK, FetchError, alone, beside, plain, unwritten
+from datar_jax.data.prepare.partial_files import BLOCK, FetchError, beside, plain, sole_writer, unwritten
 
 RATIO = 100  # what comes out of an archive may be this much larger than it; wav and text stay far below
 FLOOR = 1 << 26  # bytes that may always come out
@@ -56,7 +56,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         if not _is_full(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with alone(place):
+            with sole_writer(place):
                 if not _is_full(place):
                     _unpack(archive, place)
     except OSError as error:

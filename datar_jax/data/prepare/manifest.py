@@ -17,7 +17,7 @@ from datar_jax.data.datasets.base import Annotations, DatasetSpec
 from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan
-from datar_jax.data.prepared import DatasetInfo, HeadLabels, Moments, Statistics
+from datar_jax.data.prepared import DatasetInfo, Moments, Statistics
 from datar_jax.filesystem import StoragePath
 
 
@@ -44,7 +44,7 @@ def write_manifest(
         status = shards.MISSING if file is None else shards.UNREADABLE if outcome.reason else shards.FOUND
         counts[status] += 1
         labels = " ".join(map(str, segment.labels))
-        about = (segment.id, labels, segment.side or "", segment.fold or "")
+        about = (segment.id, labels, segment.split or "", segment.fold or "")
         if status == shards.FOUND:
             clips.update(repr(about).encode())
         at = (shard, outcome.record, outcome.samples) if status == shards.FOUND else ("", "", "")
@@ -54,8 +54,8 @@ def write_manifest(
         if not counts[shards.FOUND]:
             raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
         log(f"{len(unreadable):,} clips cannot be used; {first}")
-    sides = {row[2] for row in rows if row[4] == shards.FOUND}
-    if lacking := [side for side in ("train", "test") if not {side, ""} & sides]:
+    splits = {row[2] for row in rows if row[4] == shards.FOUND}
+    if lacking := [split for split in ("train", "test") if not {split, ""} & splits]:
         log(f"no {' and no '.join(lacking)} clip is here: a run needs one")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -73,7 +73,7 @@ def write_manifest(
         title=spec.title,
         terms=spec.terms,
         labels=listing.labels,
-        heads=tuple(HeadLabels(head.name, head.classes) for head in listing.heads),
+        heads=listing.heads,
         sample_rate=options.audio.sample_rate,
         coding=options.coding,
         listed=len(rows),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from datar_jax.filesystem import exclusive
 
 BLOCK = 1 << 18  # bytes held at once
 
@@ -21,33 +21,20 @@ def beside(path: Path, ending: str) -> Path:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock for a path, on file systems that have locks."""
-    lock = beside(path, "lock")
-    number = _locked(lock, path)
-    try:
-        yield
-    finally:
-        discard(lock)  # before it is released, so that the next holder sees that it was removed
-        os.close(number)
+def sole_writer(path: Path) -> Iterator[None]:
+    """Holds the lock on a path that is to be written.
 
-
-def _locked(lock: Path, path: Path) -> int:
-    while True:
-        number = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    Raises:
+      FetchError: another process is writing it.
+    """
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive(beside(path, "lock")))
         except BlockingIOError as error:
-            os.close(number)
             raise FetchError(
                 f"{path}: another process is writing it; wait for it, then run the same command"
             ) from error
-        except OSError:  # a file system without locks
-            return number
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(number), os.stat(lock)):
-                return number
-        os.close(number)  # it was released and removed in between
+        yield
 
 
 def discard(*paths: Path) -> None:

@@ -46,17 +46,17 @@ def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int
 
     Clips that are missing count, so that one that turns up later changes its own shard only.
     """
-    sides: dict[str, list[tuple[Segment, File | None]]] = collections.defaultdict(list)
+    splits: dict[str, list[tuple[Segment, File | None]]] = collections.defaultdict(list)
     for segment, file in zip(listing.segments, found):
-        sides[segment.side or "clips"].append((segment, file))
+        splits[segment.split or "clips"].append((segment, file))
     plans = []
-    for side, members in sides.items():
+    for split, members in splits.items():
         count = -(-len(members) // shard_clips)
         for i in range(count):
             there = [(segment, file) for segment, file in members[i * shard_clips : (i + 1) * shard_clips] if file]
             if there:
                 segments, files = zip(*there)
-                plans.append(Plan(f"{side}-{i:05d}-of-{count:05d}.array_record", segments, files))
+                plans.append(Plan(f"{split}-{i:05d}-of-{count:05d}.array_record", segments, files))
     return plans
 
 
@@ -65,6 +65,6 @@ def shard_key(plan: Plan, options: EncodeOptions) -> str:
     made_of = (shards.FORMAT, shards.PIECE, options.audio, options.coding)
     digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)
     for segment, file in zip(plan.segments, plan.files):
-        about = (segment.id, segment.labels, segment.side, segment.fold, segment.start, segment.end, file)
+        about = (segment.id, segment.labels, segment.split, segment.fold, segment.start, segment.end, file)
         digest.update(repr(about).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -16,14 +16,12 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
 import os
-import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +33,7 @@ from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
+from datar_jax.filesystem import atomic_writer
 
 FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
@@ -129,9 +128,9 @@ def prepare(
         log(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        with _whole(store_path) as store:
+        with atomic_writer(store_path) as store:
             index = _compute(dataset, audio, store, progress)
-        with _whole(index_path) as file:
+        with atomic_writer(index_path) as file:
             file.write(json.dumps(index).encode())
     except OSError as error:
         raise DataError(
@@ -155,41 +154,6 @@ def _key(dataset: Dataset, audio: AudioConfig) -> str:
             size, changed = -1, 0
         digest.update(repr((os.path.abspath(clip.path), size, changed, clip.start, clip.end)).encode())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when the block succeeds.
-
-    The lock on the temporary file ends with its writer, however that ends: what has none was left by one that was
-    killed, and goes.
-    """
-    for stale in path.parent.glob(f".{path.name}.*.partial"):
-        with contextlib.suppress(OSError), stale.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stale.unlink()
-    number, name = _locked(path)
-    try:
-        with os.fdopen(number, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
-def _locked(path: Path) -> tuple[int, str]:
-    """A new temporary file beside `path` and the lock on it."""
-    while True:
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        with contextlib.suppress(OSError):  # a file system without locks: there nothing is ever removed
-            fcntl.flock(number, fcntl.LOCK_EX)
-        if os.path.exists(name):
-            return number, name
-        os.close(number)  # another process took it for a stale one before it was locked
 
 
 def _compute(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from datar_jax.config import Config, ConfigError, check_windows
 from datar_jax.models.flops import count_parameters, macs_per_clip
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.estimate import hlo_cost as hlo
 from datar_jax.training.estimate.roofline import largest_batch, roofline
 from datar_jax.training.estimate.topology import Topology
@@ -105,13 +105,13 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
     usable = int(place.chip.memory * GIB)
     chips = devices(place)
     mesh = make_mesh(config.mesh, chips)
-    task = _task(config, place, batch, seconds, classes)
-    macs = macs_per_clip(task.config.model, classes, config.audio.n_mels, task.frames)
+    spec = _model_spec(config, place, batch, seconds, classes)
+    macs = macs_per_clip(spec.config.model, classes, config.audio.n_mels, spec.frames)
     hosts = len({chip.process_index for chip in chips})
-    state = abstract_state(task)
+    state = abstract_state(spec)
     state_bytes = _bytes_on_chip(state, mesh)
     start = time.perf_counter()
-    found = _compiled(task, mesh)
+    found = _compiled(spec, mesh)
     plan = Plan(
         topology=place.name,
         chips=place.chips,
@@ -122,14 +122,14 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
         fsdp=mesh.shape["fsdp"],
         seconds=seconds,
         mels=config.audio.n_mels,
-        frames=task.frames,
+        frames=spec.frames,
         classes=classes,
         dtype=config.model.dtype,
         remat=config.model.remat,
         parameters=count_parameters(state.params),
         macs_per_clip=macs,
         operations=6 * macs * batch,
-        clip_bytes=sum(each.size * each.dtype.itemsize for each in batch_shapes(task, 1).values()),
+        clip_bytes=sum(each.size * each.dtype.itemsize for each in batch_shapes(spec, 1).values()),
         compile_seconds=time.perf_counter() - start,
         usable_bytes=usable,
         needed_bytes=found if isinstance(found, int) else found.peak,
@@ -139,7 +139,7 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
         return plan
     other = (0, float(state_bytes))
     if largest:
-        twice = _compiled(_task(config, place, 2 * batch, seconds, classes), mesh)
+        twice = _compiled(_model_spec(config, place, 2 * batch, seconds, classes), mesh)
         other = (2 * batch, float(twice if isinstance(twice, int) else twice.peak))
     return _timed(plan, place, found, largest_batch(usable, (batch, found.peak), other), 2 if largest else 1)
 
@@ -223,7 +223,7 @@ def devices(place: Topology) -> list[Any]:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=place.name, **options).devices)
 
 
-def _task(config: Config, place: Topology, batch: int, seconds: float, classes: int) -> Task:
+def _model_spec(config: Config, place: Topology, batch: int, seconds: float, classes: int) -> ModelSpec:
     if batch % config.train.grad_accum_steps:
         raise ConfigError(
             f"--batch={batch}: train.grad_accum_steps={config.train.grad_accum_steps} does not divide it; "
@@ -233,7 +233,7 @@ def _task(config: Config, place: Topology, batch: int, seconds: float, classes: 
     check_windows(config, frames, f"--seconds={seconds:g}")
     train = msgspec.structs.replace(config.train, batch_size=batch * place.chips)
     model = msgspec.structs.replace(config.model, num_classes=classes)
-    return Task(msgspec.structs.replace(config, train=train, model=model), classes, frames, steps=1000)
+    return ModelSpec(msgspec.structs.replace(config, train=train, model=model), classes, frames, steps=1000)
 
 
 def _bytes_on_chip(tree: Any, mesh: Mesh) -> int:
@@ -242,9 +242,9 @@ def _bytes_on_chip(tree: Any, mesh: Mesh) -> int:
     return sum(math.prod(each.shard_shape(x.shape)) * x.dtype.itemsize for x, each in zip(leaves, places))
 
 
-def _compiled(task: Task, mesh: Mesh) -> Compiled | int:
+def _compiled(spec: ModelSpec, mesh: Mesh) -> Compiled | int:
     """The program's figures, or the bytes it would have needed."""
-    state = abstract_state(task)
+    state = abstract_state(spec)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
@@ -252,11 +252,11 @@ def _compiled(task: Task, mesh: Mesh) -> Compiled | int:
     )
     data = {
         name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=batch_sharding(mesh))
-        for name, each in batch_shapes(task, task.config.train.batch_size).items()
+        for name, each in batch_shapes(spec, spec.config.train.batch_size).items()
     }
     try:
         with jax.set_mesh(mesh):
-            program: Any = jit_train_step(task, mesh)
+            program: Any = jit_train_step(spec, mesh)
             program = program.lower(state, data).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from datar_jax.filesystem import atomic_write
 from datar_jax.metrics import format_metric
 
 LINE_SECONDS = 10.0  # at least so long between two plain lines
@@ -148,12 +149,8 @@ class MetricWriter:
         rows, damaged = read_rows(self._path)
         if damaged:
             self.say(f"{self._path}: left out what is no row, in line {', '.join(map(str, damaged))}")
-        whole = self._path.with_name(f"{self._path.name}.partial")
-        with whole.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows if row.get("split") != "test" and made(row))
-            file.flush()
-            os.fsync(file.fileno())
-        whole.replace(self._path)
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row.get("split") != "test" and made(row))
+        atomic_write(self._path, kept.encode())
 
     def _prefix(self) -> str:
         return f"{self._name}: " if self._name else ""

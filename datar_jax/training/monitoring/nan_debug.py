@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from datar_jax.models.spec import Batch, Task, spectrograms
+from datar_jax.models.spec import Batch, ModelSpec, spectrograms
 from datar_jax.training.sharding import replicated
 from datar_jax.training.train_step import TrainState, draw, loss_and_gradient
 
 
-def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: list[str]) -> str:
+def diagnose(spec: ModelSpec, mesh: Mesh, state: TrainState, batch: Batch, names: list[str]) -> str:
     """Runs a step's forward and backward pass again, with its own random draws, and looks at every layer.
 
     With `train.grad_accum_steps`, the forward pass is one over the whole batch: it drops other paths than the step did.
 
     Args:
-      task: static.
+      spec: static.
       mesh: on which the state lies.
       state: that the step began with; `step` is its number before it.
       batch: of the step, on the mesh, in decibels.
@@ -32,7 +32,7 @@ def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: lis
     Returns:
       A clause in English: where values that are not finite begin, and what to do.
     """
-    forward, order = _forward(task, mesh)
+    forward, order = _forward(spec, mesh)
     found = jax.device_get(forward(state, batch))
     lower = "lower optim.learning_rate"
     if bad := [name for name, fine in zip(names, found["clips"]) if not fine]:
@@ -44,14 +44,14 @@ def diagnose(task: Task, mesh: Mesh, state: TrainState, batch: Batch, names: lis
     weights = f" (weights that are not finite: {_some(broken)})" if broken else ""
     if first:
         return f"values that are not finite begin in the layer {first}{weights}; {lower}"
-    grads = jax.device_get(_backward(task, mesh)(state, batch))
+    grads = jax.device_get(_backward(spec, mesh)(state, batch))
     if bad := [name for name, fine in grads.items() if not fine]:
         return f"the forward pass is finite, the gradient is not, in {_some(bad)}; {lower}"
     return f"run again, with the weights of now, it is finite{weights}; {lower}"
 
 
 @cache
-def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict[str, Any]], list[str]]:
+def _forward(spec: ModelSpec, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict[str, Any]], list[str]]:
     """Finiteness of everything before the gradient, and layers in order of their outputs.
 
     That order, which a tree that goes through jit would lose, is known as soon as the function was called. Layers
@@ -66,8 +66,8 @@ def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict
         return True
 
     def forward(state: TrainState, batch: Batch) -> dict[str, Any]:
-        drawn, key = draw(task, state, batch)
-        _, kept = task.model(train=True).apply(
+        drawn, key = draw(spec, state, batch)
+        _, kept = spec.model(train=True).apply(
             {"params": state.params},
             drawn["mel"],
             drawn["frames"],
@@ -76,7 +76,7 @@ def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict
             mutable=["intermediates"],
         )
         return {
-            "clips": jnp.isfinite(spectrograms(task, batch)["mel"]).all((1, 2)),
+            "clips": jnp.isfinite(spectrograms(spec, batch)["mel"]).all((1, 2)),
             "drawn": _finite(drawn),
             "layers": {name: _finite(_at(kept["intermediates"], name)) for name in order},
             "params": _by_name(state.params),
@@ -86,12 +86,12 @@ def _forward(task: Task, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], dict
 
 
 @cache
-def _backward(task: Task, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Array]]:
+def _backward(spec: ModelSpec, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Array]]:
     """Which parameters have a finite gradient."""
 
     def backward(state: TrainState, batch: Batch) -> dict[str, Array]:
-        drawn, key = draw(task, state, batch)
-        return _by_name(loss_and_gradient(task, state.params, drawn, key)[1])
+        drawn, key = draw(spec, state, batch)
+        return _by_name(loss_and_gradient(spec, state.params, drawn, key)[1])
 
     return jax.jit(backward, out_shardings=replicated(mesh))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from datar_jax.models.flops import macs_per_clip
-from datar_jax.models.spec import Task
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.monitoring.accelerators import peak_flops
 
 
@@ -16,7 +16,7 @@ from datar_jax.training.monitoring.accelerators import peak_flops
 class Throughput:
     """Throughput since the end of the first step, which includes compilation, and data wait since the last row."""
 
-    task: Task
+    spec: ModelSpec
     mesh: Mesh
     count: int = 0
     waited: float = 0.0
@@ -27,7 +27,7 @@ class Throughput:
         if self.count == 1:
             self.started = time.monotonic()
         seconds = time.monotonic() - self.started
-        return (self.count - 1) * self.task.config.train.batch_size / seconds if self.count > 1 else 0.0
+        return (self.count - 1) * self.spec.config.train.batch_size / seconds if self.count > 1 else 0.0
 
     def data_wait(self) -> float:
         """Share of the time since the last row that went by waiting for a batch."""
@@ -41,16 +41,16 @@ class Throughput:
 
         `model_flop_utilisation` counts six operations per multiply-accumulate of the forward pass, none recomputed.
         """
-        task, rate = self.task, self.clips_per_second()
+        spec, rate = self.spec, self.clips_per_second()
         row = {
             "clips_per_second": rate,
-            "steps_per_second": rate / task.config.train.batch_size,
+            "steps_per_second": rate / spec.config.train.batch_size,
             "data_wait": self.data_wait(),
         }
         statistics = [device.memory_stats() or {} for device in self.mesh.local_devices]
         if used := [each["peak_bytes_in_use"] for each in statistics if "peak_bytes_in_use" in each]:
             row["device_memory_gib"] = max(used) / 2**30
         if peak := peak_flops(self.mesh.local_devices[0].device_kind):
-            macs = macs_per_clip(task.config.model, task.classes, task.config.audio.n_mels, task.frames)
+            macs = macs_per_clip(spec.config.model, spec.classes, spec.config.audio.n_mels, spec.frames)
             row["model_flop_utilisation"] = 6 * macs * rate / (peak * self.mesh.size)
         return row

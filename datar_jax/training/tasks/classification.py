@@ -53,7 +53,7 @@ def sigmoid_loss(logits_BxS: jax.Array, target_BxS: jax.Array, smoothing: float 
     return -jnp.mean(target_BxS * yes_BxS + (1 - target_BxS) * no_BxS, axis=-1)
 
 
-def loss(labels: Labels, heads: tuple[int, ...] = ()) -> Loss:
+def loss(labels: Labels, head_sizes: tuple[int, ...] = ()) -> Loss:
     """The loss for clips with one class of each head ("single") or any number of classes ("multi").
 
     Cross-entropies of several heads are summed: the negative log likelihood of their answers together. The baselines of
@@ -62,13 +62,13 @@ def loss(labels: Labels, heads: tuple[int, ...] = ()) -> Loss:
 
     Args:
       labels: which of the two.
-      heads: numbers of classes, S in all; none: one head.
+      head_sizes: numbers of classes, S in all; none: one head.
     """
     if labels == "multi":
         return sigmoid_loss
 
     def summed(logits_BxS: jax.Array, target_BxS: jax.Array, smoothing: float = 0.0) -> jax.Array:
-        parts = zip(split_heads(logits_BxS, heads), split_heads(target_BxS, heads))
+        parts = zip(split_heads(logits_BxS, head_sizes), split_heads(target_BxS, head_sizes))
         return functools.reduce(jnp.add, [softmax_loss(logits, target, smoothing) for logits, target in parts])
 
     return summed

@@ -124,7 +124,7 @@ def said(listing: Annotations) -> dict[str, tuple[object, ...]]:
 
 
 def where(s: Segment) -> tuple[object, ...]:
-    return s.side, s.fold, s.recording, s.start, s.end, s.naming
+    return s.split, s.fold, s.recording, s.start, s.end, s.naming
 
 
 # Every data set
@@ -141,7 +141,7 @@ def test_ids_are_unique_and_labels_are_classes(name: str, tmp_path: Path) -> Non
     classes = sum(len(head.classes) for head in listing.heads)
     for s in listing.segments:
         assert list(s.labels) == sorted(set(s.labels)) and s.labels[0] >= 0 and s.labels[-1] < classes
-        assert (s.side is None) != (s.fold is None)
+        assert (s.split is None) != (s.fold is None)
         assert s.cut or s.whole
         assert listing.labels == "multi" or len(s.labels) == len(listing.heads)
     for head in listing.heads:
@@ -255,7 +255,7 @@ def test_vggsound(tmp_path: Path) -> None:
         1.0,
         11.0,
     )
-    assert (third.labels, third.side, third.start, third.end, third.row) == ((0,), "train", 120.0, 130.0, 3)
+    assert (third.labels, third.split, third.start, third.end, third.row) == ((0,), "train", 120.0, 130.0, 3)
     assert listing.notes == ("4 classes, not 309: is a list cut short?",)
 
 
@@ -277,9 +277,9 @@ def test_vggsound_says_the_same_in_either_form(
     both = "".join(f'{v},{s},"class {c}, loud",{"test" if t else "train"}\n' for v, s, c, t in rows)
     put(one, {"stat.csv": stat, "vggsound.csv": both})
     put(two, {"stat.csv": stat})
-    for side in ("train", "test"):
-        text = "".join(f'{v}_{s:06d}.mp4,"class {c}, loud"\n' for v, s, c, t in rows if t == (side == "test"))
-        (two / f"{side}.csv").write_text(text)
+    for split in ("train", "test"):
+        text = "".join(f'{v}_{s:06d}.mp4,"class {c}, loud"\n' for v, s, c, t in rows if t == (split == "test"))
+        (two / f"{split}.csv").write_text(text)
     first, second = CORPORA["vggsound"].read(one), CORPORA["vggsound"].read(two)
     assert said(first) == said(second)
     assert len(first.segments) == len(rows)
@@ -303,7 +303,7 @@ def test_kinetics_sounds(tmp_path: Path) -> None:
         68.0,
     )
     assert (b.recording, b.start) == ("-1IlTIWPN_4", 27.0)
-    assert (c.id, c.side, c.start, c.end) == ("-3Mwkq-7TV4_000002_000012", "test", 2.0, 12.0)
+    assert (c.id, c.split, c.start, c.end) == ("-3Mwkq-7TV4_000002_000012", "test", 2.0, 12.0)
 
 
 KINETICS = {
@@ -316,9 +316,9 @@ KINETICS = {
 def test_kinetics_400_is_filtered_by_class(tmp_path: Path) -> None:
     listing = CORPORA["kinetics_sounds"].read(put(tmp_path, KINETICS))
     a, b = listing.segments
-    assert (a.id, CLASSES[a.labels[0]], a.side) == ("---QUuC4vJs_000084_000094", "playing guitar", "train")
-    assert (b.id, CLASSES[b.labels[0]], b.side) == ("--nQbRBEz2s_000104_000114", "singing", "test")
-    assert "val.csv is the test side" in listing.notes
+    assert (a.id, CLASSES[a.labels[0]], a.split) == ("---QUuC4vJs_000084_000094", "playing guitar", "train")
+    assert (b.id, CLASSES[b.labels[0]], b.split) == ("--nQbRBEz2s_000104_000114", "singing", "test")
+    assert "val.csv is the test split" in listing.notes
     assert "train.csv: 1 rows are left out, their action is none of the classes (the first: row 3)" in listing.notes
     assert any(note.startswith("classes that no row has: blowing nose, ") for note in listing.notes)
 
@@ -326,10 +326,10 @@ def test_kinetics_400_is_filtered_by_class(tmp_path: Path) -> None:
 def test_a_test_list_of_kinetics_makes_validation_what_it_is(tmp_path: Path) -> None:
     test = "label,youtube_id,time_start,time_end,split\nsinging,--1QbRBEz2s,1,11,test\n"
     listing = CORPORA["kinetics_sounds"].read(put(tmp_path, {**KINETICS, "test.csv": test}))
-    assert [s.side for s in listing.segments] == ["train", "validation", "test"]
+    assert [s.split for s in listing.segments] == ["train", "validation", "test"]
     unlabelled = "youtube_id,time_start,time_end,split\n--1QbRBEz2s,1,11,test\n"
     listing = CORPORA["kinetics_sounds"].read(put(tmp_path, {"test.csv": unlabelled}))
-    assert [s.side for s in listing.segments] == ["train", "test"]
+    assert [s.split for s in listing.segments] == ["train", "test"]
     assert "test.csv has no labels: it is not read" in listing.notes
 
 
@@ -354,7 +354,7 @@ def test_epic_kitchens_has_two_heads(tmp_path: Path) -> None:
     assert names == [("open", "cupboard"), ("take", "plate"), ("put", "plate")]
     a, b, c = listing.segments
     assert (a.id, *where(a)[:5]) == ("P01_01_0", "train", None, "P01_01", 0.14, 3.37)
-    assert (b.side, b.start, b.end) == ("test", 0.0, 1.89)
+    assert (b.split, b.start, b.end) == ("test", 0.0, 1.89)
     assert (c.start, c.end) == (3721.56, 3722.45)
 
 
@@ -372,7 +372,7 @@ def test_epic_sounds(tmp_path: Path) -> None:
     assert listing.heads[0].classes == ("ceramic / wood collision", "rustle")
     a, _, c = listing.segments
     assert (a.id, a.labels, *where(a)[:5]) == ("P01_11_1", (1,), "train", None, "P01_11", 3.065, 14.447)
-    assert (c.labels, c.side, c.start, c.end) == ((0,), "test", 2.069, 2.993)
+    assert (c.labels, c.split, c.start, c.end) == ((0,), "test", 2.069, 2.993)
 
 
 def test_epic_sounds_by_sample_or_by_clock(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_audioset(tmp_path: Path) -> None:
     a, b, c, d = listing.segments
     assert (a.id, a.labels, *where(a)[:5]) == ("-5-vmt2iKT0", (0, 2), "train", None, "-5-vmt2iKT0", 30.0, 40.0)
     assert (b.start, b.end, c.labels) == (0.0, 8.0, (0, 1, 4))
-    assert (d.side, d.labels, d.row) == ("test", (0,), 4)
+    assert (d.split, d.labels, d.row) == ("test", (0,), 4)
     assert a.labels is b.labels and a.start is c.start and a.naming is d.naming, "millions of rows share what they say"
 
 
@@ -428,7 +428,7 @@ def test_what_there_is_of_audioset_decides_what_training_is(tmp_path: Path) -> N
     row = 'AAAAAAAAAA{}, 30.000, 40.000, "/m/09x0r"\n'
     lists = LISTS["audioset"] | {"unbalanced_train_segments.csv": row.format(1) + row.format(2)}
     both = CORPORA["audioset"].read(put(tmp_path / "both", lists))
-    assert [s.side for s in both.segments] == ["train"] * 5 + ["test"]
+    assert [s.split for s in both.segments] == ["train"] * 5 + ["test"]
     assert "training is balanced_train_segments and unbalanced_train_segments" in both.notes
     one = CORPORA["audioset"].read(put(tmp_path / "one", lists, balanced_train_segments=""))
     assert [s.id for s in one.segments] == ["AAAAAAAAAA1", "AAAAAAAAAA2", "--xphBsUEdQ"]
@@ -460,7 +460,7 @@ def test_esc50(tmp_path: Path) -> None:
     ):
         listing = CORPORA["esc50"].read(folder)
         assert listing.heads[0].classes == ("dog", "chirping_birds", "vacuum_cleaner")
-        got = [(s.id, s.labels, s.side, s.fold, s.start, s.end) for s in listing.segments]
+        got = [(s.id, s.labels, s.split, s.fold, s.start, s.end) for s in listing.segments]
         assert got == [
             ("1-100032-A-0", (0,), None, 1, 0.0, 0.0),
             ("1-100038-A-14", (1,), None, 2, 0.0, 0.0),
@@ -472,7 +472,7 @@ def test_fsd50k(tmp_path: Path) -> None:
     listing = read("fsd50k", tmp_path)
     assert listing.labels == "multi"
     assert listing.heads[0].classes == ("Bass_guitar", "Electric_guitar", "Guitar")
-    assert [(s.id, s.labels, s.side) for s in listing.segments] == [
+    assert [(s.id, s.labels, s.split) for s in listing.segments] == [
         ("64760", (1, 2), "train"),
         ("345111", (0, 2), "validation"),
         ("5312", (2,), "train"),
@@ -483,7 +483,7 @@ def test_fsd50k(tmp_path: Path) -> None:
 def test_speech_commands_is_the_folder_of_its_files(tmp_path: Path) -> None:
     listing = read("speech_commands", tmp_path)
     assert listing.heads[0].classes == ("bed", "cat")
-    assert {s.id: (s.labels[0], s.side) for s in listing.segments} == {
+    assert {s.id: (s.labels[0], s.split) for s in listing.segments} == {
         "bed/026290a7_nohash_0": (0, "validation"),
         "bed/0c40e715_nohash_0": (0, "train"),
         "bed/gone_nohash_0": (0, "test"),  # listed, so that its absence is seen
@@ -500,11 +500,11 @@ def test_speech_commands_is_the_folder_of_its_files(tmp_path: Path) -> None:
     "name, stem, old, new, parts",
     [
         ("vggsound", "vggsound", "people marching", "people flying", ["row 1", "class='people flying'", "stat.csv"]),
-        ("vggsound", "vggsound", ",train", ",dev", ["row 2", "side='dev'", "train or test"]),
+        ("vggsound", "vggsound", ",train", ",dev", ["row 2", "split='dev'", "train or test"]),
         ("vggsound", "vggsound", ",30,", ",-3,", ["row 2", "second='-3'", "whole number"]),
-        ("vggsound", "vggsound", ",30,", ",", ["row 2", "3 cells", "4 columns (id, second, class, side)"]),
+        ("vggsound", "vggsound", ",30,", ",", ["row 2", "3 cells", "4 columns (id, second, class, split)"]),
         ("vggsound", "vggsound", "--0PQM4-hqg", "", ["row 2", "id=''", "empty"]),
-        ("vggsound", "vggsound", "---g-f_I2yQ,1", "--0PQM4-hqg,30", ["row 2", "another side", "row 1 of vggsound.csv"]),
+        ("vggsound", "vggsound", "---g-f_I2yQ,1", "--0PQM4-hqg,30", ["row 2", "another split", "row 1 of vggsound"]),
         ("kinetics_sounds", "my_train", ",4\r", ",31\r", ["row 1", "class='31'", "31 classes", "classes.txt"]),
         ("kinetics_sounds", "my_test", "-3Mwkq-7TV4_2", "-3Mwkq-7TV4", ["row 1", "clip='-3Mwkq-7TV4'"]),
         ("kinetics_sounds", "my_test", "_2,10", "_2,ten", ["row 1", "seconds='ten'"]),
@@ -529,7 +529,7 @@ def test_speech_commands_is_the_folder_of_its_files(tmp_path: Path) -> None:
         ("fsd50k", "vocabulary", "2,Guitar", "2,Bass_guitar", ["row 3", "index='2'"]),
         ("fsd50k", "eval", "37199", "64760", ["row 2", "64760", "row 2 of dev.csv"]),
         ("speech_commands", "testing_list", "cat/", "cow/", ["row 1", "cow/0c40e715_nohash_0.wav"]),
-        ("speech_commands", "testing_list", "cat/0c40e715", "bed/026290a7", ["row 1", "another side"]),
+        ("speech_commands", "testing_list", "cat/0c40e715", "bed/026290a7", ["row 1", "another split"]),
     ],
 )  # fmt: skip
 def test_an_error_names_file_row_and_column(

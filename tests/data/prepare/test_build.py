@@ -52,8 +52,10 @@ def listing(folder, *segments):
     return Annotations(segments, heads, "single", (folder / "list.csv",), ("a note",))
 
 
-def segment(name, label, side, cut=(), whole=(), start=0.0, end=0.0, row=0):
-    return Segment(name, (label,), side, None, FilePatterns(cut, whole), "", start, end, "list.csv" if row else "", row)
+def segment(name, label, split, cut=(), whole=(), start=0.0, end=0.0, row=0):
+    return Segment(
+        name, (label,), split, None, FilePatterns(cut, whole), "", start, end, "list.csv" if row else "", row
+    )
 
 
 def spec(read):
@@ -485,7 +487,7 @@ def test_shards_that_no_card_names_are_taken_away(small, tmp_path):
     assert "3 shards of an earlier preparation are removed, the first: train-00000-of-00003.array_record" in lines
     run(small, tmp_path / "whole", dataclasses.replace(RECIPE, shard_clips=100))
     assert content(out) == content(tmp_path / "whole")
-    # The only clip of the test side: no sound any more, and then no file.
+    # The only clip of the test split: no sound any more, and then no file.
     (small[1] / "short.ogg").write_bytes(b"nothing")
     for here in (True, False):
         run(small, out, dataclasses.replace(RECIPE, shard_clips=100))

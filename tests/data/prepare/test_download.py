@@ -588,8 +588,8 @@ def test_what_another_process_was_quicker_with_is_taken(server, tmp_path, monkey
         (tmp_path / "sounds" / "read me").write_text("theirs")
         yield
 
-    monkeypatch.setattr(module, "alone", waited)
-    monkeypatch.setattr(unpacking, "alone", waited)
+    monkeypatch.setattr(module, "sole_writer", waited)
+    monkeypatch.setattr(unpacking, "sole_writer", waited)
     assert fetch(of(server), tmp_path) == tmp_path / "sounds.zip"
     assert server.seen == []
     shutil.rmtree(tmp_path / "sounds")

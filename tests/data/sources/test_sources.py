@@ -16,7 +16,7 @@ from datar_jax.audio.framing import columns, num_samples, to_int16
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import SpectrogramCache, WaveformCache, prepare
-from datar_jax.models.spec import Task, spectrograms
+from datar_jax.models.spec import ModelSpec, spectrograms
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step
 from tests.helpers import sound
@@ -62,7 +62,7 @@ def test_the_device_computes_the_batches_of_the_host(stores, draw):
     dataset, features, waves = stores
     more = (7, c.DataConfig()) if draw is train_batches else ()
     indices, window = np.arange(len(dataset)), 20
-    task = Task(c.Config(audio=DEVICE, model=SMALL), 2, window, 10)
+    spec = ModelSpec(c.Config(audio=DEVICE, model=SMALL), 2, window, 10)
     hosts, devices = (iter(draw(store, dataset, indices, window, 4, *more)) for store in (features, waves))
     for _ in range(2):
         host, device = next(hosts), next(devices)
@@ -70,7 +70,7 @@ def test_the_device_computes_the_batches_of_the_host(stores, draw):
         assert device["samples"].shape == (4, num_samples(DEVICE, window)) and device["samples"].dtype == np.int16
         for name in set(host) & set(device):
             np.testing.assert_array_equal(host[name], device[name])
-        np.testing.assert_allclose(spectrograms(task, device)["mel"], host["mel"], rtol=0, atol=0.05)
+        np.testing.assert_allclose(spectrograms(spec, device)["mel"], host["mel"], rtol=0, atol=0.05)
 
 
 def test_a_short_clip_is_padded_with_nothing_that_lay_in_memory(stores, monkeypatch):
@@ -89,19 +89,19 @@ def test_a_step_learns_the_same_from_either_front_end(stores):
     mesh = make_mesh(c.MeshConfig(data=1), jax.devices()[:1])
     losses, scores = [], []
     for store in (features, waves):
-        task = Task(c.Config(audio=store.audio, model=SMALL), 2, 20, 10)
+        spec = ModelSpec(c.Config(audio=store.audio, model=SMALL), 2, 20, 10)
         batches = train_batches(store, dataset, np.arange(len(dataset)), 20, 4, 0, c.DataConfig())
-        state = init_state(task, mesh, -30.0, 20.0)
+        state = init_state(spec, mesh, -30.0, 20.0)
         first = next(batches)
         batches.close()
-        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), batch_shapes(task, 4))
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), batch_shapes(spec, 4))
         assert shapes == {name: (x.shape, x.dtype) for name, x in first.items()}
         sound_only = {name: x for name, x in first.items() if name != "target"}
-        scores.append(jit_eval_step(task, mesh)(state.params, state.statistics, sound_only))
-        losses.append(float(jit_train_step(task, mesh)(state, first)[1]["loss"]))
+        scores.append(jit_eval_step(spec, mesh)(state.params, state.statistics, sound_only))
+        losses.append(float(jit_train_step(spec, mesh)(state, first)[1]["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     np.testing.assert_allclose(*scores, atol=1e-3)
-    assert abstract_state(task).step.dtype == jnp.int32
+    assert abstract_state(spec).step.dtype == jnp.int32
 
 
 def test_stores_travel_to_reading_processes_as_paths(stores):

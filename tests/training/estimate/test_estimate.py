@@ -540,7 +540,7 @@ def test_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "macs_per_clip", lambda *_: 1)
     monkeypatch.setattr(plan, "abstract_state", cache(abstract_state))
     monkeypatch.setattr(plan, "devices", lambda place: jax.devices()[: place.chips])
-    monkeypatch.setattr(plan, "_compiled", lambda task, mesh: answers[task.config.train.batch_size // mesh.size])
+    monkeypatch.setattr(plan, "_compiled", lambda spec, mesh: answers[spec.config.train.batch_size // mesh.size])
 
     def using(gib: float) -> plan.Compiled:
         return plan.Compiled(0, 0, int(gib * 2**30), 0.0, 0.0, hlo.Work(1, Counter()))

@@ -18,8 +18,8 @@ from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.config import DataConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import TrainBatches
-from datar_jax.data.splits import Split
-from datar_jax.models.spec import Task
+from datar_jax.data.splits import Splits
+from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import TrainingError
 from datar_jax.training.input_pipeline import FoldPipeline
 from datar_jax.training.monitoring.metric_writer import MetricWriter
@@ -30,14 +30,14 @@ from tests.training.test_train_step import CLASSES, FRAMES, SMALL, STEPS, B, bat
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-TASK = Task(SMALL, CLASSES, FRAMES, STEPS)
+TASK = ModelSpec(SMALL, CLASSES, FRAMES, STEPS)
 NAMES = [f"dog/{i}.wav" for i in range(B)]
 
 
-def said(params: Any = None, clips: dict[str, np.ndarray] | None = None, task: Task = TASK) -> str:
+def said(params: Any = None, clips: dict[str, np.ndarray] | None = None, spec: ModelSpec = TASK) -> str:
     state = start(SMALL)
     state = put(state.replace(params=params or state.params), mesh_of(1))
-    return diagnose(task, mesh_of(1), state, jax.device_put(clips or batch()), NAMES)
+    return diagnose(spec, mesh_of(1), state, jax.device_put(clips or batch()), NAMES)
 
 
 def poisoned(*path: str) -> Any:
@@ -83,7 +83,7 @@ def test_parameters_are_named_whose_gradient_alone_is_not_finite(monkeypatch: py
         return cross_entropy(logits, target, smoothing) + jnp.sqrt(0 * jnp.square(logits[:, 0]))
 
     monkeypatch.setattr(objective, "loss", lambda labels, heads: steep)
-    text = said(task=Task(SMALL, CLASSES, FRAMES, STEPS + 1))  # another task: programs are kept
+    text = said(spec=ModelSpec(SMALL, CLASSES, FRAMES, STEPS + 1))  # another spec: programs are kept
     assert text.startswith("the forward pass is finite, the gradient is not, in head/bias, head/kernel, ")
     assert " more; lower" in text
 
@@ -91,7 +91,7 @@ def test_parameters_are_named_whose_gradient_alone_is_not_finite(monkeypatch: py
 class Clips(FoldPipeline):
     """Every batch is the same, with one clip that is not finite from the third batch on."""
 
-    def train_batches(self, task: Task) -> TrainBatches:
+    def train_batches(self, spec: ModelSpec) -> TrainBatches:
         def read(number: int) -> dict[str, np.ndarray]:
             clips = {**batch(), "mel": batch()["mel"].copy()}
             clips["mel"][2, 0, 0] += np.inf if number >= 2 else 0
@@ -105,14 +105,14 @@ class Clips(FoldPipeline):
 
 def test_a_run_stops_at_the_limit_and_tells_step_and_clips(tmp_path: Path) -> None:
     config = with_train(SMALL, max_skipped=3, epochs=5)
-    task = Task(msgspec.structs.replace(config, data=DataConfig(threads=1)), CLASSES, FRAMES, STEPS)
+    spec = ModelSpec(msgspec.structs.replace(config, data=DataConfig(threads=1)), CLASSES, FRAMES, STEPS)
     dataset = Dataset(tuple(Clip(name, name, (0,)) for name in NAMES), ("a", "b", "c", "d"))
     none = np.zeros(0, np.int64)
-    material = Clips(None, dataset, Split(np.arange(B), none, none, ()), -40.0, 15.0)  # type: ignore[arg-type]
+    material = Clips(None, dataset, Splits(np.arange(B), none, none, ()), -40.0, 15.0)  # type: ignore[arg-type]
     report = MetricWriter(tmp_path, Console(quiet=True))
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
     with pytest.raises(TrainingError) as error:
-        fit(task, mesh_of(1), material, checkpoints, report)
+        fit(spec, mesh_of(1), material, checkpoints, report)
     report.end()
     checkpoints.close()
     text = str(error.value)
