@@ -29,7 +29,7 @@ from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources import array_record
 from datar_jax.data.sources.base import ClipSource, usable
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.filesystem import storage_path
 from datar_jax.models.flops import macs
 from datar_jax.training.sharding import batch_sharding, make_mesh
@@ -161,7 +161,7 @@ def opened(root: Path, folder: Path, origin: str, audio: AudioConfig) -> tuple[D
     """The clips of one origin; a cache is made where there is none."""
     if origin == "cache":
         dataset = read_dataset(DataConfig(root=str(root)))
-        return dataset, prepare(dataset, audio, folder / "cache")
+        return dataset, open_cache(dataset, audio, folder / "cache")
     dataset = read_dataset(DataConfig(root=str(folder / origin), kind="prepared"))
     assert dataset.card
     there = storage_path(str(folder / origin), "--workdir")

@@ -12,12 +12,13 @@ import soundfile
 
 from datar_jax.config import DataConfig
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Head, Segment
-from datar_jax.data.prepare.build import prepare
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
+from datar_jax.data.prepare.build import build_dataset
 from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic_sounds import KINDS, render
 from datar_jax.filesystem import storage_path
+from datar_jax.labels import Head
 
 RATE = 44_100  # Hz of the recordings
 
@@ -44,7 +45,7 @@ def shard(sounds: Path, out: Path, recipe: EncodeOptions) -> None:
 
     corpus = DatasetSpec("sounds of a benchmark", read, "", "")
     folders = storage_path(str(sounds), "--root"), storage_path(str(out), "--workdir")
-    prepare("benchmark", corpus, sounds, *folders, recipe, lambda done, total: None, lambda line: None)
+    build_dataset("benchmark", corpus, sounds, *folders, recipe, lambda done, total: None, lambda line: None)
 
 
 def list_more(prepared: Path, out: Path, train: int, test: int) -> None:

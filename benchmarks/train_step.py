@@ -37,7 +37,7 @@ from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import init_state, jit_eval_step, jit_train_step
 
 CLASSES = 50
-PARTS = ("stem and downsampling", "L", "S", "D", "MLP", "norms and residuals", "augmentation", "optimiser", "other")
+PARTS = ("stem and downsampling", "L", "S", "D", "MLP", "norms and residuals", "augmentation", "optimizer", "other")
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def part_of(name: str, config: Config) -> str:
         return "MLP" if module == "mlp" else "norms and residuals"
     if re.search(r"/(stem|down_\d)/", name):
         return "stem and downsampling"
-    for scope, part in (("augment", "augmentation"), ("optimiser", "optimiser"), ("DATAR", "norms and residuals")):
+    for scope, part in (("augment", "augmentation"), ("optimizer", "optimizer"), ("DATAR", "norms and residuals")):
         if scope in name:
             return part
     return "other"

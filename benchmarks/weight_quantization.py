@@ -102,7 +102,7 @@ def main() -> None:
 def score(saved: PretrainedModel, config: Config, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, S) and true classes (N,) of the test clips, as `datar_jax evaluate` does."""
     model = saved.description
-    assert model.normalisation is not None
+    assert model.normalization is not None
     if model.config.data.labels != "single":
         raise ConfigError(f"{saved.source}: has several labels a clip; give models of one label")
     data = msgspec.structs.replace(config.data, cache=str(cache))
@@ -113,7 +113,7 @@ def score(saved: PretrainedModel, config: Config, cache: Path) -> tuple[np.ndarr
     store = open_source(config, dataset, cache, Console(stderr=True))
     indices, _ = usable(store, chosen)
     spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(model.heads.values()))
-    statistics = np.array(model.normalisation, np.float32)
+    statistics = np.array(model.normalization, np.float32)
     score_NxS, target_NxS = score_clips(spec, make_mesh(config.mesh), store, dataset, saved.params, statistics, indices)
     return score_NxS, target_NxS.argmax(1)
 

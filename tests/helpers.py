@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from datar_jax import config as c
+from datar_jax.labels import Head
 
 
 def sound(audio, seconds=1.0, seed=0):
@@ -30,6 +31,11 @@ def build(module: Any, shape: tuple[int, ...], seed: int = 0) -> tuple[Any, np.n
     x = np.random.default_rng(seed + 1).normal(size=shape).astype(np.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     return noisy(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params), seed), x
+
+
+def head(name: str, size: int) -> Head:
+    """A classification head whose classes are `name 0`, `name 1` and so on."""
+    return Head(name, tuple(f"{name} {i}" for i in range(size)))
 
 
 # One deformable block: cheap to compile.

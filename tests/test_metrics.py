@@ -13,6 +13,7 @@ from sklearn import metrics as reference
 
 from datar_jax import metrics
 from datar_jax.labels import head_slices
+from tests.helpers import head
 
 
 @st.composite
@@ -152,7 +153,7 @@ def answered(draw):
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     score = rng.integers(0, levels, (clips, sum(sizes))) / levels
     target = np.concatenate([np.eye(size)[rng.integers(0, size, clips)] for size in sizes], axis=1)
-    return score, target, list(zip(("verb", "noun", "where"), sizes, strict=False))
+    return score, target, [*map(head, ("verb", "noun", "where"), sizes)]
 
 
 @given(answered(), st.integers(1, 9))
@@ -162,7 +163,7 @@ def test_joint_top_k_is_the_rank_of_the_true_combination_among_all(case, k):
     for row, true in zip(score, target > 0, strict=True):
         parts = list(head_slices(heads).values())
         ranked = [sorted(zip(-row[part], ~true[part], strict=True), key=lambda x: x[0]) for part in parts]
-        ranked = [[(-minus, not wrong) for minus, wrong in head] for head in ranked]
+        ranked = [[(-minus, not wrong) for minus, wrong in part] for part in ranked]
         every = [(math.prod(s for s, _ in each), all(t for _, t in each)) for each in itertools.product(*ranked)]
         hits += any(right for _, right in sorted(every, key=lambda x: -x[0])[:k])
     assert metrics.joint_top_k(score, target, heads, k) == pytest.approx(hits / len(score))
@@ -171,7 +172,7 @@ def test_joint_top_k_is_the_rank_of_the_true_combination_among_all(case, k):
 def test_an_action_is_ranked_by_the_product_and_not_by_each_head():
     # true is the second of each head; products: .25, .15, .15, .10, .10, .09
     score, target = [[0.5, 0.3, 0.2, 0.5, 0.3, 0.2]], [[0, 1, 0, 0, 1, 0]]
-    heads = (("verb", 3), ("noun", 3))
+    heads = (head("verb", 3), head("noun", 3))
     assert [metrics.joint_top_k(score, target, heads, k) for k in range(1, 8)] == [0, 0, 0, 0, 0, 1, 1]
     row = metrics.evaluate(score, target, "single", heads)
     assert (row["verb_top5"], row["noun_top5"], row["action_top5"]) == (1, 1, 0)
@@ -205,11 +206,11 @@ def test_several_heads_with_any_number_of_labels_have_the_numbers_over_all_class
 
 @given(scored(single=True))
 def test_one_head_is_no_head(case):
-    assert metrics.evaluate(*case, "single", [("class", case[0].shape[1])]) == metrics.evaluate(*case)
+    assert metrics.evaluate(*case, "single", [head("class", case[0].shape[1])]) == metrics.evaluate(*case)
 
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
-@pytest.mark.parametrize("heads", [(), (("class", 6),), (("verb", 2), ("noun", 4))])
+@pytest.mark.parametrize("heads", [(), (head("class", 6),), (head("verb", 2), head("noun", 4))])
 def test_what_a_run_is_judged_by_is_one_of_its_numbers(labels, heads):
     target = np.concatenate([np.eye(2)[[0, 1, 1]], np.eye(4)[[0, 2, 3]]], axis=1)
     name = metrics.primary_metric(labels, heads)

@@ -34,7 +34,7 @@ from datar_jax.data import synthetic as synthesis
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import bad_clips_report, default_window_frames, statistics, usable
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 
 # MB above what one good file and one batch need. A thread per core decodes blocks of 4 MB and holds one clip (here at
 # most two and a half minutes, 9 MB), a copy of it and a piece of its spectrum (27 MB). The rest is for all: eight
@@ -83,7 +83,7 @@ def pipeline(root: Path, cache: Path) -> dict[str, Any]:
 def read(root: Path, cache: Path, audio: AudioConfig, progress: Callable[[int, int], None]) -> Any:
     """What `train.py` does before its first step: yields (what, value)."""
     dataset = read_dataset(DataConfig(root=str(root)))
-    features = prepare(dataset, audio, cache, progress)
+    features = open_cache(dataset, audio, cache, progress)
     yield "clips", [clip.name for clip in dataset.clips]
     yield "frames", features.frames.tolist()
     yield "bad", features.bad
@@ -100,7 +100,7 @@ def read(root: Path, cache: Path, audio: AudioConfig, progress: Callable[[int, i
         seen.update(batch["clip"][batch["mask"] > 0].tolist())
     yield "seen", sorted(seen)
     yield "finite", bool(all(trained))
-    again = prepare(dataset, audio, cache, lambda done, total: sys.exit("the cache was not found again"))
+    again = open_cache(dataset, audio, cache, lambda done, total: sys.exit("the cache was not found again"))
     yield "kept", bool(again.bad == features.bad and np.array_equal(again.frames, features.frames))
 
 

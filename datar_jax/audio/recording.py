@@ -32,7 +32,7 @@ from datar_jax.config import AudioConfig
 
 KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
 
-Reads = Literal["mel", "samples", "waveform"]
+InputKind = Literal["mel", "samples", "waveform"]
 Row = dict[str, Any]  # arrays and numpy scalars: what one window adds to each array of a batch
 
 
@@ -56,13 +56,13 @@ class Recording:
         """Length of the recording."""
         return self.length / self.audio.sample_rate
 
-    def windows(self, starts: Iterable[int], frames: int, reads: Reads) -> Iterator[Row]:
+    def windows(self, starts: Iterable[int], frames: int, input_kind: InputKind) -> Iterator[Row]:
         """Yields the windows that start at given frames; stacked, they form a batch.
 
         Args:
           starts: first column of each, ascending, less than `frames` of the recording.
           frames: columns of a window; where the recording ends before, the rest is padding.
-          reads: what the model takes.
+          input_kind: what the model takes.
 
         Yields:
           For "mel" `mel` float32 (F, T) in decibels, padded with the floor, and `frames` int32, its valid columns. For
@@ -74,8 +74,8 @@ class Recording:
         Raises:
           AudioError: the file is no longer the one that was measured.
         """
-        cut = {"mel": self._mel, "samples": self._samples, "waveform": self._waveform}[reads]
-        bounds = self._reach if reads != "waveform" else self._span
+        cut = {"mel": self._mel, "samples": self._samples, "waveform": self._waveform}[input_kind]
+        bounds = self._reach if input_kind != "waveform" else self._span
         samples = _Rolling(self)
         for start in map(int, starts):
             first, last = bounds(start, frames)
@@ -142,7 +142,7 @@ class _Rolling:
 
 
 def measure(path: str | Path, audio: AudioConfig) -> Recording:
-    """Reads a sound file to its end, so that every defect is found before any result is reported.
+    """InputKind a sound file to its end, so that every defect is found before any result is reported.
 
     Args:
       path: any format that libsndfile reads, of any length.

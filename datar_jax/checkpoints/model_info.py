@@ -59,7 +59,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return self.config.audio
 
     @property
-    def normalisation(self) -> tuple[float, float] | None:
+    def normalization(self) -> tuple[float, float] | None:
         """Mean and standard deviation in dB; None for a model that was not trained on spectrograms."""
         return None if self.mean_db is None or self.std_db is None else (self.mean_db, self.std_db)
 

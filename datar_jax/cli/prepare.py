@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from datar_jax.data.datasets import CORPORA
-    from datar_jax.data.prepare.build import prepare as write
+    from datar_jax.data.prepare.build import build_dataset
     from datar_jax.data.prepare.download import fetch
     from datar_jax.data.prepare.encode import EncodeOptions
     from datar_jax.data.prepare.extract import unpack
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
                 archive = fetch(download, given.fetch, _counter(bar, f"bytes of {download.name}"))
                 lists = unpack(archive, given.fetch / download.name.partition(".")[0])
                 sounds = str(lists)
-            info = write(
+            info = build_dataset(
                 given.name,
                 spec,
                 lists,

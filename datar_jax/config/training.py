@@ -1,4 +1,4 @@
-"""Settings of a training run: augmentation, optimiser, initial weights, loop and mesh."""
+"""Settings of a training run: augmentation, optimizer, initial weights, loop and mesh."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def export(
         raise ModelError(f"{saved.notes[0]}; to export those, give that checkpoint: {Path(path).name}/checkpoints/STEP")
     if saved.params is None:
         raise ModelError(f"{saved.source}: a program, without weights to export; give the run, or an export of weights")
-    if form in ("stablehlo", "onnx") and saved.description.normalisation is None:
+    if form in ("stablehlo", "onnx") and saved.description.normalization is None:
         raise ModelError(f"{saved.source}: not trained on audio; train it first (configs/finetune.py, init.from)")
     if form not in get_args(Format):
         raise ModelError(f"--format={form}: give one of {', '.join(get_args(Format))}")
@@ -151,10 +151,10 @@ def _waveform_model(model: ModelInfo, sampler: Method = "auto") -> tuple[Wavefor
     """The function from waveforms to probabilities, and the number of samples of its window."""
     from datar_jax.export.waveform_model import make_waveform_model
 
-    assert model.normalisation
+    assert model.normalization
     sizes = tuple(head.size for head in model.heads)
     function = make_waveform_model(
-        model.config, sizes, len(model.labels), model.frames, *model.normalisation, sampler=sampler
+        model.config, sizes, len(model.labels), model.frames, *model.normalization, sampler=sampler
     )
     return function, window_samples(model.audio, model.frames)
 

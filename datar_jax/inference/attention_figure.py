@@ -51,7 +51,7 @@ def save_attention_figure(
       path: the file to write, PNG, PDF or SVG as its name ends; its folder is made.
       mel_FxT: the spectrogram in decibels; only its columns that are sound are drawn.
       audio: the front end it came from.
-      inside: from `attention_maps.inspect`, of the same frames.
+      inside: from `attention_maps.compute_attention_maps`, of the same frames.
       score_S: probabilities.
       labels: of the S classes.
       events: detected events; may be empty.

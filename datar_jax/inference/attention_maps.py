@@ -81,7 +81,7 @@ class AttentionMaps:
     frames: int
 
 
-def inspect(
+def compute_attention_maps(
     config: ModelConfig,
     params: Any,
     classes: int,
@@ -100,7 +100,7 @@ def inspect(
       classes: width of the head.
       mels: mel bins that the model reads.
       frames: length that its position tables were made for.
-      mel_FxT: normalised spectrogram, float; T may differ from `frames`.
+      mel_FxT: normalized spectrogram, float; T may differ from `frames`.
       valid: its first columns that are sound; the rest is padding.
 
     Raises:
@@ -130,7 +130,7 @@ def inspect(
                 sound=-(-valid // 2 ** (stage + 2)),
                 grid=(rows, times),
                 scale=2 ** (stage + 2),
-                first=first_centre(config, stage),
+                first=first_center(config, stage),
                 reference_Nx2=_references(config, sizes[stage], (rows, times)),
                 position_GxNx2=position_GxFxTx2.reshape(groups, -1, 2),
                 **kept,
@@ -144,7 +144,7 @@ def deformable_blocks(config: ModelConfig) -> list[tuple[int, int]]:
     return [(i, j) for i, letters in enumerate(config.spec) for j, letter in enumerate(letters) if letter == "D"]
 
 
-def first_centre(config: ModelConfig, stage: int) -> float:
+def first_center(config: ModelConfig, stage: int) -> float:
     """Bin (and frame) on which the first pixel of a stage's map is centred.
 
     A patch is centred on its middle. A 3x3 convolution of stride 2 with a rim of one is centred on every other pixel

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.decode import AudioError
 from datar_jax.audio.framing import eval_window_starts
-from datar_jax.audio.recording import Batch, Reads, Recording, measure
+from datar_jax.audio.recording import Batch, InputKind, Recording, measure
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
@@ -46,7 +46,7 @@ class AudioClassifier:
     """Classifies and embeds sounds as in evaluation: views of a long clip are averaged.
 
     Attributes:
-      description: settings, classes, normalisation, where it comes from.
+      description: settings, classes, normalization, where it comes from.
       source: where it was read, for a person.
       notes: what a person should know of how it was read.
       params: its weights, float32; None of an exported program.
@@ -54,7 +54,7 @@ class AudioClassifier:
       heads: name and classes of each head; none: one head over all classes.
       audio: the front end.
       frames: columns of a window.
-      reads: what a batch holds, see `recording.Recording.windows`.
+      input_kind: what a batch holds, see `recording.Recording.windows`.
     """
 
     description: ModelInfo
@@ -65,7 +65,7 @@ class AudioClassifier:
     heads: tuple[Head, ...]
     audio: AudioConfig
     frames: int
-    reads: Reads
+    input_kind: InputKind
 
     def __init__(self, saved: PretrainedModel) -> None:
         self.description, self.source, self.params = saved.description, saved.source, saved.params
@@ -73,18 +73,18 @@ class AudioClassifier:
         self.labels, self.heads = saved.description.labels, saved.description.heads
         self.audio, self.frames = saved.description.audio, saved.description.frames
         if saved.program:
-            self.reads = "waveform"
+            self.input_kind = "waveform"
             self._program = _open_program(saved.program)
             return
-        if saved.description.normalisation is None:
+        if saved.description.normalization is None:
             raise ModelError(f"{saved.source}: never trained on sound; fine-tune it first (configs/finetune.py)")
-        self.reads = "mel" if self.audio.frontend == "host" else "samples"
+        self.input_kind = "mel" if self.audio.frontend == "host" else "samples"
         config = saved.description.config
         model = msgspec.structs.replace(config.model, remat=False)  # there is no backward pass
         sizes = tuple(head.size for head in saved.description.heads)
         spec = ModelSpec(msgspec.structs.replace(config, model=model), len(self.labels), self.frames, 1, sizes)
         # jnp.asarray would compile a program for each shape: half a second for the smallest model.
-        statistics_2 = np.array(saved.description.normalisation, np.float32)
+        statistics_2 = np.array(saved.description.normalization, np.float32)
         self._statistics, self._weights = jax.device_put((statistics_2, saved.params))
         self._forward = jax.jit(partial(_forward, spec))
 
@@ -111,7 +111,7 @@ class AudioClassifier:
 
     def score(self, batch: Batch) -> NDArray[np.float32]:
         """Probabilities of a batch of windows, (B, S); the batch as `reads` says."""
-        if self.reads == "waveform":
+        if self.input_kind == "waveform":
             return self._program(batch["waveform"], batch["length"], batch["start"])
         return np.asarray(self._forward(self._weights, self._statistics, batch)["scores"])
 
@@ -125,7 +125,7 @@ class AudioClassifier:
         Raises:
           ModelError: the model is an exported program, which gives probabilities only.
         """
-        if self.reads == "waveform":
+        if self.input_kind == "waveform":
             raise ModelError(f"{self.source}: a program gives probabilities only; use an export of its weights")
         return {name: np.asarray(x) for name, x in self._forward(self._weights, self._statistics, batch).items()}
 
@@ -156,7 +156,7 @@ def _forward(spec: ModelSpec, params: Any, statistics: jax.Array, batch: Any) ->
 
 def _batches(recording: Recording, starts: NDArray[np.int64], model: AudioClassifier) -> Iterator[Batch]:
     """Yields batches of equal size, at most `BATCH` windows; the last one is padded."""
-    rows = recording.windows(starts.tolist(), model.frames, model.reads)
+    rows = recording.windows(starts.tolist(), model.frames, model.input_kind)
     size = min(len(starts), BATCH)
     while block := [row for _, row in zip(range(size), rows)]:
         block += block[:1] * (size - len(block))

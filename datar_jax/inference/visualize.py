@@ -17,13 +17,13 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     from datar_jax.audio.log_mel_jax import normalize
     from datar_jax.audio.recording import measure
     from datar_jax.inference.attention_figure import save_attention_figure
-    from datar_jax.inference.attention_maps import inspect
+    from datar_jax.inference.attention_maps import compute_attention_maps
     from datar_jax.inference.predict import predict_files
     from datar_jax.inference.windows import FailedFile
     from datar_jax.models.heads import probabilities
 
     description, audio = model.description, model.audio
-    if model.params is None or description.normalisation is None:
+    if model.params is None or description.normalization is None:
         raise ModelError(
             f"{model.source}: an exported program has no attention maps; give a run, or an export of weights"
         )
@@ -42,9 +42,9 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
         raise ConfigError(f"--at={at:g}: {file} ends at {recording.seconds:.2f} s")
     row = next(recording.windows([start], model.frames, "mel"))
     valid = int(row["frames"])
-    mel_FxT = np.asarray(normalize(row["mel"], *description.normalisation))
+    mel_FxT = np.asarray(normalize(row["mel"], *description.normalization))
     shape, classes = description.config.model, len(model.labels)
-    inside = inspect(shape, model.params, classes, audio.n_mels, model.frames, mel_FxT, valid)
+    inside = compute_attention_maps(shape, model.params, classes, audio.n_mels, model.frames, mel_FxT, valid)
     sizes = tuple(head.size for head in model.heads)
     score_S = np.asarray(probabilities(jnp.asarray(inside.logits_S)[None], description.config.data.labels, sizes)[0])
     began, ended = start / second, min((start + valid) / second, recording.seconds)

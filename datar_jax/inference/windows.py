@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from datar_jax.audio.decode import SUFFIXES, AudioError
-from datar_jax.audio.recording import Batch, Reads, Recording, Row, measure, plan_windows
+from datar_jax.audio.recording import Batch, InputKind, Recording, Row, measure, plan_windows
 from datar_jax.config import AudioConfig
 from datar_jax.filesystem import walk_folders
 
@@ -35,7 +35,7 @@ class Reader(Protocol):
         """Columns of a window."""
 
     @property
-    def reads(self) -> Reads:
+    def input_kind(self) -> InputKind:
         """What a batch holds."""
 
 
@@ -124,7 +124,7 @@ def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterato
         try:
             recording = measure(path, model.audio)
             starts_W, views_W = plan_windows(recording.frames, model.frames, overlap)
-            rows = recording.windows(starts_W, model.frames, model.reads)
+            rows = recording.windows(starts_W, model.frames, model.input_kind)
             for i, (start, is_view, row) in enumerate(zip(starts_W.tolist(), views_W.tolist(), rows)):
                 frames = min(model.frames, recording.frames - start)
                 yield Window(recording, i, len(starts_W), start, frames, is_view, None), row

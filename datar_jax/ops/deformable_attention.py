@@ -63,11 +63,11 @@ def deformable_attention(
     known = b if isinstance(b, int) else 1  # a program that is exported for batches of any size: planned for one clip
     pairs = known * scored * k_BxNxHxD.shape[1] * t
     blocks = min(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or pairs <= n * PAIRS))
-    plan = Plan((f, t), heads // blocks, blocks, grid, method)
-    return _attend(plan, q_BxFxTxC, k_BxNxHxD, v_BxNxHxD, table, position_BxGxNx2, mask_BxN)
+    tiling = Tiling((f, t), heads // blocks, blocks, grid, method)
+    return _attend(tiling, q_BxFxTxC, k_BxNxHxD, v_BxNxHxD, table, position_BxGxNx2, mask_BxN)
 
 
-class Plan(NamedTuple):
+class Tiling(NamedTuple):
     """What is static: the map, heads at once (whole groups), how often, and how to read the bias."""
 
     size: tuple[int, int]
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     method: Method
 
 
-class Block(NamedTuple):
+class HeadBlock(NamedTuple):
     """What some of the heads attend to; `table`, an array or a network, has an axis of groups first in every leaf."""
 
     first_head: Array
@@ -89,47 +89,47 @@ class Block(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q: Array, *keys: Any) -> Array:
-    return _forward(plan, q, *keys)[0]
+def _attend(tiling: Tiling, q: Array, *keys: Any) -> Array:
+    return _forward(tiling, q, *keys)[0]
 
 
-def _forward(plan: Plan, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
+def _forward(tiling: Tiling, q: Array, *keys: Any) -> tuple[Array, tuple[Any, ...]]:
     def block(out: Array, index: Array) -> tuple[Array, Any]:
-        block = _block(plan, index, *keys)
+        block = _block(tiling, index, *keys)
         v_BxHxDxN = block.v_BxHxNxD.swapaxes(2, 3)
 
         def query_row(out: Array, row: Array) -> tuple[Array, Any]:
-            score = _scores(block, _row(plan, block, out, row)) + fusion_barrier(partial(_bias, plan), block, row)
+            score = _scores(block, _row(tiling, block, out, row)) + fusion_barrier(partial(_bias, tiling), block, row)
             top = score.max(2, keepdims=True)
             weight = jnp.exp(score - top)
             total = weight.sum(2, keepdims=True)
             read = _product("bhdn,bhnt->bhdt", v_BxHxDxN, weight.astype(q.dtype)) / total
             return _put_row(block, out, row, read), (top, jnp.log(total))
 
-        return jax.lax.scan(query_row, out, jnp.arange(plan.size[0]))
+        return jax.lax.scan(query_row, out, jnp.arange(tiling.size[0]))
 
-    out, scales = jax.lax.scan(block, q, jnp.arange(plan.blocks))  # each row of queries gives way to what it read
+    out, scales = jax.lax.scan(block, q, jnp.arange(tiling.blocks))  # each row of queries gives way to what it read
     return out, (q, *keys, out, scales)
 
 
-def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ...]:
+def _backward(tiling: Tiling, saved: tuple[Any, ...], above: Array) -> tuple[Any, ...]:
     q, *keys, out, scales = saved
     k, _, table, position, mask = keys
     scale, wide = k.shape[-1] ** -0.5, scales[0].dtype
 
     def block(above: Array, given: tuple[Array, Any]) -> tuple[Array, Any]:
         index, scales = given
-        block = _block(plan, index, *keys)
+        block = _block(tiling, index, *keys)
         k_BxHxDxN = block.k_BxHxNxD.swapaxes(2, 3)
 
         def query_row(carry: Any, given: tuple[Array, Any]) -> tuple[Any, None]:
             (above, d_keys), (row, (top, log_total)) = carry, given
-            q_BxTxHxD, out_BxTxHxD = (_row(plan, block, x, row) for x in (q, out))
+            q_BxTxHxD, out_BxTxHxD = (_row(tiling, block, x, row) for x in (q, out))
             above_BxTxHxD = fusion_barrier(
-                partial(_row, plan), block, above, row
+                partial(_row, tiling), block, above, row
             )  # once: read later, it would be copied
             # In this order: beside the top of scores that are all masked, the logarithm would be lost.
-            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(plan, block, row) - top - log_total)
+            weight = jnp.exp(_scores(block, q_BxTxHxD) + _bias(tiling, block, row) - top - log_total)
             mean_BxTxH = (above_BxTxHxD.astype(wide) * out_BxTxHxD.astype(wide)).sum(-1)  # over the keys, of d_weight
             d_weight = _product("bhnd,bthd->bhnt", block.v_BxHxNxD, above_BxTxHxD)
             d_score = weight * (d_weight - mean_BxTxH.swapaxes(1, 2)[:, :, None])
@@ -137,7 +137,7 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
             d_v = _product("bhnt,bthd->bhnd", weight.astype(q.dtype), above_BxTxHxD)
             d_k = _product("bhnt,bthd->bhnd", narrow, q_BxTxHxD) * scale
             d_q = _put_row(block, above, row, _product("bhdn,bhnt->bhdt", k_BxHxDxN, narrow) * scale)
-            d_bias = _bias_gradient(plan, block, row, d_score)
+            d_bias = _bias_gradient(tiling, block, row, d_score)
             return (d_q, jax.tree.map(jnp.add, d_keys, (d_k, d_v, d_bias))), None
 
         zero = jnp.zeros(block.k_BxHxNxD.shape, wide)
@@ -146,11 +146,11 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
             tables = jax.tree.map(lambda leaf: jnp.zeros((len(q), *leaf.shape), position.dtype), block.table)
             zero_bias = tables, jnp.zeros_like(block.position_BxGxNx2)
         start = (above, (zero, zero, zero_bias))
-        (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(plan.size[0]), scales))
+        (d_q, d_keys), _ = jax.lax.scan(query_row, start, (jnp.arange(tiling.size[0]), scales))
         return d_q, d_keys
 
     # Where a row of `above` was read, the gradient of its queries is written: no second map is kept.
-    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, above, (jnp.arange(plan.blocks), scales))
+    d_q, (d_k, d_v, d_bias) = jax.lax.scan(block, above, (jnp.arange(tiling.blocks), scales))
     d_k, d_v = (x.transpose(1, 3, 0, 2, 4).reshape(k.shape).astype(k.dtype) for x in (d_k, d_v))
     if d_bias is None:
         return d_q, d_k, d_v, None, jnp.zeros_like(position), jnp.zeros_like(mask)
@@ -163,24 +163,24 @@ def _backward(plan: Plan, saved: tuple[Any, ...], above: Array) -> tuple[Any, ..
 _attend.defvjp(_forward, _backward)
 
 
-def _block(plan: Plan, index: Array, k: Array, v: Array, table: Any, position: Array, mask_BxN: Array) -> Block:
+def _block(tiling: Tiling, index: Array, k: Array, v: Array, table: Any, position: Array, mask_BxN: Array) -> HeadBlock:
     def part(x: Array, axis: int) -> Array:
-        wide = x.shape[axis] // plan.blocks
+        wide = x.shape[axis] // tiling.blocks
         return jax.lax.dynamic_slice_in_dim(x, index * wide, wide, axis)
 
     k_BxHxNxD, v_BxHxNxD = (part(x, 2).swapaxes(1, 2) for x in (k, v))
     tables = jax.tree.map(lambda leaf: part(leaf, 0), table)
-    return Block(index * plan.heads, k_BxHxNxD, v_BxHxNxD, tables, part(position, 1), mask_BxN)
+    return HeadBlock(index * tiling.heads, k_BxHxNxD, v_BxHxNxD, tables, part(position, 1), mask_BxN)
 
 
-def _row(plan: Plan, block: Block, x_BxFxTxC: Array, row: Array) -> Array:
+def _row(tiling: Tiling, block: HeadBlock, x_BxFxTxC: Array, row: Array) -> Array:
     """One row of a map, the heads of a block: `(B, T, H, D)`."""
     (b, _, t, _), d = x_BxFxTxC.shape, block.k_BxHxNxD.shape[3]
-    part = jax.lax.dynamic_slice(x_BxFxTxC, (0, row, 0, block.first_head * d), (b, 1, t, plan.heads * d))
-    return part.reshape(b, t, plan.heads, d)
+    part = jax.lax.dynamic_slice(x_BxFxTxC, (0, row, 0, block.first_head * d), (b, 1, t, tiling.heads * d))
+    return part.reshape(b, t, tiling.heads, d)
 
 
-def _put_row(block: Block, x_BxFxTxC: Array, row: Array, value_BxHxDxT: Array) -> Array:
+def _put_row(block: HeadBlock, x_BxFxTxC: Array, row: Array, value_BxHxDxT: Array) -> Array:
     b, heads, d, t = value_BxHxDxT.shape
     value = value_BxHxDxT.transpose(0, 3, 1, 2).reshape(b, 1, t, heads * d).astype(x_BxFxTxC.dtype)
     return jax.lax.dynamic_update_slice(x_BxFxTxC, value, (0, row, 0, block.first_head * d))
@@ -191,34 +191,34 @@ def _product(equation: str, left: Array, right: Array) -> Array:
     return jnp.einsum(equation, left, right, preferred_element_type=jnp.promote_types(left.dtype, jnp.float32))
 
 
-def _scores(block: Block, q_BxTxHxD: Array) -> Array:
+def _scores(block: HeadBlock, q_BxTxHxD: Array) -> Array:
     """Of one row of queries, without their bias, `(B, H, N, T)`."""
     return _product("bhnd,bthd->bhnt", block.k_BxHxNxD, q_BxTxHxD) * q_BxTxHxD.shape[-1] ** -0.5
 
 
-def _bias(plan: Plan, block: Block, row: Array) -> Array:
+def _bias(tiling: Tiling, block: HeadBlock, row: Array) -> Array:
     """Of one row of queries, with the mask, `(B, H, N, T)` or what broadcasts to it."""
     mask_BxHxNxT = block.mask_BxN[:, None, :, None]
     if block.table is None:
         return mask_BxHxNxT
-    group = partial(_group_bias, plan, row)
+    group = partial(_group_bias, tiling, row)
     bias_BxGxHxNxT = jax.vmap(jax.vmap(group), (None, 0))(block.table, block.position_BxGxNx2)
-    return bias_BxGxHxNxT.reshape(mask_BxHxNxT.shape[0], plan.heads, *bias_BxGxHxNxT.shape[3:]) + mask_BxHxNxT
+    return bias_BxGxHxNxT.reshape(mask_BxHxNxT.shape[0], tiling.heads, *bias_BxGxHxNxT.shape[3:]) + mask_BxHxNxT
 
 
-def _group_bias(plan: Plan, row: Array, table: Any, position_Nx2: Array) -> Array:
+def _group_bias(tiling: Tiling, row: Array, table: Any, position_Nx2: Array) -> Array:
     if isinstance(table, BiasNetwork):
-        return log_cpb_row(table, position_Nx2, row, plan.size, plan.grid)
-    return table_bias_row(table, position_Nx2, row, plan.size, plan.grid, plan.method)
+        return log_cpb_row(table, position_Nx2, row, tiling.size, tiling.grid)
+    return table_bias_row(table, position_Nx2, row, tiling.size, tiling.grid, tiling.method)
 
 
-def _bias_gradient(plan: Plan, block: Block, row: Array, d_score_BxHxNxT: Array) -> tuple[Any, Array] | None:
+def _bias_gradient(tiling: Tiling, block: HeadBlock, row: Array, d_score_BxHxNxT: Array) -> tuple[Any, Array] | None:
     """Of each example's table and positions, `(B, G, H, R, S)` (or a network's) and `(B, G, N, 2)`."""
     if block.table is None:
         return None
 
     def group(table: Any, position: Array, above: Array) -> Any:
-        return jax.vjp(partial(_group_bias, plan, row), table, position)[1](above)
+        return jax.vjp(partial(_group_bias, tiling, row), table, position)[1](above)
 
     b, groups = block.position_BxGxNx2.shape[:2]
     above = d_score_BxHxNxT.reshape(b, groups, -1, *d_score_BxHxNxT.shape[2:])

@@ -11,7 +11,7 @@ EPSILON = 1e-5  # of every LayerNorm
 
 @jax.custom_vjp
 def layer_norm(x_xC: Array, scale_C: Array, bias_C: Array) -> Array:
-    """Normalised over channels, scaled, shifted; `(..., C)`. Its derivative keeps the input and two numbers a row."""
+    """Normalized over channels, scaled, shifted; `(..., C)`. Its derivative keeps the input and two numbers a row."""
     return _layer_norm_forward(x_xC, scale_C, bias_C)[0]
 
 

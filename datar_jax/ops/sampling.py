@@ -69,7 +69,7 @@ def sampling_positions(raw_xN: Array, size: int, keys: int, offset_range: float,
       ValueError: `dat2023` with a bounded offset and a single key: its unit of a move is infinite.
     """
     reference = jnp.asarray(reference_points(size, keys, grid), raw_xN.dtype)
-    half = (size if grid == "centre" else size - 1) / 2  # pixels of one normalised unit
+    half = (size if grid == "centre" else size - 1) / 2  # pixels of one normalized unit
     if offset_range > 0 or (offset_range == 0 and grid != "dat2022"):
         if grid == "dat2023" and keys == 1:
             raise ValueError("grid dat2023 has no bounded offsets on a map with one key along an axis; use 'centre'")

@@ -1,6 +1,6 @@
 """Augmentation of training spectrograms, on the device, inside the step: pure functions, key first.
 
-Shapes: B clips, F mel bins, T frames, S classes. Spectrograms are in decibels until `normalise`. Only the first
+Shapes: B clips, F mel bins, T frames, S classes. Spectrograms are in decibels until `normalize`. Only the first
 `frames` columns of a clip are sound; what is moved in time is moved in a circle inside them, so that padding stays
 where it is.
 """
@@ -30,7 +30,7 @@ def augment(
       std: their deviation, in decibels.
 
     Returns:
-      `mel` normalised, `frames`, `target` (mixed, when mixup is on).
+      `mel` normalized, `frames`, `target` (mixed, when mixup is on).
     """
     warp_key, gain_key, shift_key, background_key, mix_key, mask_key = jax.random.split(key, 6)
     mel, frames, target = batch["mel"], batch["frames"], batch["target"]

@@ -60,7 +60,7 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
       DataError: sounds that cannot be used.
     """
     model = saved.description
-    if saved.params is None or model.normalisation is None:
+    if saved.params is None or model.normalization is None:
         raise ConfigError(f"{saved.source}: has no weights trained on sound; give a run, or an export of weights")
     labels = model.config.data.labels
     if config.data.labels == "multi" != labels:
@@ -84,7 +84,7 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
         raise ConfigError(f"{dataset.source}: no {split} clip; choose another --split")
 
     spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(head.size for head in model.heads))
-    statistics = np.array(model.normalisation, np.float32)
+    statistics = np.array(model.normalization, np.float32)
     score, target = score_clips(spec, mesh, store, dataset, saved.params, statistics, indices)
     numbers = metrics.evaluate(score, target, labels, dataset.heads)
     classes = by_class(score, target, dataset, labels)

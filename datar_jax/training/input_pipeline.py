@@ -19,7 +19,7 @@ from datar_jax.data.prepared import read_statistics
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import ClipSource, bad_clips_report, default_window_frames, statistics, usable
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import Splits, check_classes, check_heads, split
 from datar_jax.filesystem import storage_path
 from datar_jax.models.spec import ModelSpec
@@ -173,7 +173,7 @@ def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) ->
     """The cache of decoded clips, with a progress bar while it is computed."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=len(dataset))
-        return prepare(
+        return open_cache(
             dataset,
             config.audio,
             cache,

@@ -39,7 +39,7 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def rates(config: OptimConfig, params: Any) -> Any:
+def rate_scales(config: OptimConfig, params: Any) -> Any:
     """Learning-rate multiplier of every parameter: 1 for the head, 0 where frozen.
 
     With `layer_decay` the last norm has 1 too, each block that share of the one above it, and the stem the smallest (as
@@ -69,7 +69,7 @@ def _block(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, then each parameter's share."""
     import optax
 
@@ -78,6 +78,6 @@ def optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.layer_decay < 1 or config.freeze == "backbone":
         parts.append(
-            optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rates(config, updates)))
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rate_scales(config, updates)))
         )
     return optax.chain(*parts) if len(parts) > 1 else parts[0]

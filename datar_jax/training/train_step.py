@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from datar_jax.audio.framing import num_samples
 from datar_jax.models.spec import Batch, ModelSpec, predict, spectrograms
 from datar_jax.training.augment import augment
-from datar_jax.training.optimizer import optimiser, rates, schedule
+from datar_jax.training.optimizer import optimizer, rate_scales, schedule
 from datar_jax.training.sharding import batch_sharding, replicated, state_shardings
 from datar_jax.training.tasks import classification as objective
 
@@ -50,7 +50,7 @@ def batch_shapes(spec: ModelSpec, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
 def _make_state(spec: ModelSpec, statistics: Array) -> TrainState:
     mel = jnp.zeros((1, spec.config.audio.n_mels, spec.frames))
     params = spec.model(train=False).init(jax.random.key(spec.config.train.seed), mel)["params"]
-    opt_state = optimiser(spec.config.optim, spec.steps).init(params)
+    opt_state = optimizer(spec.config.optim, spec.steps).init(params)
     ema = jax.tree.map(jnp.copy, params) if spec.config.optim.ema else {}
     return TrainState(jnp.int32(0), params, ema, opt_state, jnp.int32(0), statistics)
 
@@ -96,10 +96,10 @@ def train_step(spec: ModelSpec, state: TrainState, batch: Batch) -> tuple[TrainS
     loss, grads = loss_and_gradient(spec, state.params, batch, drop_key)
 
     optim = spec.config.optim
-    with jax.named_scope("optimiser"):
+    with jax.named_scope("optimizer"):
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-        updates, opt_state = optimiser(optim, spec.steps).update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer(optim, spec.steps).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Early on, the average forgets its start faster than `ema` alone would let it.
         decay = jnp.minimum(optim.ema, (1.0 + state.step) / (10.0 + state.step))
@@ -131,7 +131,7 @@ def loss_and_gradient(spec: ModelSpec, params: Any, batch: Batch, key: Array) ->
     def mean_loss(params: Any, part: Batch, key: Array) -> Array:
         model = spec.model(train=not frozen)
         if frozen:
-            learns = rates(config.optim, params)
+            learns = rate_scales(config.optim, params)
             params = jax.tree.map(lambda x, rate: x if rate else jax.lax.stop_gradient(x), params, learns)
         logits, _ = model.apply({"params": params}, part["mel"], part["frames"], rngs={"dropout": key})
         loss = objective.loss(config.data.labels, spec.head_sizes)

@@ -110,7 +110,7 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     own = started_run(folder) if config.init.source else None
     source = None if own else job.read_source()
     known = own or (source and source.description)  # a pretrained model keeps its normalization
-    data = job.pipeline.fold(fold, known.normalisation if known else None)
+    data = job.pipeline.fold(fold, known.normalization if known else None)
     steps = max(1, config.train.epochs * len(data.split.train) // config.train.batch_size)
     spec = ModelSpec(config, config.model.num_classes, frames, steps, tuple(head.size for head in dataset.heads))
     info = ModelInfo(

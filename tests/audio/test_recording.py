@@ -16,7 +16,7 @@ from datar_jax.audio.log_mel import log_mel
 from datar_jax.audio.recording import measure, plan_windows
 from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from tests.audio.test_decode import broken, sound
 
 AUDIO = AudioConfig(n_mels=32)
@@ -48,14 +48,14 @@ def test_windows_are_those_of_the_whole(tmp_path, blocks, rate, seconds):
     assert measured.peak == np.abs(whole_N).max()
     starts, _ = plan_windows(measured.frames, WINDOW, 0.75)
     clips = np.zeros(len(starts), int)
-    store = prepare(Dataset((Clip(str(path), "a.wav", (0,)),), ("a",)), AUDIO, tmp_path / "cache")
+    store = open_cache(Dataset((Clip(str(path), "a.wav", (0,)),), ("a",)), AUDIO, tmp_path / "cache")
     batch = store.batch(clips, starts, WINDOW)
     for b, row in enumerate(measured.windows(starts, WINDOW, "mel")):
         valid = min(WINDOW, measured.frames - starts[b])
         np.testing.assert_array_equal(row["mel"][:, :valid], whole_FxT[:, starts[b] : starts[b] + WINDOW])
         np.testing.assert_array_equal(row["mel"], batch["mel"][b])
         assert row["frames"] == batch["frames"][b] == valid
-    store = prepare(Dataset((Clip(str(path), "a.wav", (0,)),), ("a",)), DEVICE, tmp_path / "cache")
+    store = open_cache(Dataset((Clip(str(path), "a.wav", (0,)),), ("a",)), DEVICE, tmp_path / "cache")
     batch = store.batch(clips, starts, WINDOW)
     rows = list(measured.windows(starts, WINDOW, "samples"))
     assert {name: value.dtype for name, value in batch.items()} == {k: v.dtype for k, v in rows[0].items()}

@@ -17,7 +17,7 @@ from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.transfer import transfer
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training.finetune import started
-from datar_jax.training.optimizer import optimiser, rates
+from datar_jax.training.optimizer import optimizer, rate_scales
 from datar_jax.training.train_step import TrainState, abstract_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -46,7 +46,7 @@ def described(labels: tuple[str, ...] = LABELS, frames: int = 64, **changes: Any
 def state_of(model: ModelInfo, seed: int = 0, ema: float = 0.5, **optim: Any) -> TrainState:
     """A state of random numbers; nothing is compiled for it."""
     config = msgspec.structs.replace(model.config, optim=c.OptimConfig(ema=ema, warmup=0.0, **optim))
-    spec = ModelSpec(config, len(model.labels), model.frames, 10, tuple(model.heads.values()))
+    spec = ModelSpec(config, len(model.labels), model.frames, 10, tuple(model.head_sizes.values()))
     rng = np.random.default_rng(seed)
     shapes = abstract_state(spec)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -82,8 +82,8 @@ def test_classes_are_known_by_name_and_head() -> None:
     np.testing.assert_array_equal(bias[jnp.array([0, 2])], old.params["head"]["bias"][jnp.array([1, 0])])
     assert "new: bell" in given.account(target.labels)[1]
 
-    both = described(("bark", "rain", "bark"), heads={"verb": 1, "noun": 2})
-    other = described(("bark", "bark", "rain"), heads={"verb": 1, "noun": 2})
+    both = described(("bark", "rain", "bark"), head_sizes={"verb": 1, "noun": 2})
+    other = described(("bark", "bark", "rain"), head_sizes={"verb": 1, "noun": 2})
     params = state_of(both).params
     assert transfer(params, both, params, other).classes.tolist() == [0, 2, 1]
     assert transfer(params, both, params, source).classes.tolist() == [-1, -1, -1]
@@ -135,10 +135,10 @@ def test_rates_fall_from_the_head_to_the_stem() -> None:
     params = state_of(described()).params
     found = {
         name.split("/")[0]: rate
-        for name, rate in tree.flatten_dict(rates(c.OptimConfig(layer_decay=0.5), params), sep="/").items()
+        for name, rate in tree.flatten_dict(rate_scales(c.OptimConfig(layer_decay=0.5), params), sep="/").items()
     }
     assert found == {"head": 1.0, "norm": 1.0, "stage_1_0": 0.5, "down_1": 0.5, "stage_0_0": 0.25, "stem": 0.125}
-    frozen = tree.flatten_dict(rates(c.OptimConfig(freeze="backbone"), params), sep="/")
+    frozen = tree.flatten_dict(rate_scales(c.OptimConfig(freeze="backbone"), params), sep="/")
     assert {name for name, rate in frozen.items() if rate} == {"head/kernel", "head/bias"}
 
 
@@ -147,9 +147,11 @@ def test_an_update_is_scaled_after_everything_else() -> None:
     grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), params)
     updates = []
     for decay in (1.0, 0.5):
-        transform = optimiser(c.OptimConfig(layer_decay=decay, warmup=0.0), 10)
+        transform = optimizer(c.OptimConfig(layer_decay=decay, warmup=0.0), 10)
         updates.append(flat(jax.jit(transform.update)(grads, transform.init(params), params)[0]))
-    share = flat(jax.tree.map(lambda x, rate: jnp.float32(rate), params, rates(c.OptimConfig(layer_decay=0.5), params)))
+    share = flat(
+        jax.tree.map(lambda x, rate: jnp.float32(rate), params, rate_scales(c.OptimConfig(layer_decay=0.5), params))
+    )
     for name in updates[0]:
         np.testing.assert_allclose(updates[1][name], updates[0][name] * share[name], rtol=1e-6, err_msg=name)
 

@@ -294,7 +294,7 @@ def test_predict_and_embed_answer_what_they_can(
 def rows_of(model: datar_jax.inference.classifier.AudioClassifier, path: str) -> list[dict[str, Any]]:
     from datar_jax.audio.recording import measure
 
-    return list(measure(path, model.audio).windows([0], model.frames, model.reads))
+    return list(measure(path, model.audio).windows([0], model.frames, model.input_kind))
 
 
 def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
@@ -329,7 +329,7 @@ def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
     assert train.main(commands[-1]) == 0, "it needs its source no more"
     assert json.loads((tuned / "model.json").read_text()) == before
     assert before["provenance"]["pretraining"]["from"] == f"{source} (step 1)"
-    assert (before["mean_db"], before["std_db"]) == load_pretrained(work).description.normalisation
+    assert (before["mean_db"], before["std_db"]) == load_pretrained(work).description.normalization
     assert main(["export", str(tuned), str(tmp_path / "card")]) == 0
     card = (tmp_path / "card" / "README.md").read_text()
     assert f"pretraining: initialized from {source} (step 1), trained on sounds without fold 1" in card

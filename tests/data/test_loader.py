@@ -20,7 +20,7 @@ from datar_jax.config import DataConfig
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import DataError
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from tests.data.sources.test_feature_cache import marked
 from tests.data.test_readers import AUDIO, folder_of
 
@@ -233,7 +233,7 @@ def test_evaluation_shards_are_equal_in_number_and_together_the_whole(tmp_path, 
 
 def test_reading_needs_neither_librosa_nor_the_sounds(tmp_path):
     sounds = read_dataset(DataConfig(root=str(folder_of(tmp_path / "sounds"))))
-    features = prepare(sounds, AUDIO, tmp_path / "cache")
+    features = open_cache(sounds, AUDIO, tmp_path / "cache")
     shutil.rmtree(tmp_path / "sounds")
     (tmp_path / "features").write_bytes(pickle.dumps((features, sounds)))
     program = f"""

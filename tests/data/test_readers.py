@@ -8,7 +8,7 @@ import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError, DataConfig
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from tests.helpers import sound
 
 AUDIO = AudioConfig(n_mels=32, hop_ms=20.0)
@@ -77,7 +77,7 @@ def test_an_empty_folder_that_is_named_like_a_sound_is_reported(tmp_path):
     write(tmp_path / "b" / "y.wav" / "part.wav")  # a folder with a name of its own liking
     dataset = read_dataset(DataConfig(root=str(tmp_path)))
     assert [clip.name for clip in dataset.clips] == ["a/a0.wav", "a/x.wav", "b/b0.wav", "b/y.wav/part.wav"]
-    assert prepare(dataset, AUDIO, tmp_path / "cache").bad == (("a/x.wav", "a folder, not a file"),)
+    assert open_cache(dataset, AUDIO, tmp_path / "cache").bad == (("a/x.wav", "a folder, not a file"),)
 
 
 def test_odd_names_are_used_and_printed_on_one_line(tmp_path):
@@ -96,7 +96,7 @@ def test_odd_names_are_used_and_printed_on_one_line(tmp_path):
         "cat/\\x1b[31mred.wav",
         "cat/line\\nbreak.wav",
     ]
-    assert (prepare(dataset, AUDIO, tmp_path / "cache").frames == 10).all()
+    assert (open_cache(dataset, AUDIO, tmp_path / "cache").frames == 10).all()
 
 
 def test_a_folder_that_cannot_be_read_is_no_silent_loss(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.checkpoints.torch_file import read_arrays
 from datar_jax.config import DataConfig
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from tests.data.test_readers import AUDIO, folder_of
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ class Payload:
 )
 def test_a_pickle_in_place_of_a_cache_file_is_refused_and_does_not_run(tmp_path, suffix, filled, reason):
     sounds = read_dataset(DataConfig(root=str(folder_of(tmp_path / "sounds", ("a", "b"), 2))))
-    before = prepare(sounds, AUDIO, tmp_path / "cache")
+    before = open_cache(sounds, AUDIO, tmp_path / "cache")
     whole = [before.get(i).copy() for i in range(4)]
     path = next((tmp_path / "cache").glob(f"*{suffix}"))
     size = path.stat().st_size
@@ -202,7 +202,7 @@ def test_a_pickle_in_place_of_a_cache_file_is_refused_and_does_not_run(tmp_path,
         file.write(bytes(size - file.tell() if filled else 0))
 
     told = []
-    features = prepare(sounds, AUDIO, tmp_path / "cache", None, told.append)
+    features = open_cache(sounds, AUDIO, tmp_path / "cache", None, told.append)
     assert not ran.exists()
     (line,) = told
     assert line.startswith(f"{tmp_path / 'cache'}: the feature cache is damaged (") and "\n" not in line

@@ -28,11 +28,11 @@ from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic_sounds import render
-from datar_jax.labels import Head
 from datar_jax.training import input_pipeline
 from datar_jax.training import train_loop as loop
 from datar_jax.training.input_pipeline import with_classes
 from datar_jax.training.workdir import check_workdir
+from tests.helpers import head
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -211,7 +211,7 @@ def test_several_labels_with_a_validation_split_keep_the_best(
 def with_heads(dataset: Dataset) -> Dataset:
     """What is heard, and beside it, as a second question, whether a second class is named with it."""
     clips = tuple(replace(clip, labels=(clip.labels[0], 2 + len(clip.labels))) for clip in dataset.clips)
-    return replace(dataset, clips=clips, labels=(*KINDS, "alone", "together"), heads=(Head("kind", 3), Head("how", 2)))
+    return replace(dataset, clips=clips, labels=(*KINDS, "alone", "together"), heads=(head("kind", 3), head("how", 2)))
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_two_heads_are_trained_scored_and_drawn_each(
         "hardest.png",
     }
     description = read_model_info(tmp_path / "run" / "model.json")
-    assert description.heads == {"kind": 3, "how": 2}
+    assert description.head_sizes == {"kind": 3, "how": 2}
     assert description.labels == (*KINDS, "alone", "together")
     assert abs(rows_of(tmp_path / "run")[0]["loss"] - np.log(3 * 2)) < 0.4, "no opinion on either question"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -246,10 +246,10 @@ def test_two_heads_are_trained_scored_and_drawn_each(
     [
         ({"labels": (1, 2)}, "has 2 labels of the head 'kind'; give it one, or 'multi'"),
         ({"labels": (1,)}, "has 0 labels of the head 'how'; give it one, or 'multi'"),
-        ({"heads": (Head("kind", 3), Head("how", 3))}, "heads of [3, 3] classes share out 5 classes"),
-        ({"heads": (Head("kind", 3), Head("kind", 2))}, "head 'kind'; give each a word of its own"),
-        ({"heads": (Head("kind", 3), Head("../how", 2))}, "head '../how'; give each a word of its own"),
-        ({"heads": (Head("kind", 3), Head("action", 2))}, "other than 'action'"),
+        ({"heads": (head("kind", 3), head("how", 3))}, "heads of [3, 3] classes share out 5 classes"),
+        ({"heads": (head("kind", 3), head("kind", 2))}, "head 'kind'; give each a word of its own"),
+        ({"heads": (head("kind", 3), head("../how", 2))}, "head '../how'; give each a word of its own"),
+        ({"heads": (head("kind", 3), head("action", 2))}, "other than 'action'"),
         ({"heads": ()}, "has 2 labels; give it one, or 'multi'"),
     ],
 )

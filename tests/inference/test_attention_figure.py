@@ -17,6 +17,7 @@ from datar_jax.config import AudioConfig
 from datar_jax.inference import attention_figure as look
 from datar_jax.inference.attention_maps import AttentionMaps, BlockAttention
 from datar_jax.plotting import hertz_axis, sheet
+from tests.helpers import head
 
 AUDIO = AudioConfig(n_mels=64, hop_ms=20.0, window_ms=40.0)
 LABELS = [rf"$\no{{math$, a class that is heard far away_{i}" for i in range(7)]
@@ -147,7 +148,7 @@ def test_scores_are_the_best_of_each_question(tmp_path: Path, drawn: Any) -> Non
     assert (tmp_path / "look.pdf").read_bytes().startswith(b"%PDF")
     words = [text.get_text() for text in drawn().axes[1].texts]
     assert words[1::2] == ["70.0%", "60.0%", "50.0%", "40.0%", "30.0%"] and words[0].endswith("_6")
-    draw(tmp_path / "look.pdf", 50, 0, heads=(("verb", 3), ("noun", 4)))
+    draw(tmp_path / "look.pdf", 50, 0, heads=(head("verb", 3), head("noun", 4)))
     words = [text.get_text() for text in drawn().axes[-1].texts]
     assert words[1::2] == ["30.0%", "20.0%", "70.0%", "60.0%"]
     assert [word[:5] for word in words[::2]] == ["verb:", "verb:", "noun:", "noun:"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datar_jax import config as c
-from datar_jax.inference.attention_maps import attention_weights, first_centre, inspect
+from datar_jax.inference.attention_maps import attention_weights, compute_attention_maps, first_center
 from datar_jax.models.datar import DATAR
 from datar_jax.models.mixers.deformable import DeformableAttention, clamp_to_valid, valid_keys
 from datar_jax.models.stem import Downsample, Stem
@@ -45,7 +45,7 @@ def seen() -> tuple[Any, np.ndarray, Any]:
     """A model of one block at a padded sound, longer than the map that its table was made for."""
     params = parameters(LONE)
     mel = np.random.default_rng(1).normal(size=(MELS, FRAMES + 8)).astype(np.float32)
-    return params, mel, inspect(LONE, params, CLASSES, MELS, FRAMES, mel, VALID)
+    return params, mel, compute_attention_maps(LONE, params, CLASSES, MELS, FRAMES, mel, VALID)
 
 
 @pytest.mark.parametrize("grid, position", [("centre", "table"), ("centre", "none"), ("dat2022", "table")])
@@ -103,7 +103,7 @@ def test_padding_changes_nothing(seen: Any) -> None:
     params, mel, inside = seen
     other = mel.copy()
     other[:, VALID:] = 7.0
-    again = inspect(LONE, params, CLASSES, MELS, FRAMES, other, VALID)
+    again = compute_attention_maps(LONE, params, CLASSES, MELS, FRAMES, other, VALID)
     for name in ("position_GxNx2", "weight_GxN", "heat_GxFxT"):
         np.testing.assert_array_equal(getattr(again.blocks[0], name), getattr(inside.blocks[0], name))
 
@@ -114,7 +114,8 @@ def test_more_padding_changes_nothing() -> None:
     params["stage_0_0"]["mixer"]["offset"]["project"]["kernel"] *= 0.1
     mel = np.random.default_rng(1).normal(size=(MELS, FRAMES + 8)).astype(np.float32)
     longer, shorter = (
-        inspect(LONE, params, CLASSES, MELS, FRAMES, mel[:, :frames], VALID).blocks[0] for frames in (FRAMES + 8, 40)
+        compute_attention_maps(LONE, params, CLASSES, MELS, FRAMES, mel[:, :frames], VALID).blocks[0]
+        for frames in (FRAMES + 8, 40)
     )
     assert shorter.counted_N.all() and longer.counted_N.sum() == shorter.counted_N.size
     np.testing.assert_allclose(longer.weight_GxN[:, longer.counted_N], shorter.weight_GxN, rtol=1e-4)  # of other sums
@@ -129,7 +130,7 @@ def test_without_offsets_every_point_stays_and_all_attention_lands_on_the_map() 
     mixer["query"] = jax.tree.map(np.zeros_like, mixer["query"])
     mixer["table"] *= 0
     mel = np.random.default_rng(1).normal(size=(MELS, FRAMES + 8)).astype(np.float32)
-    (block,) = inspect(LONE, params, CLASSES, MELS, FRAMES, mel, MELS).blocks
+    (block,) = compute_attention_maps(LONE, params, CLASSES, MELS, FRAMES, mel, MELS).blocks
     np.testing.assert_array_equal(block.position_GxNx2, np.stack([block.reference_Nx2] * 2))
     assert {*block.reference_Nx2[:, 0]} == {0.5, 2.5, 4.5, 6.5} and block.sound == 8
     np.testing.assert_allclose(block.weight_GxN[:, block.counted_N], 1 / 16, rtol=1e-6)
@@ -153,10 +154,10 @@ def test_a_pixel_is_centred_on_what_it_sees(stem: Any) -> None:
     slope = jax.jit(jax.grad(lambda x: (module.apply(params, x)[0, at[0], at[1]] ** 2).sum()))(x)[0, ..., 0]
     bins, frames = np.nonzero(np.abs(slope) > 0)
     for reached, pixel in ((bins, at[0]), (frames, at[1])):
-        assert (reached.min() + reached.max()) / 2 == pixel * 8 + first_centre(config, 1)
+        assert (reached.min() + reached.max()) / 2 == pixel * 8 + first_center(config, 1)
 
 
 def test_a_sound_without_columns_is_refused() -> None:
     for valid in (0, 49):
         with pytest.raises(ValueError, match=rf"{valid} columns of sound in a spectrogram \(32, 48\)"):
-            inspect(LONE, {}, CLASSES, MELS, FRAMES, np.zeros((MELS, FRAMES), np.float32), valid)
+            compute_attention_maps(LONE, {}, CLASSES, MELS, FRAMES, np.zeros((MELS, FRAMES), np.float32), valid)

@@ -14,12 +14,13 @@ from datar_jax.audio import recording
 from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.data.loader import eval_batches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.feature_cache import prepare
+from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.inference.events import EventSettings
 from datar_jax.inference.predict import Prediction, predict_files
 from datar_jax.inference.windows import FailedFile, iter_audio_files, map_windows
-from datar_jax.labels import class_names
+from datar_jax.labels import Head, class_names
 from tests.audio.test_decode import sound
+from tests.helpers import head
 
 AUDIO = AudioConfig(n_mels=32, hop_ms=20.0)
 
@@ -29,10 +30,10 @@ class Energy:
     """A model that hears a click wherever a window has a loud sample or a loud column."""
 
     frames: int = 50
-    reads: str = "mel"
+    input_kind: str = "mel"
     audio: AudioConfig = AUDIO
     labels: tuple[str, ...] = ("click", "silence")
-    heads: tuple[tuple[str, int], ...] = ()
+    heads: tuple[Head, ...] = ()
     batches: list[dict] = field(default_factory=list)
 
     def score(self, batch):
@@ -41,7 +42,7 @@ class Energy:
             "mel": lambda: (batch["mel"].max((1, 2)) + 80) / 120,
             "samples": lambda: np.abs(batch["samples"] * batch["scale"][:, None]).max(1),
             "waveform": lambda: np.abs(batch["waveform"]).max(1),
-        }[self.reads]()
+        }[self.input_kind]()
         return np.stack([loud_B, 1 - loud_B], axis=1).astype(np.float32)
 
 
@@ -56,10 +57,10 @@ def folder_of(root, seconds=(0.3, 1.0, 2.35, 4.0)):
 @pytest.mark.parametrize("overlap", [0.0, 0.75])
 def test_scores_of_files_are_those_of_evaluation(tmp_path, reads, overlap):
     audio = AudioConfig(n_mels=32, hop_ms=20.0, frontend="host" if reads == "mel" else "device")
-    model = Energy(reads=reads, audio=audio)
+    model = Energy(input_kind=reads, audio=audio)
     dataset = read_dataset(DataConfig(root=str(folder_of(tmp_path / "sounds"))))
     total, views = np.zeros((len(dataset), 2)), np.zeros((len(dataset), 1))
-    store = prepare(dataset, audio, tmp_path / "cache")
+    store = open_cache(dataset, audio, tmp_path / "cache")
     for batch in eval_batches(store, dataset, np.arange(len(dataset)), model.frames, 8):
         for clip, score in itertools.compress(zip(batch["clip"], model.score(batch).astype(float)), batch["mask"]):
             total[clip], views[clip] = total[clip] + score, views[clip] + 1
@@ -196,12 +197,12 @@ def test_many_bad_files_do_not_pile_up(tmp_path):
 
 
 def test_heads_stand_before_their_classes():
-    assert class_names(("open", "shut", "door"), (("verb", 2), ("noun", 1))) == (
+    assert class_names(("open", "shut", "door"), (head("verb", 2), head("noun", 1))) == (
         "verb: open",
         "verb: shut",
         "noun: door",
     )
-    assert class_names(("a", "b"), ()) == class_names(("a", "b"), (("all", 2),)) == ("a", "b")
+    assert class_names(("a", "b"), ()) == class_names(("a", "b"), (head("all", 2),)) == ("a", "b")
 
 
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"batch_size": 0}])
@@ -236,7 +237,7 @@ def own_samples(batch):
 def test_an_hour_does_not_drift_and_takes_the_memory_of_ten_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "KEPT", 1_000_000)
     audio = AudioConfig(sample_rate=4_000, n_mels=32, hop_ms=20.0)
-    model = Energy(frames=50, reads="waveform", audio=audio)
+    model = Energy(frames=50, input_kind="waveform", audio=audio)
     peaks = []
     for minutes in (10, 60):
         expected = clicks(tmp_path / "a.wav", minutes, 5_000)

@@ -13,6 +13,7 @@ from datar_jax.inference.events import Event
 from datar_jax.inference.predict import Prediction
 from datar_jax.inference.windows import FailedFile
 from datar_jax.inference.writers import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
+from tests.helpers import head
 
 LABELS = ("dog, barking", 'a "bell"\tand\nmore', "Vögel")
 EVENTS = (
@@ -71,7 +72,7 @@ def test_the_best_scores_come_back_from_csv():
         (BYTES, LABELS[1], 0.25),
     ]
     assert [float(row["seconds"]) for row in rows] == [86_400.0, 86_400.0, 1 / 3, 1 / 3]
-    heads = csv.DictReader(written(ScoresCsv, LABELS, (("verb", 1), ("noun", 2)), 1))
+    heads = csv.DictReader(written(ScoresCsv, LABELS, (head("verb", 1), head("noun", 2)), 1))
     assert [row["label"] for row in heads] == [f"verb: {LABELS[0]}", f"noun: {LABELS[2]}"] * 2
 
 
@@ -111,7 +112,7 @@ def test_a_terminal_shows_every_file_and_every_event():
 
 def test_a_terminal_shows_the_best_of_each_head():
     file = io.StringIO()
-    terminal = Terminal(Console(file=file, width=200), ("open", "shut", "door"), (("verb", 2), ("noun", 1)))
+    terminal = Terminal(Console(file=file, width=200), ("open", "shut", "door"), (head("verb", 2), head("noun", 1)))
     terminal.write(Prediction("[red]a.wav", 59.9996, np.array([0.3, 0.7, 1.0]), ()))
     assert file.getvalue().strip() == "[red]a.wav  1:00.000  verb: shut 70.0%, verb: open 30.0%, noun: door 100.0%"
 

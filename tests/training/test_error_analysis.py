@@ -14,6 +14,7 @@ from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.labels import Head
 from datar_jax.training import error_analysis as page
 from datar_jax.training.error_analysis import save_worst_clips_figure, worst_clips, write_worst_clips_csv
+from tests.helpers import head
 
 CLASSES = ("dog", "雨", "sea, waves", "$x_")
 
@@ -37,7 +38,7 @@ def test_one_label_is_sorted_by_what_the_truth_was_given() -> None:
 
 
 def test_several_questions_are_answered_together() -> None:
-    heads = (Head("what", 2), Head("where", 2))
+    heads = (head("what", 2), head("where", 2))
     (answer,) = worst_clips(
         dataset(1, heads), np.array([0]), np.array([[0.9, 0.1, 0.3, 0.7]]), np.array([[1, 0, 1, 0]]), "single"
     )

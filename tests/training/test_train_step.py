@@ -1,4 +1,4 @@
-"""Optimiser, sharding and the train step: what one step changes, and that devices do not change it."""
+"""Optimizer, sharding and the train step: what one step changes, and that devices do not change it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from datar_jax.audio.log_mel_jax import normalize
 from datar_jax.config import ConfigError, OptimConfig
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training import sharding
-from datar_jax.training.optimizer import decay_mask, optimiser, schedule
+from datar_jax.training.optimizer import decay_mask, optimizer, schedule
 from datar_jax.training.sharding import make_mesh, replicated, state_shardings
 from datar_jax.training.train_step import TrainState, abstract_state, init_state, jit_eval_step, jit_train_step
 
@@ -149,7 +149,7 @@ def assert_same_run(one: tuple[TrainState, list], two: tuple[TrainState, list]) 
             np.testing.assert_allclose(other[name], mine[name], rtol=2e-3, err_msg=name)
 
 
-# Optimiser.
+# Optimizer.
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:
@@ -173,7 +173,7 @@ def test_only_kernels_decay() -> None:
 
     config = OptimConfig(learning_rate=0.1, warmup=0.0, weight_decay=0.5, clip_norm=0.0)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape), params)
-    adamw = optimiser(config, 10)
+    adamw = optimizer(config, 10)
     change = jax.jit(lambda p: adamw.update(jax.tree.map(jnp.zeros_like, p), adamw.init(p), p)[0])(ones)
     for name, leaf in tree.flatten_dict(change, sep="/").items():
         np.testing.assert_allclose(leaf, -0.1 * 0.5 if decayed[name] else 0.0, rtol=1e-6, err_msg=name)
@@ -183,7 +183,7 @@ def test_gradients_are_clipped_by_their_common_norm() -> None:
     params, grads = {"kernel": jnp.zeros(2)}, {"kernel": jnp.array([3.0, 4.0])}
     for bound, share in ((1.0, 0.2), (10.0, 1.0), (0.0, 1.0)):
         config = OptimConfig(clip_norm=bound)
-        _, state = optimiser(config, 10).update(grads, optimiser(config, 10).init(params), params)
+        _, state = optimizer(config, 10).update(grads, optimizer(config, 10).init(params), params)
         np.testing.assert_allclose(optax.tree.get(state, "mu")["kernel"], 0.1 * share * grads["kernel"], rtol=1e-5)
         assert float(optax.tree.get(state, "nu")["kernel"][0]) == pytest.approx(
             (1 - config.beta2) * (3 * share) ** 2, 1e-3
@@ -380,7 +380,7 @@ def test_eight_clips_are_learned_by_heart() -> None:
 
 def test_two_heads_are_learned_by_heart() -> None:
     """The last layer is one; which of its columns compete with which, the spec says."""
-    mesh, spec = mesh_of(1), ModelSpec(SMALL, CLASSES, FRAMES, STEPS, heads=(2, 2))
+    mesh, spec = mesh_of(1), ModelSpec(SMALL, CLASSES, FRAMES, STEPS, head_sizes=(2, 2))
     clips = batch()
     label = clips["target"].argmax(1)
     half = np.eye(2, dtype=np.float32)

@@ -24,7 +24,7 @@ YOUTUBE = FilePatterns(
 )
 
 
-def find(folder: Path, *patterns: str) -> Path | None:
+def find_list(folder: Path, *patterns: str) -> Path | None:
     """The file below `folder` that the first fitting pattern matches; None if none does.
 
     Raises:
@@ -41,13 +41,13 @@ def find(folder: Path, *patterns: str) -> Path | None:
     return None
 
 
-def need(folder: Path, *patterns: str) -> Path:
-    """As `find`, but the file must be there.
+def require_list(folder: Path, *patterns: str) -> Path:
+    """As `find_list`, but the file must be there.
 
     Raises:
-      ConfigError: as `find`, or it is not there.
+      ConfigError: as `find_list`, or it is not there.
     """
-    found = find(folder, *patterns)
+    found = find_list(folder, *patterns)
     if found is None:
         raise ConfigError(f"{folder}: holds no {' or '.join(patterns)}; give the folder that does")
     return found
@@ -69,7 +69,7 @@ class SkippedRows:
         )
 
 
-def damaged(table: Table, column: str, left: SkippedRows) -> bool:
+def has_spreadsheet_error(table: Table, column: str, left: SkippedRows) -> bool:
     """Whether a spreadsheet replaced an id by `#NAME?`, as it does with an id that starts with `-`.
 
     Raises:
@@ -81,7 +81,7 @@ def damaged(table: Table, column: str, left: SkippedRows) -> bool:
     return False
 
 
-def listing(
+def build_annotations(
     segments: Iterable[Segment],
     heads: Sequence[Head],
     labels: Literal["single", "multi"],

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
+from datar_jax.data.datasets.annotations import (
+    YOUTUBE,
+    SkippedRows,
+    build_annotations,
+    find_list,
+    has_spreadsheet_error,
+    require_list,
+)
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
 from datar_jax.labels import Head
 
@@ -24,20 +31,20 @@ def read(folder: Path) -> Annotations:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
     left = SkippedRows()
-    names = need(folder, "class_labels_indices.csv")
+    names = require_list(folder, "class_labels_indices.csv")
     table = Table(names, ("index", "mid", "display_name"), None)
     classes: dict[str, str] = {}  # by mid, in order
     for row in table.rows():
         if table.whole("index", 0) != len(classes) or row["mid"] in classes:
             table.fail("index", f"{len(classes)} comes next, with a mid of its own")
         classes[row["mid"]] = table.text("display_name")
-    train = [p for kind in ("balanced", "unbalanced") if (p := find(folder, f"{kind}_train_segments.csv"))]
+    train = [p for kind in ("balanced", "unbalanced") if (p := find_list(folder, f"{kind}_train_segments.csv"))]
     if not train:
         raise ConfigError(f"{folder}: holds neither balanced_train_segments.csv nor unbalanced_train_segments.csv")
-    paths = {**dict.fromkeys(train, "train"), need(folder, "eval_segments.csv"): "test"}
+    paths = {**dict.fromkeys(train, "train"), require_list(folder, "eval_segments.csv"): "test"}
     segments = (s for path, split in paths.items() for s in _segments(path, split, tuple(classes), left))
     notes = [f"training is {' and '.join(path.stem for path in train)}"]
-    return listing(segments, [Head("class", tuple(classes.values()))], "multi", [*paths, names], left, notes)
+    return build_annotations(segments, [Head("class", tuple(classes.values()))], "multi", [*paths, names], left, notes)
 
 
 def _segments(path: Path, split: str, mids: tuple[str, ...], left: SkippedRows) -> Iterator[Segment]:
@@ -49,7 +56,7 @@ def _segments(path: Path, split: str, mids: tuple[str, ...], left: SkippedRows) 
     source = path.name
     for row in table.rows():
         video, start, end, text = row.values()
-        if damaged(table, "YTID", left):
+        if has_spreadsheet_error(table, "YTID", left):
             continue
         if text not in labels:
             found = [mid for part in text.split(",") if (mid := part.strip())]

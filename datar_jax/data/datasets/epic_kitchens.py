@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import SkippedRows, find, listing, need
+from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, find_list, require_list
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
 from datar_jax.labels import Head
 
@@ -22,14 +22,19 @@ def read(folder: Path) -> Annotations:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
     left = SkippedRows()
-    paths = {need(folder, "EPIC_100_train.csv"): "train", need(folder, "EPIC_100_validation.csv"): "test"}
-    classes = [need(folder, f"EPIC_100_{word}_classes.csv") for word in ("verb", "noun")]
+    paths = {
+        require_list(folder, "EPIC_100_train.csv"): "train",
+        require_list(folder, "EPIC_100_validation.csv"): "test",
+    }
+    classes = [require_list(folder, f"EPIC_100_{word}_classes.csv") for word in ("verb", "noun")]
     verbs, nouns = (_classes(path) for path in classes)
     segments = (s for path, split in paths.items() for s in _segments(path, split, len(verbs), len(nouns)))
     notes = ["EPIC_100_validation.csv is the test split"]
-    if test := find(folder, "EPIC_100_test_timestamps.csv"):
+    if test := find_list(folder, "EPIC_100_test_timestamps.csv"):
         notes.append(f"{test.name} has no labels: it is not read")
-    return listing(segments, [Head("verb", verbs), Head("noun", nouns)], "single", [*paths, *classes], left, notes)
+    return build_annotations(
+        segments, [Head("verb", verbs), Head("noun", nouns)], "single", [*paths, *classes], left, notes
+    )
 
 
 def _classes(path: Path) -> tuple[str, ...]:

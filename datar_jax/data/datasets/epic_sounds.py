@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import SkippedRows, find, listing, need
+from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, find_list, require_list
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
 from datar_jax.labels import Head
 
@@ -24,16 +24,19 @@ def read(folder: Path) -> Annotations:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
     left = SkippedRows()
-    paths = {need(folder, "EPIC_Sounds_train.csv"): "train", need(folder, "EPIC_Sounds_validation.csv"): "test"}
+    paths = {
+        require_list(folder, "EPIC_Sounds_train.csv"): "train",
+        require_list(folder, "EPIC_Sounds_validation.csv"): "test",
+    }
     names: dict[int, str] = {}
     segments = [s for path, split in paths.items() for s in _segments(path, split, names)]
     classes = [names.get(i, f"class {i}") for i in range(max(names, default=-1) + 1)]
     notes = ["EPIC_Sounds_validation.csv is the test split"]
-    if test := find(folder, "EPIC_Sounds_recognition_test_timestamps.csv"):
+    if test := find_list(folder, "EPIC_Sounds_recognition_test_timestamps.csv"):
         notes.append(f"{test.name} has no labels: it is not read")
     if len(names) < len(classes):
         notes.append(f"classes that no row has: {', '.join(str(i) for i in range(len(classes)) if i not in names)}")
-    return listing(segments, [Head("class", tuple(classes))], "single", list(paths), left, notes)
+    return build_annotations(segments, [Head("class", tuple(classes))], "single", list(paths), left, notes)
 
 
 def _segments(path: Path, split: str, names: dict[int, str]) -> Iterator[Segment]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import SkippedRows, listing, need
+from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, require_list
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
 from datar_jax.labels import Head
 
@@ -23,7 +23,7 @@ def read(folder: Path) -> Annotations:
     Raises:
       ConfigError: the list is not there or cannot be used; names file, row and column.
     """
-    path = need(folder, "esc50.csv", "meta/esc50.csv", "*/meta/esc50.csv")
+    path = require_list(folder, "esc50.csv", "meta/esc50.csv", "*/meta/esc50.csv")
     table = Table(path, ("filename", "fold", "target", "category"), None)
     names: dict[int, str] = {}
     rows: list[tuple[str, int, int, int]] = []
@@ -38,7 +38,9 @@ def read(folder: Path) -> Annotations:
         Segment(name, labels[target], None, fold, NAMING, name.rpartition("-")[0] or name, source=path.name, row=line)
         for name, target, fold, line in rows
     )
-    return listing(segments, [Head("class", tuple(names[t] for t in targets))], "single", [path], SkippedRows())
+    return build_annotations(
+        segments, [Head("class", tuple(names[t] for t in targets))], "single", [path], SkippedRows()
+    )
 
 
 CORPUS = DatasetSpec(

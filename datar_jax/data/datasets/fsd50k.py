@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import SkippedRows, listing, need
+from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, require_list
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
 from datar_jax.labels import Head
 
@@ -24,7 +24,7 @@ def read(folder: Path) -> Annotations:
     """
     left = SkippedRows()
     names, dev, test = (
-        need(folder, f"{name}.csv", f"FSD50K.ground_truth/{name}.csv") for name in ("vocabulary", "dev", "eval")
+        require_list(folder, f"{name}.csv", f"FSD50K.ground_truth/{name}.csv") for name in ("vocabulary", "dev", "eval")
     )
     table = Table(names, (), None, ("index", "label", "mid"))
     numbers: dict[str, int] = {}
@@ -33,7 +33,7 @@ def read(folder: Path) -> Annotations:
             table.fail("index", f"{len(numbers)} comes next, with a label of its own")
         numbers[row["label"]] = len(numbers)
     segments = (s for path in (dev, test) for s in _segments(path, path == test, numbers, left))
-    return listing(segments, [Head("class", tuple(numbers))], "multi", [dev, test, names], left)
+    return build_annotations(segments, [Head("class", tuple(numbers))], "multi", [dev, test, names], left)
 
 
 def _segments(path: Path, test: bool, numbers: dict[str, int], left: SkippedRows) -> Iterator[Segment]:

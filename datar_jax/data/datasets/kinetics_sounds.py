@@ -12,7 +12,14 @@ from pathlib import Path
 
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table, lines
-from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
+from datar_jax.data.datasets.annotations import (
+    YOUTUBE,
+    SkippedRows,
+    build_annotations,
+    find_list,
+    has_spreadsheet_error,
+    require_list,
+)
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Segment
 from datar_jax.labels import Head
 
@@ -65,12 +72,12 @@ def read(folder: Path) -> Annotations:
     """
     left = SkippedRows()
     classes, lists = _classes(folder)
-    train = need(folder, "my_train.txt", "train.csv")
+    train = require_list(folder, "my_train.txt", "train.csv")
     if train.suffix == ".txt":
-        paths = {train: "train", need(folder, "my_test.txt"): "test"}
+        paths = {train: "train", require_list(folder, "my_test.txt"): "test"}
         segments = [s for path, split in paths.items() for s in _clips(path, split, len(classes), left)]
-        return listing(segments, [Head("class", classes)], "single", [*paths, *lists], left)
-    val, test = need(folder, "val.csv", "validate.csv"), find(folder, "test.csv")
+        return build_annotations(segments, [Head("class", classes)], "single", [*paths, *lists], left)
+    val, test = require_list(folder, "val.csv", "validate.csv"), find_list(folder, "test.csv")
     notes = []
     if test and "label" not in Table(test, (), None).columns:
         notes.append(f"{test.name} has no labels: it is not read")
@@ -82,12 +89,12 @@ def read(folder: Path) -> Annotations:
     seen = {label for segment in segments for label in segment.labels}
     if missing := [name for i, name in enumerate(classes) if i not in seen]:
         notes.append(f"classes that no row has: {', '.join(missing)}")
-    return listing(segments, [Head("class", classes)], "single", [*paths, *lists], left, notes)
+    return build_annotations(segments, [Head("class", classes)], "single", [*paths, *lists], left, notes)
 
 
 def _classes(folder: Path) -> tuple[tuple[str, ...], list[Path]]:
     """The names of the classes, in order, and the list that they were read from, if any."""
-    path = find(folder, "classes.txt", "classes.csv")
+    path = find_list(folder, "classes.txt", "classes.csv")
     if path is None:
         return CLASSES, []
     if path.suffix == ".txt":
@@ -103,7 +110,7 @@ def _clips(path: Path, split: str, classes: int, left: SkippedRows) -> Iterator[
     """Rows of `{id}_{start}_{end}` or `{id}_{start}`, length in seconds, class number."""
     table = Table(path, (), None, ("clip", "seconds", "class"))
     for row in table.rows():
-        if damaged(table, "clip", left):
+        if has_spreadsheet_error(table, "clip", left):
             continue
         found = _CLIP.fullmatch(row["clip"])
         if not found:
@@ -123,7 +130,7 @@ def _actions(path: Path, split: str, classes: tuple[str, ...], left: SkippedRows
     for row in table.rows():
         if row["label"] not in numbers:
             left.add(path.name, table.row, "their action is none of the classes")
-        elif not damaged(table, "youtube_id", left):
+        elif not has_spreadsheet_error(table, "youtube_id", left):
             start, end = table.whole("time_start", 0), table.whole("time_end", 0)
             yield _segment(row["youtube_id"], start, end, numbers[row["label"]], split, table)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from datar_jax.audio.decode import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import lines
-from datar_jax.data.datasets.annotations import SkippedRows, listing, need
+from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, require_list
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
 from datar_jax.labels import Head
 
@@ -25,7 +25,7 @@ def read(folder: Path) -> Annotations:
     """
     left = SkippedRows()
     paths = {
-        need(folder, name, f"*/{name}", f"*/*/{name}"): split
+        require_list(folder, name, f"*/{name}", f"*/*/{name}"): split
         for name, split in (("validation_list.txt", "validation"), ("testing_list.txt", "test"))
     }
     root = next(iter(paths)).parent
@@ -53,7 +53,7 @@ def read(folder: Path) -> Annotations:
             stem = f"{inside.name}/{Path(file).stem}"
             if stem not in listed:
                 segments.append(Segment(stem, labels[inside.name], "train", None, NAMING, source=inside.name))
-    return listing(segments, [Head("class", tuple(labels))], "single", list(paths), left, notes)
+    return build_annotations(segments, [Head("class", tuple(labels))], "single", list(paths), left, notes)
 
 
 CORPUS = DatasetSpec(

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.data.csv_table import Table
-from datar_jax.data.datasets.annotations import YOUTUBE, SkippedRows, damaged, find, listing, need
+from datar_jax.data.datasets.annotations import (
+    YOUTUBE,
+    SkippedRows,
+    build_annotations,
+    find_list,
+    has_spreadsheet_error,
+    require_list,
+)
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Segment
 from datar_jax.labels import Head
 
@@ -25,9 +32,9 @@ def read(folder: Path) -> Annotations:
       ConfigError: a list is not there or cannot be used; names file, row and column.
     """
     left = SkippedRows()
-    first = need(folder, "vggsound.csv", "train.csv")
-    paths = [first, need(folder, "test.csv")] if first.stem == "train" else [first]
-    stat = find(folder, "stat.csv")
+    first = require_list(folder, "vggsound.csv", "train.csv")
+    paths = [first, require_list(folder, "test.csv")] if first.stem == "train" else [first]
+    stat = find_list(folder, "stat.csv")
     known = {row["class"] for row in Table(stat, (), None, ("class", "clips", "group")).rows()} if stat else set()
     rows = [row for path in paths for row in _rows(path, known, left)]
     classes = sorted(known or {row[1] for row in rows})
@@ -49,7 +56,7 @@ def read(folder: Path) -> Annotations:
     )
     notes = [f"{len(classes)} classes, not {CLASSES}: is a list cut short?"] if len(classes) != CLASSES else []
     lists = [*paths, stat] if stat else paths
-    return listing(segments, [Head("class", tuple(classes))], "single", lists, left, notes)
+    return build_annotations(segments, [Head("class", tuple(classes))], "single", lists, left, notes)
 
 
 def _rows(path: Path, known: set[str], left: SkippedRows) -> Iterator[tuple[str, str, str, int, str, int]]:
@@ -57,7 +64,7 @@ def _rows(path: Path, known: set[str], left: SkippedRows) -> Iterator[tuple[str,
     split = "" if path.stem == "vggsound" else path.stem  # a list of one split has file names in place of ids
     table = Table(path, (), None, ("id", "class") if split else ("id", "second", "class", "split"))
     for row in table.rows():
-        if damaged(table, "id", left):
+        if has_spreadsheet_error(table, "id", left):
             continue
         name = table.text("class")
         if known and name not in known:

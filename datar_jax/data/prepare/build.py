@@ -24,8 +24,8 @@ from datar_jax.data import prepared as shards
 from datar_jax.data.datasets.base import DatasetSpec
 from datar_jax.data.prepare.encode import EncodedClip, EncodeOptions, encode_all, encode_clips
 from datar_jax.data.prepare.manifest import write_manifest
-from datar_jax.data.prepare.match_files import find
-from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan, plan_shards, shard_key
+from datar_jax.data.prepare.match_files import match_files
+from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan, plan_shards, shard_key
 from datar_jax.data.prepared import DatasetInfo, Moments, Shard
 from datar_jax.filesystem import StoragePath, exclusive
 
@@ -35,7 +35,7 @@ WRITING = ".writing-"  # how the folder of a shard that is being written begins
 Progress = Callable[[int, int], None]
 
 
-def prepare(
+def build_dataset(
     name: str,
     spec: DatasetSpec,
     lists: Path,
@@ -64,7 +64,7 @@ def prepare(
     listing = spec.read(lists)
     for note in listing.notes:
         log(note)
-    found = find(listing, audio, log)
+    found = match_files(listing, audio, log)
     plans = plan_shards(listing, found, options.shard_clips)
     with _sole_writer(out):
         _refuse_others(name, out)
@@ -117,7 +117,7 @@ def _refuse_others(name: str, out: StoragePath) -> None:
         raise ConfigError(f"--out={out.url!r}: holds {card.title}; give another folder, or delete that one")
 
 
-def _finished(out: StoragePath, plans: list[Plan], options: EncodeOptions) -> dict[str, Part]:
+def _finished(out: StoragePath, plans: list[ShardPlan], options: EncodeOptions) -> dict[str, Part]:
     """Finished shards in the output folder whose inputs and options are unchanged."""
     done = {}
     for plan in plans:
@@ -129,13 +129,13 @@ def _finished(out: StoragePath, plans: list[Plan], options: EncodeOptions) -> di
 
 
 def _write_shards(
-    todo: list[Plan],
+    todo: list[ShardPlan],
     audio: StoragePath,
     out: StoragePath,
     options: EncodeOptions,
     done: dict[str, Part],
     progress: Progress,
-    plans: list[Plan],
+    plans: list[ShardPlan],
 ) -> None:
     """Writes missing shards in order and adds them to `done`."""
     total = sum(len(plan.segments) for plan in plans)
@@ -158,7 +158,9 @@ def _write_shards(
             done[plan.name] = part
 
 
-def _write_shard(plan: Plan, encoded: Iterable[EncodedClip | str], out: StoragePath, options: EncodeOptions) -> Part:
+def _write_shard(
+    plan: ShardPlan, encoded: Iterable[EncodedClip | str], out: StoragePath, options: EncodeOptions
+) -> Part:
     """Writes one shard atomically."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -193,7 +195,7 @@ def _write_shard(plan: Plan, encoded: Iterable[EncodedClip | str], out: StorageP
 # Finishing
 
 
-def _remove_former(out: StoragePath, plans: list[Plan], log: Callable[[str], None]) -> None:
+def _remove_former(out: StoragePath, plans: list[ShardPlan], log: Callable[[str], None]) -> None:
     """Removes shards of an earlier preparation with other lists, sounds or sizes, which the new index does not name."""
     kept = {f"{plan.name}.json" for plan in plans}
     former = [name for name, _ in (out / PARTS).list_files() if name not in kept]

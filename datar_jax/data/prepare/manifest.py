@@ -16,7 +16,7 @@ from datar_jax.data import prepared as shards
 from datar_jax.data.datasets.base import Annotations, DatasetSpec
 from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.prepare.match_files import File
-from datar_jax.data.prepare.shard_plan import Outcome, Part, Plan
+from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan
 from datar_jax.data.prepared import DatasetInfo, Moments, Statistics
 from datar_jax.filesystem import StoragePath
 
@@ -26,7 +26,7 @@ def write_manifest(
     spec: DatasetSpec,
     listing: Annotations,
     found: list[File | None],
-    plans: list[Plan],
+    plans: list[ShardPlan],
     done: dict[str, Part],
     out: StoragePath,
     options: EncodeOptions,

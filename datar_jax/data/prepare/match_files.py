@@ -24,7 +24,7 @@ class File:
     cut: bool  # whether its name says that it is the segment and not the recording
 
 
-def find(listing: Annotations, audio: StoragePath, log: Callable[[str], None]) -> list[File | None]:
+def match_files(listing: Annotations, audio: StoragePath, log: Callable[[str], None]) -> list[File | None]:
     """The file of each segment, or None."""
     if not audio.is_folder():
         raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")

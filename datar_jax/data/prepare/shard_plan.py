@@ -33,7 +33,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """A planned shard: its segments and their files."""
 
     name: str
@@ -41,7 +41,7 @@ class Plan:
     files: tuple[File, ...]
 
 
-def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int) -> list[Plan]:
+def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int) -> list[ShardPlan]:
     """Plans shards of equally many clips, each of one split, in the order of the lists.
 
     Clips that are missing count, so that one that turns up later changes its own shard only.
@@ -56,11 +56,11 @@ def plan_shards(listing: Annotations, found: list[File | None], shard_clips: int
             there = [(segment, file) for segment, file in members[i * shard_clips : (i + 1) * shard_clips] if file]
             if there:
                 segments, files = zip(*there)
-                plans.append(Plan(f"{split}-{i:05d}-of-{count:05d}.array_record", segments, files))
+                plans.append(ShardPlan(f"{split}-{i:05d}-of-{count:05d}.array_record", segments, files))
     return plans
 
 
-def shard_key(plan: Plan, options: EncodeOptions) -> str:
+def shard_key(plan: ShardPlan, options: EncodeOptions) -> str:
     """Key of a shard's inputs and options."""
     made_of = (shards.FORMAT, shards.PIECE, options.audio, options.coding)
     digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16)

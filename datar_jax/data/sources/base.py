@@ -135,7 +135,7 @@ def statistics(store: ClipSource, indices: np.ndarray) -> tuple[float, float]:
     mean = total / max(count, 1)
     variance = squares / max(count, 1) - mean**2
     if variance <= 1e-9:
-        raise DataError(f"{len(indices)} training sounds hold no variation to normalise by; check data.root")
+        raise DataError(f"{len(indices)} training sounds hold no variation to normalize by; check data.root")
     return mean, variance**0.5
 
 

@@ -100,7 +100,7 @@ class _Flat:
         return self._store[first + start : last if stop is None else min(last, first + stop)]
 
 
-def prepare(
+def open_cache(
     dataset: Dataset,
     audio: AudioConfig,
     cache_dir: Path,

@@ -92,7 +92,7 @@ def make_plan(config: Config, place: Topology, batch: int, seconds: float, class
     """Compiles the train step for a slice and estimates its cost.
 
     Args:
-      config: model, audio, mesh and optimiser; its batch size is not used.
+      config: model, audio, mesh and optimizer; its batch size is not used.
       place: the slice.
       batch: clips on each chip.
       seconds: of a clip.

@@ -27,16 +27,17 @@ from datar_jax.cli.main import main
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets import CORPORA
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Head, Segment
+from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
 from datar_jax.data.prepare import build as room
-from datar_jax.data.prepare.build import prepare
+from datar_jax.data.prepare.build import build_dataset
 from datar_jax.data.prepare.encode import EncodeOptions, encode_all
 from datar_jax.data.prepared import pieces
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError, statistics
-from datar_jax.data.sources.feature_cache import prepare as prepare_cache
+from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.filesystem import StoragePath, storage_path
+from datar_jax.labels import Head
 from datar_jax.training.input_pipeline import normalization_statistics
 from tests.data.datasets.test_annotations import LISTS
 from tests.data.sources.test_sources import SMALL
@@ -91,7 +92,7 @@ def small(tmp_path):
 def run(small, out, options=RECIPE, lines=None, progress=lambda done, total: None):
     log = (lines if lines is not None else []).append
     places = storage_path(str(small[1]), "--audio"), storage_path(str(out), "--out")
-    return prepare("small", small[0], out, *places, options, progress, log)
+    return build_dataset("small", small[0], out, *places, options, progress, log)
 
 
 def opened(out, audio=AUDIO, cache=None):
@@ -239,7 +240,7 @@ def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
         lambda *_: None,
         print,
     )
-    prepare(*arguments)
+    build_dataset(*arguments)
     for name, data in content(tmp_path / "out").items():
         if name != ".lock":
             assert (storage_path(f"{bucket}/out", "x") / name).read() == data, name
@@ -247,7 +248,7 @@ def test_a_bucket_is_as_good_as_a_folder(small, tmp_path):
     dataset = read_dataset(DataConfig(root=f"{bucket}/out", kind="prepared"))
     store = open_shards(storage_path(f"{bucket}/out", "x"), dataset.card, dataset.clips, AUDIO, tmp_path / "cache")
     np.testing.assert_array_equal(store.get(4), opened(tmp_path / "out")[1].get(4))
-    done = prepare(*arguments)
+    done = build_dataset(*arguments)
     assert done == dataset.card
 
 
@@ -599,7 +600,7 @@ def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
     (folder / "bark").mkdir(parents=True)
     for i in range(3):
         (folder / "bark" / f"{i}.wav").write_bytes((small[1] / "bark" / f"-id{i}_000030.wav").read_bytes())
-    cached = prepare_cache(read_dataset(DataConfig(root=str(folder))), AUDIO, tmp_path / "cache")
+    cached = open_cache(read_dataset(DataConfig(root=str(folder))), AUDIO, tmp_path / "cache")
     for i in range(3):
         np.testing.assert_allclose(store.get(i), cached.get(i), rtol=0, atol=0.06)
     assert json.loads((tmp_path / "out" / "statistics.json").read_text())["audio"]["n_mels"] == 32

@@ -602,10 +602,10 @@ def test_a_lock_removed_while_it_is_waited_for_is_no_lock(tmp_path, monkeypatch)
     def late(number, how):  # the process that had the lock ends between our opening and our locking
         if not calls:
             os.unlink(tmp_path / LOCK)
-        calls.append(number)
+        calls.append(number.fileno())
         flock(number, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with partial_files.alone(tmp_path / "sounds.zip"):
+    with partial_files.sole_writer(tmp_path / "sounds.zip"):
         assert len(calls) == 2
         assert os.path.samestat(os.fstat(calls[1]), os.stat(tmp_path / LOCK))

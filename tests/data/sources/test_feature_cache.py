@@ -17,7 +17,7 @@ from datar_jax.data.loader import train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources import feature_cache as cache
 from datar_jax.data.sources.base import DataError, bad_clips_report, default_window_frames, statistics, usable
-from datar_jax.data.sources.feature_cache import SpectrogramCache, prepare
+from datar_jax.data.sources.feature_cache import SpectrogramCache, open_cache
 from tests.audio.test_decode import broken
 from tests.data.test_readers import AUDIO, folder_of, table_of, write
 
@@ -29,7 +29,7 @@ def sounds(tmp_path):
 
 def test_the_cache_holds_what_the_front_end_says(sounds, tmp_path):
     calls = []
-    features = prepare(sounds, AUDIO, tmp_path / "cache", lambda done, total: calls.append((done, total)))
+    features = open_cache(sounds, AUDIO, tmp_path / "cache", lambda done, total: calls.append((done, total)))
     assert calls == [(i + 1, 18) for i in range(18)]
     assert features.bad == ()
     for i, clip in enumerate(sounds.clips):
@@ -56,29 +56,29 @@ def count_decodes(monkeypatch):
 
 def test_a_second_call_decodes_nothing(sounds, tmp_path, monkeypatch):
     calls = count_decodes(monkeypatch)
-    first = prepare(sounds, AUDIO, tmp_path / "cache")
+    first = open_cache(sounds, AUDIO, tmp_path / "cache")
     assert sorted(calls) == sorted(clip.path for clip in sounds.clips)
     calls.clear()
-    second = prepare(sounds, AUDIO, tmp_path / "cache")
+    second = open_cache(sounds, AUDIO, tmp_path / "cache")
     assert not calls
     np.testing.assert_array_equal(first.frames, second.frames)
     np.testing.assert_array_equal(first.get(7), second.get(7))
 
 
 def test_other_settings_or_a_changed_file_are_another_cache(sounds, tmp_path, monkeypatch):
-    prepare(sounds, AUDIO, tmp_path / "cache")
+    open_cache(sounds, AUDIO, tmp_path / "cache")
     calls = count_decodes(monkeypatch)
-    assert prepare(sounds, AudioConfig(n_mels=40, hop_ms=20.0), tmp_path / "cache").get(0).shape[1] == 40
+    assert open_cache(sounds, AudioConfig(n_mels=40, hop_ms=20.0), tmp_path / "cache").get(0).shape[1] == 40
     assert len(calls) == 18
     write(Path(sounds.clips[3].path), 0.6, seed=99)
-    changed = prepare(sounds, AUDIO, tmp_path / "cache")
+    changed = open_cache(sounds, AUDIO, tmp_path / "cache")
     assert changed.frames[3] == 30
 
 
 def test_a_null_character_in_a_list_is_a_file_that_is_not_there(tmp_path):
     write(tmp_path / "a.wav")
     dataset = read_dataset(table_of(tmp_path, "path,label\na.wav,x\nb\0.wav,y\n"))
-    features = prepare(dataset, AUDIO, tmp_path / "cache")
+    features = open_cache(dataset, AUDIO, tmp_path / "cache")
     assert features.bad == ((f"b\\x00.wav (row 3 of {tmp_path / 'manifest.csv'})", "no such file"),)
 
 
@@ -131,17 +131,17 @@ def write_index(folder, **fields):
     ],
 )
 def test_a_damaged_cache_is_named_and_made_again(sounds, tmp_path, monkeypatch, damage):
-    whole = [prepare(sounds, AUDIO, tmp_path / "cache").get(i).copy() for i in range(len(sounds))]
+    whole = [open_cache(sounds, AUDIO, tmp_path / "cache").get(i).copy() for i in range(len(sounds))]
     damage(tmp_path / "cache")
     calls, told = count_decodes(monkeypatch), []
-    again = prepare(sounds, AUDIO, tmp_path / "cache", None, told.append)
+    again = open_cache(sounds, AUDIO, tmp_path / "cache", None, told.append)
     assert len(calls) == 18
     assert len(told) == 1 and "\n" not in told[0]
     assert told[0].startswith(f"{tmp_path / 'cache'}: the feature cache is damaged (")
     for i, mel in enumerate(whole):
         np.testing.assert_array_equal(again.get(i), mel)
     calls.clear()
-    prepare(sounds, AUDIO, tmp_path / "cache", None, told.append)
+    open_cache(sounds, AUDIO, tmp_path / "cache", None, told.append)
     assert not calls and len(told) == 1
 
 
@@ -152,39 +152,39 @@ def test_an_interruption_leaves_no_cache(sounds, tmp_path, monkeypatch):
 
     threads = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        prepare(sounds, AUDIO, tmp_path / "cache", interrupt)
+        open_cache(sounds, AUDIO, tmp_path / "cache", interrupt)
     assert list((tmp_path / "cache").iterdir()) == []
     assert threading.active_count() == threads
     calls = count_decodes(monkeypatch)
-    prepare(sounds, AUDIO, tmp_path / "cache")
+    open_cache(sounds, AUDIO, tmp_path / "cache")
     assert len(calls) == 18
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".frames", ".json"]
 
 
 def test_what_a_killed_writer_left_goes_and_a_living_one_keeps_its_file(sounds, tmp_path):
     (tmp_path / "cache").mkdir()
-    prepare(sounds, AUDIO, tmp_path / "cache")
+    open_cache(sounds, AUDIO, tmp_path / "cache")
     store = next((tmp_path / "cache").glob("*.frames"))
     store.unlink()
     dead, living = (store.with_name(f".{store.name}.{name}.partial") for name in ("dead", "living"))
     dead.write_bytes(b"half")
     with living.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        prepare(sounds, AUDIO, tmp_path / "cache")
+        open_cache(sounds, AUDIO, tmp_path / "cache")
         assert living.exists() and not dead.exists()
     store.unlink()
-    prepare(sounds, AUDIO, tmp_path / "cache")
+    open_cache(sounds, AUDIO, tmp_path / "cache")
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".frames", ".json"]
 
 
 def test_a_cache_that_cannot_be_written_says_so(sounds, tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(DataError, match=r"cache: cannot write .* data\.cache"):
-        prepare(sounds, AUDIO, tmp_path / "cache")
+        open_cache(sounds, AUDIO, tmp_path / "cache")
 
 
 def test_features_pickle_as_a_path(sounds, tmp_path):
-    features = prepare(sounds, AUDIO, tmp_path / "cache")
+    features = open_cache(sounds, AUDIO, tmp_path / "cache")
     content = pickle.dumps(features)
     assert len(content) < 2_000
     np.testing.assert_array_equal(pickle.loads(content).get(5), features.get(5))
@@ -200,7 +200,7 @@ def test_every_unusable_sound_is_listed_and_too_many_stop_the_run(tmp_path):
     rows = "".join(f"{name},{name.split('/')[0]}\n" for name in names)
     config = table_of(tmp_path, "path,label\n" + rows)
     dataset = read_dataset(config)
-    features = prepare(dataset, AUDIO, tmp_path / "cache")
+    features = open_cache(dataset, AUDIO, tmp_path / "cache")
     assert len(features.bad) == len(reasons) == 20
     assert (features.frames == 0).sum() == 20
     text = bad_clips_report(features, 0.6)
@@ -212,7 +212,7 @@ def test_every_unusable_sound_is_listed_and_too_many_stop_the_run(tmp_path):
     with pytest.raises(DataError, match=r"20 of 38 .*max_bad_fraction=0\.52") as caught:
         bad_clips_report(features, 0.52)
     assert "bad/silent.wav" in str(caught.value)
-    assert bad_clips_report(prepare(dataset, AUDIO, tmp_path / "cache"), 0.53) == text  # from the cache as well
+    assert bad_clips_report(open_cache(dataset, AUDIO, tmp_path / "cache"), 0.53) == text  # from the cache as well
     kept, dropped = usable(features, np.arange(38))
     assert dropped == 20
     assert [dataset.clips[i].name for i in kept] == [f"{c}/{c}{i}.wav" for c in ("bad", "good") for i in range(9)]
@@ -221,7 +221,7 @@ def test_every_unusable_sound_is_listed_and_too_many_stop_the_run(tmp_path):
 
 
 def test_a_clean_data_set_has_nothing_to_report(sounds, tmp_path):
-    assert bad_clips_report(prepare(sounds, AUDIO, tmp_path / "cache"), 0.0) == ""
+    assert bad_clips_report(open_cache(sounds, AUDIO, tmp_path / "cache"), 0.0) == ""
 
 
 def test_nothing_usable_always_stops(tmp_path):
@@ -229,7 +229,7 @@ def test_nothing_usable_always_stops(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     dataset = read_dataset(DataConfig(root=str(tmp_path)))
-    features = prepare(dataset, AUDIO, tmp_path / "cache")
+    features = open_cache(dataset, AUDIO, tmp_path / "cache")
     assert features.bad == (("a/x.wav", "empty file"), ("b/y.wav", "empty file"))
     with pytest.raises(DataError, match="2 of 2"):
         bad_clips_report(features, 1.0)
@@ -240,7 +240,7 @@ def test_nothing_usable_always_stops(tmp_path):
 
 
 def test_statistics_are_those_of_the_named_clips_alone(sounds, tmp_path):
-    features = prepare(sounds, AUDIO, tmp_path / "cache")
+    features = open_cache(sounds, AUDIO, tmp_path / "cache")
     indices = np.array([0, 4, 11])
     values = np.concatenate([features.get(i).astype(np.float64).ravel() for i in indices])
     np.testing.assert_allclose(statistics(features, indices), (values.mean(), values.std()), rtol=1e-12)

@@ -15,7 +15,7 @@ from datar_jax import config as c
 from datar_jax.audio.framing import columns, num_samples, to_int16
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.feature_cache import SpectrogramCache, WaveformCache, prepare
+from datar_jax.data.sources.feature_cache import SpectrogramCache, WaveformCache, open_cache
 from datar_jax.models.spec import ModelSpec, spectrograms
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_step import abstract_state, batch_shapes, init_state, jit_eval_step, jit_train_step
@@ -41,7 +41,7 @@ def stores(tmp_path_factory):
         (root / "ab"[i % 2]).mkdir(exist_ok=True)
         soundfile.write(root / "ab"[i % 2] / f"{i}.wav", sound(HOST, seconds, i), 16_000)
     dataset = read_dataset(c.DataConfig(root=str(root)))
-    return dataset, prepare(dataset, HOST, root / "cache"), prepare(dataset, DEVICE, root / "cache")
+    return dataset, open_cache(dataset, HOST, root / "cache"), open_cache(dataset, DEVICE, root / "cache")
 
 
 def test_both_kinds_of_cache_lie_side_by_side_and_tell_the_same(stores):

@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from datar_jax import metrics
 from datar_jax.training.monitoring.console import show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, read_rows
+from tests.helpers import head
 
 
 @pytest.fixture
@@ -134,7 +135,12 @@ def test_events_of_a_later_start_take_back_those_of_an_earlier_one(tmp_path: Pat
     [
         ("single", (), ["top-1 75.0% (deviation over folds 2.5%)", "top-5 100.0%", "d-prime"], ["verb", "action"]),
         ("multi", (), ["mean average precision", "(deviation over folds 0.025)", "area under the ROC"], ["top-"]),
-        ("single", (("verb", 2), ("noun", 3)), ["verb top-1", "noun d-prime", "action top-1 25.0% (dev"], ["action d"]),
+        (
+            "single",
+            (head("verb", 2), head("noun", 3)),
+            ["verb top-1", "noun d-prime", "action top-1 25.0% (dev"],
+            ["action d"],
+        ),
     ],
 )
 def test_the_last_table_tells_every_number_there_is(
