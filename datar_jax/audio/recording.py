@@ -142,7 +142,7 @@ class _Rolling:
 
 
 def measure(path: str | Path, audio: AudioConfig) -> Recording:
-    """InputKind a sound file to its end, so that every defect is found before any result is reported.
+    """Reads a sound file to its end, so that every defect is found before any result is reported.
 
     Args:
       path: any format that libsndfile reads, of any length.
