@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datar_jax.audio.decode import AudioError, stream
+from datar_jax.audio.decode import stream
+from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import (
     eval_window_starts,
     frame_bounds,

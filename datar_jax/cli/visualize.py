@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--at", type=seconds, help="start of the window, seconds into the sound")
     given = parser.parse_args(arguments)
 
-    from datar_jax.audio.decode import AudioError
+    from datar_jax.audio.errors import AudioError
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.inference.classifier import load
     from datar_jax.inference.visualize import draw

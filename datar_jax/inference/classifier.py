@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datar_jax.audio.decode import AudioError
+from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import eval_window_starts
 from datar_jax.audio.recording import Batch, InputKind, Recording, measure
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo

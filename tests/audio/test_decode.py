@@ -9,7 +9,8 @@ import soundfile
 import soxr
 
 from datar_jax.audio import decode as audio_room
-from datar_jax.audio.decode import SUFFIXES, AudioError, decode
+from datar_jax.audio.decode import SUFFIXES, decode
+from datar_jax.audio.errors import AudioError
 
 
 def sound(seconds, seed=0):
@@ -205,7 +206,6 @@ def broken(folder):
     soundfile.write(folder / "huge.wav", noise * 1e20, 16_000, subtype="FLOAT")
     soundfile.write(folder / "silent.wav", np.zeros(8_000), 16_000)
     soundfile.write(folder / "constant.wav", np.full(8_000, 0.25), 16_000)
-    soundfile.write(folder / "opposed.wav", np.stack([noise, -noise], 1), 16_000, subtype="FLOAT")
     soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("This is a letter, not a sound.\n" * 50)
@@ -218,10 +218,9 @@ def broken(folder):
     return {
         "nan.wav": "NaN or infinity",
         "infinite.wav": "NaN or infinity",
-        "huge.wav": "no sound",
+        "huge.wav": "full scale",
         "silent.wav": "silent",
         "constant.wav": "silent",
-        "opposed.wav": "silent",
         "none.wav": "no samples",
         "empty.wav": "empty file",
         "text.wav": "cannot be decoded",

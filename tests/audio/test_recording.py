@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from datar_jax.audio import decode as audio_room
 from datar_jax.audio import recording
-from datar_jax.audio.decode import AudioError, decode
+from datar_jax.audio.decode import decode
+from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import eval_window_starts, left_context, window_samples
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.audio.recording import measure, plan_windows

@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile
 
-from datar_jax.audio.decode import SUFFIXES, AudioError, decode
+from datar_jax.audio.decode import SUFFIXES, decode
+from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import to_int16
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig

@@ -27,7 +27,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datar_jax.audio.decode import AudioError, decode
+from datar_jax.audio.decode import decode
+from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import columns, to_int16
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig

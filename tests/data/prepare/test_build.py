@@ -582,7 +582,7 @@ def test_ctrl_c_is_one_line_and_help_is_help(small, tmp_path, capsys, monkeypatc
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "prepare", stop)
+    monkeypatch.setattr(room, "build_dataset", stop)
     options = [f"--lists={tmp_path}", f"--audio={tmp_path}", f"--out={tmp_path / 'out'}"]
     assert main(["prepare", "esc50", *options]) == 130
     assert capsys.readouterr().err == "datar-jax: interrupted; the same command continues\n"

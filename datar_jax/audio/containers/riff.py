@@ -1,0 +1,110 @@
+"""Sections of a WAV: RIFF, RIFX and RF64 (IBM and Microsoft, 1991; EBU Tech 3306)."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from datar_jax.audio.containers.section import TOLERANCE, Bytes, Section, Sections
+from datar_jax.audio.errors import AudioError
+
+Order = Literal["little", "big"]
+
+RIFF = b"RIFF", b"RIFX", b"RF64", b"BW64"  # marks of a file
+TAIL = 1 << 20  # bytes at the end of a file in which chunks are looked for behind samples without a size
+ROUND = 100_000_000  # recorders that cannot go back leave a multiple of this, or nearly 2**31 or 2**32, as the size
+TAGS = b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"  # what players append
+SUBTYPES = {
+    (1, 8): "PCM_U8",
+    (1, 16): "PCM_16",
+    (1, 24): "PCM_24",
+    (1, 32): "PCM_32",
+    (3, 32): "FLOAT",
+    (3, 64): "DOUBLE",
+    (6, 8): "ALAW",
+    (7, 8): "ULAW",
+}
+
+
+def riff_sections(content: Bytes, first: int = 0) -> Sections:
+    """WAV in 32 and 64 bits, either byte order."""
+    order: Order = "big" if content[first : first + 4] == b"RIFX" else "little"
+    at, wide, form = first + 12, 0, b""
+    while at + 8 <= len(content):
+        name, told = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], order)
+        if name == b"ds64":
+            wide = int.from_bytes(content[at + 16 : at + 24], "little")
+        elif name == b"fmt ":
+            form = content[at + 8 : at + 8 + min(told, 64)]
+        elif name == b"data":
+            return _riff_data(content, at + 8, wide if told == 0xFFFF_FFFF and wide else told, form, order)
+        elif not _is_chunk(content, at, order):
+            break
+        at += 8 + told + told % 2
+    return Sections()  # libsndfile tells what is wrong
+
+
+def _riff_data(content: Bytes, start: int, told: int, form: bytes, order: Order) -> Sections:
+    """The samples of a WAV: as many as the header tells, or as are there."""
+    there = len(content) - start
+    if told > there:
+        if told - there <= TOLERANCE:
+            return Sections((), f"the header tells {told - there} bytes more than there are")
+        if not is_placeholder(told):
+            raise AudioError(f"truncated: {there} of {told} promised bytes are there")
+    else:
+        end = start + told + (told % 2 and there > told)
+        rest = content[end : end + TOLERANCE]
+        if rest[:4] in RIFF and rest[8:12] == b"WAVE":  # files were joined
+            others = riff_sections(content, end).sections or (Section(end, len(content)),)
+            return Sections((*_raw_section(start, start + told, form, order), *others), "files that were joined")
+        wrapped = there > told and (there - told) % 2**32 == 0  # above 4 GiB
+        padded = told and not any(rest)
+        tagged = rest.startswith(TAGS) or _is_chunk(content, end, order)
+        if not wrapped and (padded or tagged or (told and there - told <= TOLERANCE)):
+            return Sections()
+    if there:
+        return Sections(_raw_section(start, _end(content, start, order), form, order), _told(told, there))
+    return Sections()
+
+
+def _end(content: Bytes, start: int, order: Order) -> int:
+    """Where the samples end that no size delimits: before the chunks at the end of the file."""
+    tail = max(start, len(content) - TAIL)
+    for found in re.finditer(rb"LIST|INFO|bext|iXML|id3 |ID3 |cue |smpl|fact|PEAK|_PMX|JUNK", content[tail:]):
+        at = tail + found.start()
+        while _is_chunk(content, at, order):
+            size = int.from_bytes(content[at + 4 : at + 8], order)
+            at += 8 + size + size % 2
+        if at >= len(content):
+            return tail + found.start()
+    return len(content)
+
+
+def _told(told: int, there: int) -> str:
+    return f"the header tells {told} bytes of sound, there are {there}, and all are read"
+
+
+def _is_chunk(content: Bytes, at: int, order: Order) -> bool:
+    """Whether a chunk begins here: a printable name, and a size that is there."""
+    head = content[at : at + 8]
+    size = int.from_bytes(head[4:], order)
+    return len(head) == 8 and all(32 <= c < 127 for c in head[:4]) and size <= len(content) - at - 7
+
+
+def is_placeholder(size: int) -> bool:
+    """Whether a size is what a recorder leaves that cannot go back: nothing, a round number, or about the largest."""
+    return size % ROUND == 0 or 0x7FFF_0000 <= size <= 0x8000_0000 or size >= 0xFFFF_0000
+
+
+def _raw_section(first: int, last: int, form: bytes, order: Order) -> tuple[Section]:
+    """Samples without a header."""
+    number = lambda at, size: int.from_bytes(form[at : at + size], order)  # noqa: E731
+    kind = number(24, 2) if number(0, 2) == 0xFFFE else number(0, 2)  # the wide format has the kind further on
+    subtype = SUBTYPES.get((kind, number(14, 2)))
+    channels, frame = number(2, 2), number(12, 2)
+    if not subtype or not channels or not frame:
+        raise AudioError("the header tells another size than is there; save the file anew as wav or flac")
+    raw = {"samplerate": number(4, 4), "channels": channels, "subtype": subtype, "format": "RAW"}
+    raw["endian"] = order.upper()
+    return (Section(first, last - (last - first) % frame, raw=raw),)
