@@ -102,7 +102,7 @@ def test_a_size_that_cannot_be_is_replaced_by_what_is_there(tmp_path, subtype, c
     path.write_bytes(sized(content, told) + tail)
     heard = decode(path, RATE, note=notes.append)
     np.testing.assert_array_equal(heard, whole)
-    assert f"the header tells {told} bytes" in notes[0]
+    assert f"the header states {told} bytes" in notes[0]
 
 
 @pytest.mark.parametrize("off", [-44, -2, 2, 44])

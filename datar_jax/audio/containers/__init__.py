@@ -23,7 +23,7 @@ def find_sections(path: str | Path) -> Sections:
     """Compares the header of a file with its content.
 
     Raises:
-      AudioError: the file is truncated, or holds more than its header tells in a form that cannot be read.
+      AudioError: the file is truncated, or holds more than its header states in a form that cannot be read.
       OSError, ValueError: it cannot be read.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

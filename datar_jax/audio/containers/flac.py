@@ -20,11 +20,11 @@ def flac_sections(content: Bytes, first: int) -> Sections:
         return joined(sorted(starts), len(content))
     info = content[first + 8 : first + 42]
     fields = int.from_bytes(info[10:18], "big")
-    told, counted = fields % 2**36, _last_sample(content, int.from_bytes(info[:2], "big"))
-    if len(info) < 34 or not told or counted <= told:
+    stated, counted = fields % 2**36, _last_sample(content, int.from_bytes(info[:2], "big"))
+    if len(info) < 34 or not stated or counted <= stated:
         return Sections()
     unknown = content[first : first + 18] + (fields >> 36 << 36).to_bytes(8, "big")
-    note = f"the header tells {told} samples, there are {counted}, and all are read"
+    note = f"the header states {stated} samples, there are {counted}, and all are read"
     return Sections((Section(first + 26, len(content), unknown),), note)
 
 

@@ -34,15 +34,15 @@ class Frame(NamedTuple):
 
 
 def mpeg_sections(content: Bytes, first: int) -> Sections:
-    """Joined files, and lengths that are estimated from the first frame where no Xing header tells them."""
+    """Joined files, and lengths that are estimated from the first frame where no Xing header states them."""
     runs = list(_runs(content, first))
-    if len(runs) == 1 and (runs[0].told or runs[0].constant):
-        told = runs[0].told
-        if not told or runs[0].frames <= told + 1:
+    if len(runs) == 1 and (runs[0].stated or runs[0].constant):
+        stated = runs[0].stated
+        if not stated or runs[0].frames <= stated + 1:
             return Sections()
     sections = []
     for run in runs:
-        counts = run.told and run.frames <= run.told + 1
+        counts = run.stated and run.frames <= run.stated + 1
         sections.append(Section(run.first, run.last, b"" if counts else _xing(content, run)))
     if len(runs) > 1:
         return Sections(tuple(sections), f"{len(runs)} files that were joined")
@@ -57,7 +57,7 @@ class Run:
     last: int
     head: int  # its first frame with sound
     frames: int = 0
-    told: int = 0  # frames by its Xing header; 0: it has none
+    stated: int = 0  # frames by its Xing header; 0: it has none
     constant: bool = True  # one bitrate
 
 
@@ -82,11 +82,11 @@ def _runs(content: Bytes, at: int) -> Iterator[Run]:
             known[key] = frame
         while mark < at:
             mark = next(marks)
-        if mark < at + frame.length and (told := _xing_frames(content, at)) is not None:
+        if mark < at + frame.length and (stated := _xing_frames(content, at)) is not None:
             if run:
                 run.last = at
                 yield run
-            run, bitrate = Run(at, size, at + frame.length, told=told), 0
+            run, bitrate = Run(at, size, at + frame.length, stated=stated), 0
         else:
             if run is None:
                 run = Run(at, size, at)
@@ -127,7 +127,7 @@ def _next_frame(content: Bytes, at: int) -> int:
 
 
 def _xing_frames(content: Bytes, at: int) -> int | None:
-    """Number of frames that a Xing header tells; None if the frame is none, 0 if it does not tell."""
+    """Number of frames that a Xing header states; None if the frame is none, 0 if it does not tell."""
     head = content[at : at + 4]
     mono, first = head[3] >> 6 == 3, head[1] & 8
     where = at + 4 + ((17 if mono else 32) if first else (9 if mono else 17))

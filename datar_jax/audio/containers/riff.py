@@ -31,40 +31,40 @@ def riff_sections(content: Bytes, first: int = 0) -> Sections:
     order: Order = "big" if content[first : first + 4] == b"RIFX" else "little"
     at, wide, form = first + 12, 0, b""
     while at + 8 <= len(content):
-        name, told = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], order)
+        name, stated = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], order)
         if name == b"ds64":
             wide = int.from_bytes(content[at + 16 : at + 24], "little")
         elif name == b"fmt ":
-            form = content[at + 8 : at + 8 + min(told, 64)]
+            form = content[at + 8 : at + 8 + min(stated, 64)]
         elif name == b"data":
-            return _riff_data(content, at + 8, wide if told == 0xFFFF_FFFF and wide else told, form, order)
+            return _riff_data(content, at + 8, wide if stated == 0xFFFF_FFFF and wide else stated, form, order)
         elif not _is_chunk(content, at, order):
             break
-        at += 8 + told + told % 2
+        at += 8 + stated + stated % 2
     return Sections()  # libsndfile tells what is wrong
 
 
-def _riff_data(content: Bytes, start: int, told: int, form: bytes, order: Order) -> Sections:
-    """The samples of a WAV: as many as the header tells, or as are there."""
+def _riff_data(content: Bytes, start: int, stated: int, form: bytes, order: Order) -> Sections:
+    """The samples of a WAV: as many as the header states, or as are there."""
     there = len(content) - start
-    if told > there:
-        if told - there <= TOLERANCE:
-            return Sections((), f"the header tells {told - there} bytes more than there are")
-        if not is_placeholder(told):
-            raise AudioError(f"truncated: {there} of {told} promised bytes are there")
+    if stated > there:
+        if stated - there <= TOLERANCE:
+            return Sections((), f"the header states {stated - there} bytes more than there are")
+        if not is_placeholder(stated):
+            raise AudioError(f"truncated: {there} of {stated} promised bytes are there")
     else:
-        end = start + told + (told % 2 and there > told)
+        end = start + stated + (stated % 2 and there > stated)
         rest = content[end : end + TOLERANCE]
         if rest[:4] in RIFF and rest[8:12] == b"WAVE":  # files were joined
             others = riff_sections(content, end).sections or (Section(end, len(content)),)
-            return Sections((*_raw_section(start, start + told, form, order), *others), "files that were joined")
-        wrapped = there > told and (there - told) % 2**32 == 0  # above 4 GiB
-        padded = told and not any(rest)
+            return Sections((*_raw_section(start, start + stated, form, order), *others), "files that were joined")
+        wrapped = there > stated and (there - stated) % 2**32 == 0  # above 4 GiB
+        padded = stated and not any(rest)
         tagged = rest.startswith(TAGS) or _is_chunk(content, end, order)
-        if not wrapped and (padded or tagged or (told and there - told <= TOLERANCE)):
+        if not wrapped and (padded or tagged or (stated and there - stated <= TOLERANCE)):
             return Sections()
     if there:
-        return Sections(_raw_section(start, _end(content, start, order), form, order), _told(told, there))
+        return Sections(_raw_section(start, _end(content, start, order), form, order), _size_note(stated, there))
     return Sections()
 
 
@@ -81,8 +81,8 @@ def _end(content: Bytes, start: int, order: Order) -> int:
     return len(content)
 
 
-def _told(told: int, there: int) -> str:
-    return f"the header tells {told} bytes of sound, there are {there}, and all are read"
+def _size_note(stated: int, there: int) -> str:
+    return f"the header states {stated} bytes of sound, there are {there}, and all are read"
 
 
 def _is_chunk(content: Bytes, at: int, order: Order) -> bool:
@@ -104,7 +104,7 @@ def _raw_section(first: int, last: int, form: bytes, order: Order) -> tuple[Sect
     subtype = SUBTYPES.get((kind, number(14, 2)))
     channels, frame = number(2, 2), number(12, 2)
     if not subtype or not channels or not frame:
-        raise AudioError("the header tells another size than is there; save the file anew as wav or flac")
+        raise AudioError("the header states another size than is there; save the file anew as wav or flac")
     raw = {"samplerate": number(4, 4), "channels": channels, "subtype": subtype, "format": "RAW"}
     raw["endian"] = order.upper()
     return (Section(first, last - (last - first) % frame, raw=raw),)
