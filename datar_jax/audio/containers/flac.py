@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from datar_jax.audio.containers.section import Bytes, Section, Sections, joined
 
 START = b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"  # marker and header of the first block, its only length
+BLOCK = 1 << 24  # bytes that are searched at a time
 TAIL = 1 << 17  # bytes at the end of a stream that hold its last frame
 
 
 def flac_sections(content: Bytes, first: int) -> Sections:
     """Joined files, and a header that tells fewer samples than the last frame counts."""
-    starts = [first]
-    for marker in START:
-        at = content.find(marker, first + 4)
-        while at >= 0:
-            starts.append(at)
-            at = content.find(marker, at + 4)
+    starts = [first, *_later_starts(content, first + 4)]
     if len(starts) > 1:
-        return joined(sorted(starts), len(content))
+        return joined(starts, len(content))
     info = content[first + 8 : first + 42]
     fields = int.from_bytes(info[10:18], "big")
     stated, counted = fields % 2**36, _last_sample(content, int.from_bytes(info[:2], "big"))
@@ -26,6 +24,19 @@ def flac_sections(content: Bytes, first: int) -> Sections:
     unknown = content[first : first + 18] + (fields >> 36 << 36).to_bytes(8, "big")
     note = f"the header states {stated} samples, there are {counted}, and all are read"
     return Sections((Section(first + 26, len(content), unknown),), note)
+
+
+def _later_starts(content: Bytes, at: int) -> list[int]:
+    """Where further streams begin. numpy compares bytes several times as fast as `find` looks for four of them."""
+    starts = []
+    for begin in range(at, len(content), BLOCK):
+        byte_N = np.frombuffer(content, np.uint8, min(BLOCK, len(content) - begin), begin)
+        first_M = np.flatnonzero(byte_N[:-1] == START[0][0])
+        first_M = first_M[byte_N[first_M + 1] == START[0][1]]
+        starts += [begin + i for i in first_M.tolist() if content[begin + i : begin + i + 8] in START]
+        if byte_N[-1] == START[0][0] and content[begin + BLOCK - 1 : begin + BLOCK + 7] in START:
+            starts.append(begin + BLOCK - 1)
+    return starts
 
 
 def _last_sample(content: Bytes, block: int) -> int:

@@ -35,6 +35,8 @@ class Frame(NamedTuple):
 
 def mpeg_sections(content: Bytes, first: int) -> Sections:
     """Joined files, and lengths that are estimated from the first frame where no Xing header states them."""
+    if abs(_xing_bytes(content, first) - (len(content) - first)) <= TOLERANCE:  # as nearly all files are
+        return Sections()
     runs = list(_runs(content, first))
     if len(runs) == 1 and (runs[0].stated or runs[0].constant):
         stated = runs[0].stated
@@ -128,15 +130,29 @@ def _next_frame(content: Bytes, at: int) -> int:
 
 def _xing_frames(content: Bytes, at: int) -> int | None:
     """Number of frames that a Xing header states; None if the frame is none, 0 if it does not tell."""
-    head = content[at : at + 4]
-    mono, first = head[3] >> 6 == 3, head[1] & 8
-    where = at + 4 + ((17 if mono else 32) if first else (9 if mono else 17))
+    where = at + _xing_offset(content[at : at + 4])
     if content[where : where + 4] in (b"Xing", b"Info"):
         flags = content[where + 7]
         return int.from_bytes(content[where + 8 : where + 12], "big") if flags & 1 else 0
     if content[at + 36 : at + 40] == b"VBRI":
         return int.from_bytes(content[at + 50 : at + 54], "big")
     return None
+
+
+def _xing_bytes(content: Bytes, at: int) -> int:
+    """Size of a stream that its Xing header states; 0 if it does not."""
+    if not _xing_frames(content, at):
+        return 0
+    where = at + _xing_offset(content[at : at + 4])
+    if content[where + 7] & 3 != 3 or content[where : where + 4] not in (b"Xing", b"Info"):
+        return 0
+    return int.from_bytes(content[where + 12 : where + 16], "big")
+
+
+def _xing_offset(head: bytes | bytearray) -> int:
+    """Where in a frame the Xing header lies: behind the side information of its number of channels."""
+    mono, first = head[3] >> 6 == 3, head[1] & 8
+    return 4 + ((17 if mono else 32) if first else (9 if mono else 17))
 
 
 def _xing(content: Bytes, run: Run) -> bytes:
@@ -150,8 +166,7 @@ def _xing(content: Bytes, run: Run) -> bytes:
             break
     else:
         raise AudioError("the header does not tell its length; save the file anew")
-    mono, first = head[3] >> 6 == 3, head[1] & 8
-    where = 4 + ((17 if mono else 32) if first else (9 if mono else 17))
+    where = _xing_offset(head)
     made = bytearray(frame.length)
     made[:4] = head
     made[where : where + 12] = b"Xing\x00\x00\x00\x01" + run.frames.to_bytes(4, "big")

@@ -54,9 +54,6 @@ class SectionFile(io.RawIOBase):
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: Any) -> int:
         wanted = memoryview(buffer).cast("B")
         prefix = self._section.prefix
