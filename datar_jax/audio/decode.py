@@ -59,6 +59,20 @@ def decode(
     return np.concatenate(list(stream(path, sample_rate, start, end, limited=True, note=note)))
 
 
+def duration(path: str | Path) -> float:
+    """Length of a sound file in seconds, by its headers; a very large number where they leave it open.
+
+    Raises:
+      AudioError: the file cannot be opened.
+    """
+    _check_file(path)
+    try:
+        with contextlib.closing(_open(path, lambda _: None)) as file:
+            return float(file.frames / file.samplerate)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise _undecodable(error) from None
+
+
 def stream(
     path: str | Path,
     sample_rate: int,
@@ -105,9 +119,7 @@ def stream(
                 made += samples_N.size
                 yield samples_N
     except (soundfile.LibsndfileError, OSError) as error:
-        if getattr(error, "code", None) == NO_FRAME:
-            raise AudioError("cannot be decoded (no MPEG frame was found)") from None
-        raise AudioError(f"cannot be decoded ({getattr(error, 'error_string', error)})") from None
+        raise _undecodable(error) from None
     if read < last - first - slack:
         raise AudioError(f"truncated: {read} of {last - first} promised samples could be read")
     if not read:
@@ -145,6 +157,12 @@ def cancelling(samples_NxC: np.ndarray, mix_N: np.ndarray, peak: float) -> int |
         return None
     energy_C = np.einsum("nc,nc->c", samples_NxC, samples_NxC, dtype=np.float64)
     return int(energy_C.argmax()) if np.dot(mix_N, mix_N) < CANCELLED * energy_C.max() else None
+
+
+def _undecodable(error: Exception) -> AudioError:
+    if getattr(error, "code", None) == NO_FRAME:
+        return AudioError("cannot be decoded (no MPEG frame was found)")
+    return AudioError(f"cannot be decoded ({getattr(error, 'error_string', error)})")
 
 
 class _Forward(soundfile.SoundFile):

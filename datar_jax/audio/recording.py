@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import soxr
+from numpy.typing import ArrayLike
 
-from datar_jax.audio.decode import stream
+from datar_jax.audio.decode import SILENT, cancelling, check_peak, check_rate, stream
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import (
     eval_window_starts,
@@ -31,8 +33,10 @@ from datar_jax.audio.framing import (
 from datar_jax.audio.log_mel import log_mel_frames
 from datar_jax.config import AudioConfig
 
+MAX_CHANNELS = 32  # of samples; a shorter axis that is longer is none of channels
 KEPT = 10_000_000  # samples of a file that is kept from its first reading: ten minutes at 16 kHz, 40 MB
 
+NOT_FINITE = "the model's scores are not finite: the model diverged or its weights are damaged"
 InputKind = Literal["mel", "samples", "waveform"]
 Row = dict[str, Any]  # arrays and numpy scalars: what one window adds to each array of a batch
 
@@ -45,6 +49,7 @@ class Recording:
     audio: AudioConfig
     length: int  # samples at the model's rate
     peak: float  # largest magnitude of a sample
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # what is odd about the file
     kept_N: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)  # of a short file: all
 
     @property
@@ -153,14 +158,72 @@ def measure(path: str | Path, audio: AudioConfig) -> Recording:
       AudioError: the file cannot be used, as `audio.decode`, but for its length.
     """
     length, peak = 0, 0.0
+    notes: list[str] = []
     parts: list[np.ndarray] = []
-    for block_N in stream(path, audio.sample_rate):
+    for block_N in stream(path, audio.sample_rate, note=notes.append):
         length, peak = length + block_N.size, max(peak, float(np.abs(block_N).max(initial=0.0)))
         if length <= KEPT:
             parts.append(block_N)
         else:
             parts.clear()
-    return Recording(str(path), audio, length, peak, np.concatenate(parts) if length <= KEPT else None)
+    kept_N = np.concatenate(parts) if length <= KEPT else None
+    return Recording(str(path), audio, length, peak, tuple(notes), kept_N)
+
+
+def record(samples: ArrayLike, sample_rate: float, audio: AudioConfig) -> Recording:
+    """Makes a recording of samples, with the checks that files get.
+
+    Args:
+      samples: one channel (N,), or channels along the shorter axis. Floating-point, at full scale 1; or int16, int32,
+        int8 or uint8, which are divided by their full scale.
+      sample_rate: Hz.
+      audio: the front end.
+
+    Raises:
+      AudioError: the samples are silent, not finite, far beyond full scale, too few, or of a rate outside `RATES`.
+      ValueError: an array that is no sound by its type or its shape.
+    """
+    samples_NxC = _columns(np.asarray(samples))
+    check_rate(sample_rate)
+    peak = float(np.abs(samples_NxC).max())
+    check_peak(peak)
+    samples_N, notes = samples_NxC.mean(1, dtype=np.float32), []
+    if peak and samples_NxC.shape[1] > 1 and (loudest := cancelling(samples_NxC, samples_N, peak)) is not None:
+        samples_N = samples_NxC[:, loudest]
+        notes.append(f"its channels cancel each other out; channel {loudest + 1} is used")
+    if samples_N.min() == samples_N.max():
+        raise AudioError(SILENT)
+    if sample_rate != audio.sample_rate:
+        samples_N = soxr.resample(samples_N, sample_rate, audio.sample_rate)
+    if not samples_N.size:
+        raise AudioError(f"too short: no sample is left at {audio.sample_rate} Hz")
+    return Recording("", audio, samples_N.size, float(np.abs(samples_N).max()), tuple(notes), samples_N)
+
+
+def _columns(samples: np.ndarray) -> np.ndarray:
+    """Samples of any type and shape as float32 (samples, channels)."""
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise ValueError(f"samples of shape {samples.shape}; give (samples,), (samples, channels) or the transpose")
+    if samples.dtype.kind == "f":
+        full_scale, middle = 1.0, 0.0
+    elif samples.dtype.kind in "iu" and samples.dtype.itemsize <= 4:
+        full_scale = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        middle = full_scale if samples.dtype.kind == "u" else 0.0
+    else:
+        raise ValueError(f"samples of type {samples.dtype}; give floating-point ones at full scale 1, or int16")
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    channels, length = sorted(samples.shape)
+    if channels > 1 and (channels > MAX_CHANNELS or length <= MAX_CHANNELS):
+        raise ValueError(
+            f"samples of shape {samples.shape}: which axis is that of the channels is not clear; give one channel"
+        )
+    if samples.shape[1] > samples.shape[0]:
+        samples = samples.T
+    # Integers of 32 bits lose nothing that matters in float64 on the way.
+    scaled = samples if full_scale == 1 else (samples.astype(np.float64) - middle) / full_scale
+    with np.errstate(over="ignore"):  # beyond float32 is infinity, which is refused
+        return np.ascontiguousarray(scaled, np.float32)
 
 
 def plan_windows(frames: int, window: int, overlap: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

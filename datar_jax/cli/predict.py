@@ -96,6 +96,9 @@ def main(arguments: list[str]) -> int:
                 if isinstance(answer, FailedFile):
                     failed += 1
                     print(f"datar-jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
+                else:
+                    for note in answer.notes:
+                        print(f"datar-jax: {printable(answer.path)}: note: {note}", file=sys.stderr)
                 for writer in writers:
                     writer.write(answer)
             sys.stdout.flush()

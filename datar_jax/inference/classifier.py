@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import eval_window_starts
-from datar_jax.audio.recording import Batch, InputKind, Recording, measure
+from datar_jax.audio.recording import NOT_FINITE, Batch, InputKind, Recording, measure, record
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
@@ -92,17 +92,20 @@ class AudioClassifier:
         """Probabilities of one sound, (S,).
 
         Args:
-          sound: a file, or samples: one channel (N,), or (N, channels), which are averaged.
+          sound: a file, or samples as `recording.record` takes them: one channel (N,), or several.
           sample_rate: of the samples in Hz; of a file it is known.
 
         Raises:
           AudioError: the sound cannot be used.
-          ValueError: samples without a rate, or of more than two axes.
+          ValueError: samples without a rate, or an array that is no sound by its type or shape.
         """
         recording = self._recording(sound, sample_rate)
         starts = eval_window_starts(recording.frames, self.frames)
         scores = [self.score(batch) for batch in _batches(recording, starts, self)]
-        return np.concatenate(scores)[: len(starts)].astype(np.float64).mean(0)
+        score_S = np.concatenate(scores)[: len(starts)].astype(np.float64).mean(0)
+        if not np.isfinite(score_S).all():
+            raise AudioError(NOT_FINITE)
+        return score_S
 
     def top_k(self, scores_S: ArrayLike, count: int = 5) -> list[tuple[str, float]]:
         """The best classes and their probabilities, best first."""
@@ -134,17 +137,7 @@ class AudioClassifier:
             return measure(sound, self.audio)
         if sample_rate is None:
             raise ValueError("samples without a rate; give sample_rate in Hz")
-        samples = np.asarray(sound, np.float32)
-        if samples.ndim not in (1, 2) or not samples.size:
-            raise ValueError(f"samples of shape {samples.shape}; give (samples,) or (samples, channels)")
-        samples_N = samples if samples.ndim == 1 else samples.mean(1, dtype=np.float32)
-        if not np.isfinite(samples_N).all():
-            raise AudioError("holds NaN or infinity")
-        if sample_rate != self.audio.sample_rate:
-            import soxr
-
-            samples_N = soxr.resample(samples_N, sample_rate, self.audio.sample_rate)
-        return Recording("", self.audio, samples_N.size, float(np.abs(samples_N).max()), samples_N)
+        return record(sound, sample_rate, self.audio)
 
 
 def _forward(spec: ModelSpec, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:

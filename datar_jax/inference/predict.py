@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from datar_jax.audio.recording import Batch
+from datar_jax.audio.recording import NOT_FINITE, Batch
 from datar_jax.inference.events import DEFAULT, Event, EventDetector, EventSettings
 from datar_jax.inference.windows import FailedFile, Reader, map_windows
 from datar_jax.labels import Heads, class_names
@@ -46,6 +46,7 @@ class Prediction:
     seconds: float
     scores_S: NDArray[np.float64] = dataclasses.field(compare=False)  # mean over the views that a run is evaluated on
     events: tuple[Event, ...]  # by onset
+    notes: tuple[str, ...] = ()  # what is odd about the file
 
 
 def predict_files(
@@ -88,6 +89,6 @@ def predict_files(
             events += timeline.close()
             if np.isfinite(total_S).all():
                 ordered = tuple(sorted(events, key=lambda event: (event.onset, event.label)))
-                yield Prediction(recording.path, recording.seconds, total_S / views, ordered)
+                yield Prediction(recording.path, recording.seconds, total_S / views, ordered, recording.notes)
             else:
-                yield FailedFile(recording.path, "the model's scores are not finite")
+                yield FailedFile(recording.path, NOT_FINITE)

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from datar_jax.audio import recording
+from datar_jax.audio.recording import NOT_FINITE
 from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.data.loader import eval_batches
 from datar_jax.data.readers import read_dataset
@@ -150,7 +151,7 @@ def test_scores_that_are_not_finite_are_no_answer(tmp_path):
             return np.full((len(batch["frames"]), 2), np.nan, np.float32)
 
     answers = predict_files(Diverged(), [folder_of(tmp_path / "sounds")])
-    assert {getattr(answer, "reason", None) for answer in answers} == {"the model's scores are not finite"}
+    assert {getattr(answer, "reason", None) for answer in answers} == {NOT_FINITE}
 
 
 def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):

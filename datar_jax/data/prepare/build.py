@@ -175,7 +175,7 @@ def _write_shard(
                 continue
             for record in each.records:
                 writer.write(record)
-            outcomes.append(Outcome(records, each.samples))
+            outcomes.append(Outcome(records, each.samples, note=each.note))
             records += len(each.records)
             part = segment.split or f"fold {segment.fold}"
             sums[part] += each.sums

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import soundfile
 
-from datar_jax.audio.decode import SUFFIXES, decode
+from datar_jax.audio.decode import SUFFIXES, decode, duration
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import to_int16
 from datar_jax.audio.log_mel import log_mel
@@ -53,6 +52,7 @@ class EncodedClip:
     records: list[bytes]
     samples: int
     sums: Moments
+    note: str = ""  # what is odd about its file
 
 
 def encode_clips(
@@ -66,10 +66,11 @@ def _encode_clip(audio: StoragePath, options: EncodeOptions, segment: Segment, f
     ending = PurePosixPath(file.name).suffix.lower()
     if ending not in SUFFIXES:
         return f"no decoder for {ending or 'a file without an ending'}; extract its sound, as .wav or .flac"
+    notes: list[str] = []
     try:
         with (audio / file.name).as_local() as path:
             start, end = (0.0, 0.0) if file.cut else _bounds(path, segment)
-            samples_N = decode(path, options.audio.sample_rate, start, end)
+            samples_N = decode(path, options.audio.sample_rate, start, end, notes.append)
     except AudioError as error:
         return str(error)
     except OSError as error:
@@ -78,18 +79,14 @@ def _encode_clip(audio: StoragePath, options: EncodeOptions, segment: Segment, f
     mel_FxT = log_mel(kept_N * np.float32(scale), options.audio).astype(np.float64)
     sums = Moments(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
     records = shards.encode(segment.id, segment.labels, kept_N, scale, options.audio.sample_rate, options.coding)
-    return EncodedClip(records, len(kept_N), sums)
+    return EncodedClip(records, len(kept_N), sums, "; ".join(notes))
 
 
 def _bounds(path: Path, segment: Segment) -> tuple[float, float]:
     """Start and end in seconds; (0, 0) if the file is already cut to the segment."""
     if not segment.end:
         return segment.start, 0.0
-    try:
-        about = soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, OSError):
-        return segment.start, segment.end  # decoding reports the reason
-    seconds = about.frames / about.samplerate
+    seconds = duration(path)
     if seconds <= segment.end - segment.start + WHOLE:
         return 0.0, 0.0
     return segment.start, min(segment.end, seconds)

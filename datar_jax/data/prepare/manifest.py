@@ -48,12 +48,15 @@ def write_manifest(
         if status == shards.FOUND:
             clips.update(repr(about).encode())
         at = (shard, outcome.record, outcome.samples) if status == shards.FOUND else ("", "", "")
-        rows.append((*about, status, outcome.reason, file.name if file else "", *at, segment.source, segment.row))
+        reason = outcome.reason or outcome.note
+        rows.append((*about, status, reason, file.name if file else "", *at, segment.source, segment.row))
     if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
         first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
         if not counts[shards.FOUND]:
             raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
         log(f"{len(unreadable):,} clips cannot be used; {first}")
+    if odd := [row for row in rows if row[4] == shards.FOUND and row[5]]:
+        log(f"{len(odd):,} sounds are used although they are odd; the first, {odd[0][6]!r}: {odd[0][5]}")
     splits = {row[2] for row in rows if row[4] == shards.FOUND}
     if lacking := [split for split in ("train", "test") if not {split, ""} & splits]:
         log(f"no {' and no '.join(lacking)} clip is here: a run needs one")

@@ -21,6 +21,7 @@ class Outcome(msgspec.Struct, frozen=True):
     record: int = 0  # its first, in its shard
     samples: int = 0
     reason: str = ""  # why it is unreadable
+    note: str = ""  # what is odd about its file
 
 
 class Part(msgspec.Struct, frozen=True):

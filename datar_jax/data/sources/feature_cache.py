@@ -36,7 +36,7 @@ from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
 from datar_jax.filesystem import atomic_writer
 
-FORMAT = 4  # of the cache files and of the front end's arithmetic; a change makes old caches unused
+FORMAT = 5  # of the cache files and of decoding and the front end; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
 PROBES = 4096  # clips whose checksum is verified when a cache is opened
 
@@ -115,7 +115,8 @@ def open_cache(
       audio: the front end.
       cache_dir: made when missing. Several processes may prepare the same cache there at once.
       progress: called in this thread with (clips done, clips) while computing.
-      log: called with one line when there is a cache that cannot be used, before it is computed again.
+      log: called with one line when there is a cache that cannot be used, before it is computed again, and with one
+        on sounds that are used although they are odd.
 
     Raises:
       DataError: the cache cannot be written.
@@ -138,6 +139,9 @@ def open_cache(
             f"{cache_dir}: cannot write the feature cache ({error.strerror or error}); "
             "make room, or point data.cache at another folder"
         ) from error
+    if index["notes"] and log:
+        first, note = next(iter(index["notes"].items()))
+        log(f"{len(index['notes'])} sounds are used although they are odd; the first, {dataset.where(first)}: {note}")
     return _store(index, store_path, dataset, audio)
 
 
@@ -161,26 +165,28 @@ def _compute(
     dataset: Dataset, audio: AudioConfig, store: BinaryIO, progress: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     """Writes all clips in order; returns what the index file holds."""
-    counts, scales, checksums, bad = [], [], [], {}
+    counts, scales, checksums, bad, notes = [], [], [], {}, {}
     with contextlib.closing(_in_order(dataset, audio)) as results:
         for i, result in enumerate(results):
             if isinstance(result, str):
-                bad[i], result = result, (np.zeros((0, 1), np.int16), 1.0)
-            rows, scale = result
+                bad[i], result = result, (np.zeros((0, 1), np.int16), 1.0, "")
+            rows, scale, note = result
+            if note:
+                notes[i] = note
             store.write(rows.data)
             counts.append(len(rows))
             scales.append(scale)
             checksums.append(zlib.crc32(rows.data))
             if progress:
                 progress(i + 1, len(dataset))
-    return {"format": FORMAT, "counts": counts, "scales": scales, "checksums": checksums, "bad": bad}
+    return {"format": FORMAT, "counts": counts, "scales": scales, "checksums": checksums, "bad": bad, "notes": notes}
 
 
-def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarray, float] | str, None, None]:
+def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarray, float, str] | str, None, None]:
     """`_content` of each clip from a pool of threads that runs only a little ahead of the reader."""
     workers = os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(workers)
-    pending: collections.deque[concurrent.futures.Future[tuple[np.ndarray, float] | str]] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[tuple[np.ndarray, float, str] | str]] = collections.deque()
     clips = iter(dataset.clips)
     try:
         while True:
@@ -193,15 +199,16 @@ def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarra
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float] | str:
-    """The stored array of a clip and its scale, or the reason why it is unusable."""
+def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float, str] | str:
+    """The stored array of a clip, its scale and what is odd about it, or the reason why it is unusable."""
+    notes: list[str] = []
     try:
-        samples_N = decode(clip.path, audio.sample_rate, clip.start, clip.end)
+        samples_N = decode(clip.path, audio.sample_rate, clip.start, clip.end, notes.append)
     except AudioError as error:
         return str(error)
     if audio.frontend == "device":
-        return to_int16(samples_N)
-    return np.ascontiguousarray(log_mel(samples_N, audio).T), 1.0
+        return *to_int16(samples_N), "; ".join(notes)
+    return np.ascontiguousarray(log_mel(samples_N, audio).T), 1.0, "; ".join(notes)
 
 
 def _open(
