@@ -7,7 +7,7 @@ parts must agree on. An error is one line: the field, its value, and what to giv
 from datar_jax.config.audio import AudioConfig
 from datar_jax.config.base import ConfigError, StrictStruct
 from datar_jax.config.data import DataConfig
-from datar_jax.config.experiment import Config, check_windows
+from datar_jax.config.experiment import Config
 from datar_jax.config.mixers import DeformableSettings, NeighborhoodSettings, WindowSettings
 from datar_jax.config.model import MODELS, ModelConfig, datar_base, datar_nano, datar_small, datar_tiny
 from datar_jax.config.training import AugmentConfig, InitConfig, MeshConfig, OptimConfig, TrainConfig
@@ -28,7 +28,6 @@ __all__ = [
     "StrictStruct",
     "TrainConfig",
     "WindowSettings",
-    "check_windows",
     "datar_base",
     "datar_nano",
     "datar_small",

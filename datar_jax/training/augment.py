@@ -117,22 +117,26 @@ def mixup(key: Array, mel: Array, frames_B: Array, target_BxS: Array, alpha: flo
 def mask_bands(key: Array, mel_BxFxT: Array, frames_B: Array, config: AugmentConfig) -> Array:
     """SpecAugment (Park et al., 2019): bands of mel bins and of frames are set to the mean, which is zero.
 
-    A width is uniform in 0..maximum, both included, and a band lies inside the sound.
+    A width is uniform in 0..maximum, both included, and a band lies inside the sound. However short a clip is, all its
+    bands of time together hide at most half of it.
     """
     b, f, t = mel_BxFxT.shape
     freq_key, time_key = jax.random.split(key)
-    freq = _bands(freq_key, jnp.full((b,), f), f, config.freq_masks, config.freq_width)
-    time = _bands(time_key, frames_B, t, config.time_masks, config.time_width)
+    mels_B = jnp.full((b,), f)
+    freq = _bands(freq_key, mels_B, mels_B, f, config.freq_masks, config.freq_width)
+    half_B = frames_B // (2 * max(config.time_masks, 1))
+    time = _bands(time_key, frames_B, half_B, t, config.time_masks, config.time_width)
     return jnp.where(freq[:, :, None] | time[:, None, :], 0, mel_BxFxT)
 
 
-def _bands(key: Array, room_B: Array, size: int, count: int, widest: int) -> Array:
-    """Union of `count` random bands inside `room_B` of `size`, `(B, size)` bool."""
+def _bands(key: Array, room_B: Array, most_B: Array, size: int, count: int, widest: int) -> Array:
+    """Union of `count` random bands inside `room_B` of `size`, none wider than `most_B`: `(B, size)` bool."""
     if not count or not widest:
         return jnp.zeros((room_B.shape[0], size), bool)
     width_key, start_key = jax.random.split(key)
     shape = (room_B.shape[0], count)
-    width = jnp.minimum(jax.random.randint(width_key, shape, 0, widest + 1), room_B[:, None])
+    widths_B = jnp.minimum(widest, most_B)[:, None] + 1  # how many there are
+    width = jax.random.randint(width_key, shape, 0, widest + 1) * widths_B // (widest + 1)
     start = jnp.floor(jax.random.uniform(start_key, shape) * (room_B[:, None] - width + 1)).astype(jnp.int32)
     at = jnp.arange(size)
     return jnp.any((at >= start[..., None]) & (at < (start + width)[..., None]), axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from datar_jax.config import Config, ConfigError, check_windows
+from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.prepared import read_statistics
@@ -89,8 +89,6 @@ class InputPipeline:
         splits = {fold: usable_split(dataset, source, each, console) for fold, each in data.splits.items()}
         frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
         frames = frames or max(default_window_frames(source, each.train, config.audio) for each in splits.values())
-        seconds = frames * config.audio.hop_length / config.audio.sample_rate
-        check_windows(config, frames, f"a window of {seconds:g} s")
         return cls(config, dataset, source, splits, frames)
 
     def fold(self, fold: int, known: tuple[float, float] | None = None) -> FoldPipeline:

@@ -140,20 +140,7 @@ def test_a_wrong_value_names_field_value_and_remedy(kind: type, wrong: dict[str,
     assert str(again.value) == str(error.value), "the same line from a resolved file"
 
 
-def test_windows_must_fit_their_maps() -> None:
-    with pytest.raises(c.ConfigError) as error:
-        c.Config(audio=c.AudioConfig(n_mels=64))
-    assert_one_line(error, "model.window.sizes[2]=(8, 8)", "4 frequency rows", "audio.n_mels=64", "at most 4")
-    with pytest.raises(c.ConfigError) as error:
-        c.Config(data=c.DataConfig(window_seconds=0.25))
-    assert_one_line(error, "model.window.sizes[0]=(8, 8)", "7 time columns", "data.window_seconds=0.25", "at most 7")
-    c.Config(data=c.DataConfig(window_seconds=1.27))  # 127 frames: the maps have 32, 16, 8 columns; the last is all D
-    short = c.Config(data=c.DataConfig(window_seconds=0.0))  # the length is the data's
-    with pytest.raises(c.ConfigError) as error:
-        c.check_windows(short, 112, "the longest clip")
-    assert_one_line(error, "model.window.sizes[2]=(8, 8)", "7 time columns", "the longest clip")
-    wide = ((8, 8), (8, 8), (8, 8), (99, 99))
-    c.Config(model=c.ModelConfig(window=c.WindowSettings(sizes=wide)))  # no block of the last stage has a window
+def test_a_mask_must_fit_the_mel_axis() -> None:
     with pytest.raises(c.ConfigError, match=r"augment.freq_width=129: wider than audio.n_mels=128"):
         c.Config(augment=c.AugmentConfig(freq_width=129))
 
