@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     if given.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError('--format=parquet: needs pyarrow; pip install "datar-jax[parquet]", or give npy')
 
+    from datar_jax.backend import require_backend
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.inference.windows import FailedFile
 
     keep_compiled()
+    require_backend()
     done = failed = 0
     try:
         model = load(given.model)

@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
 
     from rich.console import Console
 
+    from datar_jax.backend import require_backend
     from datar_jax.checkpoints.pretrained import load_pretrained
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
 
     console = Console(highlight=False)
     keep_compiled()
+    require_backend()
     try:
         saved = load_pretrained(given.model)
         print_notes(saved.notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from datar_jax.cli.options import discard_output
+from datar_jax.cli.options import discard_output, escape_output
 from datar_jax.config import ConfigError
 from datar_jax.version import __version__
 
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
       130: Ctrl-C. `train` has two more, see `datar-jax train --help`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    escape_output()
     name = arguments[0] if arguments else "--help"
     try:
         if name in ("-h", "--help"):

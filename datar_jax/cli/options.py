@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -25,6 +27,18 @@ def print_notes(notes: tuple[str, ...]) -> None:
     """Prints notes on how a model was read, such as skipped checkpoints, to standard error."""
     for note in notes:
         print(f"datar-jax: {note}", file=sys.stderr)
+
+
+def escape_output() -> None:
+    """Makes outputs that are not UTF-8 escape what they cannot write, where they would raise in the middle of a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not is_utf8(stream):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_utf8(stream: io.TextIOWrapper) -> bool:
+    """Whether a text stream is encoded in UTF-8."""
+    return codecs.lookup(stream.encoding).name == "utf-8"
 
 
 def discard_output() -> None:

@@ -16,6 +16,7 @@ from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import (
     discard_output,
     fraction,
+    is_utf8,
     make_parser,
     path,
     positive_int,
@@ -63,6 +64,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=positive_int, default=32, help="windows per batch (32)")
     given = parser.parse_args(arguments)
 
+    from datar_jax.backend import require_backend
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
@@ -77,6 +79,7 @@ def main(arguments: list[str]) -> int:
     rules = EventSettings(given.onset, offset, given.min_duration_off, given.min_duration_on)
     _check_outputs(given)
     keep_compiled()
+    require_backend()
     try:
         model = load(given.model)
     except ModelError as error:
@@ -134,7 +137,7 @@ def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib
     from datar_jax.inference.writers import JsonLines, ScoresCsv, Terminal
 
     file = files.enter_context(_text(given.out)) if given.out else sys.stdout
-    if isinstance(file, io.TextIOWrapper):
+    if isinstance(file, io.TextIOWrapper) and is_utf8(file):
         file.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 are kept byte for byte
     if given.format == "jsonl":
         return JsonLines(file, model.labels, model.heads, given.top)

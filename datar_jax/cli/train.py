@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datar_jax.cli.options import make_parser
+from datar_jax.cli.options import escape_output, make_parser, path
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.training.distributed import Cluster, start
@@ -37,6 +37,7 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
     Returns:
       The exit status, as in `SUMMARY`.
     """
+    escape_output()
     try:
         config, workdir, cluster, profile = parse(arguments)
     except ConfigError as error:
@@ -44,6 +45,7 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
 
     with _terminable(program), _quiet_libraries():
         # Imported here: a mistake in the options is reported before jax takes its seconds to load.
+        from datar_jax.backend import require_backend
         from datar_jax.checkpoints.manager import CheckpointError
         from datar_jax.compilation_cache import keep_compiled
         from datar_jax.data.sources.base import DataError
@@ -51,9 +53,10 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
         from datar_jax.training.train_loop import Stopped
         from datar_jax.training.trainer import train_and_evaluate
 
-        keep_compiled(Path(config.data.cache or workdir / "cache") / "xla")
+        keep_compiled(Path(config.data.cache or workdir / "cache").expanduser() / "xla")
         try:
             start(cluster)
+            require_backend()
             train_and_evaluate(config, workdir, profile)
         except (ConfigError, DataError, CheckpointError, TrainingError) as error:
             return _fail(program, error)
@@ -79,7 +82,7 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
     """
     parser = make_parser("train", USAGE, SUMMARY, EXAMPLE)
     parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run: checkpoints, metrics, pictures")
+    parser.add_argument("--workdir", required=True, type=path, help="folder of the run: checkpoints, metrics, pictures")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster manager provides it")
     parser.add_argument("--processes", type=int, help="number of processes")
     parser.add_argument("--process", type=int, help="index of this process, from 0")

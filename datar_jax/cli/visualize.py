@@ -28,11 +28,13 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from datar_jax.audio.errors import AudioError
+    from datar_jax.backend import require_backend
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.inference.classifier import load
     from datar_jax.inference.visualize import draw
 
     keep_compiled()
+    require_backend()
     out = path(str(given.out))
     try:
         model = load(given.model)

@@ -15,6 +15,9 @@ from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStr
 from datar_jax.config.migration import renamed, upgrade
 from datar_jax.config.mixers import LETTERS, MIXER_SETTINGS
 
+PACKAGE = Path(__file__).parent.parent
+CONFIGS = PACKAGE / "configs", PACKAGE.parent / "configs"  # as installed, and in a checkout
+
 
 def load_config(
     path: str | Path,
@@ -24,7 +27,7 @@ def load_config(
     """Loads the configuration of a file and applies command-line overrides.
 
     Args:
-      path: a Python file with `get_config() -> Config`.
+      path: a Python file with `get_config() -> Config`, or the name of one in configs/, such as "folder".
       overrides: dotted field (`optim.learning_rate`) to its value as text. `model` takes the name of a variant.
       base: gives the sections that come with the model of `init.from`, such as its front end; overrides are
         applied after them. None: the sections of the file.
@@ -32,10 +35,7 @@ def load_config(
     Raises:
       ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
     """
-    path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no file there"
-        raise ConfigError(f"--config={path}: no such file; {path.parent} has: {known}")
+    path = config_file(path)
     if path.suffix != ".py":
         raise ConfigError(f"--config={path}: not a Python file; give one with get_config(), such as those in configs/")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -51,6 +51,26 @@ def load_config(
     for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
         _override(tree, field, text)
     return from_dict(tree)
+
+
+def config_file(path: str | Path) -> Path:
+    """The file of a path, or of a name in configs/.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    folder = next(each for each in CONFIGS if each.is_dir())
+    if path.parent == Path() and (folder / f"{path.stem}.py").is_file() and path.suffix in ("", ".py"):
+        return folder / f"{path.stem}.py"
+    beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent != Path() else []
+    known = sorted(each.stem for each in folder.glob("*.py") if each.stem != "__init__")
+    there = f"{path.parent} has: {', '.join(beside)}; " if beside else ""
+    close = difflib.get_close_matches(path.stem, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"--config={path}: no such file; {hint}{there}by name there are {', '.join(known)}")
 
 
 def _get_config(path: Path, get_config: Callable[[], Config]) -> Config:

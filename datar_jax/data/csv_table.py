@@ -66,11 +66,18 @@ class Table:
         self.columns = frozenset(self._header)
         for name in needed:
             if name not in self.columns:
-                raise ConfigError(f"{path}, row 1: no column {name!r}; the header has {', '.join(self._header)}")
+                raise ConfigError(f"{path}, row 1: no column {name!r}; {self._header_hint()}")
         for name in self._header:
             if self._header.count(name) > 1 or (optional is not None and name not in (*needed, *optional)):
                 known = "" if optional is None else f"; known: {', '.join((*needed, *optional))}"
                 raise ConfigError(f"{path}, row 1: column {name!r} is unknown or there twice{known}")
+
+    def _header_hint(self) -> str:
+        """What the header has instead, and how to mend separators that are no commas."""
+        for character, name in (("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
+            if len(self._header) == 1 and character in self._header[0]:
+                return f"its columns are divided by {name}: save it with commas"
+        return f"the header has {', '.join(self._header)}"
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Yields the rows below the header, without blank ones."""

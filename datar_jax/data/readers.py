@@ -10,7 +10,7 @@ import dataclasses
 import re
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
+from datar_jax.data.split_folders import split_level, split_names
 from datar_jax.filesystem import printable, storage_path, walk_folders
 
 
@@ -32,7 +33,7 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
     Raises:
       ConfigError: the data cannot be found or a list cannot be used; names the field, or the file, row and column.
     """
-    root = (base or Path()) / config.root
+    root = (base or Path()) / Path(config.root).expanduser()
     if not config.root:
         raise ConfigError("data.root='': give the folder that holds the data set")
     if config.kind == "prepared":
@@ -52,7 +53,13 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
 
 
 def _read_folder(root: Path, config: DataConfig) -> Dataset:
-    """Class = sub-folder; sounds may lie at any depth below it."""
+    """Class = sub-folder; sounds may lie at any depth below it.
+
+    Folders that are all named as splits (train, test, ...), above or below those of the classes, are the splits.
+    """
+    names = [name for name in _walk(root) if Path(name).suffix.lower() in SUFFIXES and "/" in name]
+    if not config.train_list and (level := split_level(names)) is not None:
+        return _read_split_folders(root, config, names, level)
     files: dict[str, list[str]] = defaultdict(list)
     others, loose = 0, 0
     for name in _walk(root):
@@ -79,6 +86,28 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
     return Dataset(
         tuple(sorted(clips, key=lambda clip: clip.name)), labels, (), str(root), tuple(note for note in notes if note)
     )
+
+
+def _read_split_folders(root: Path, config: DataConfig, names: list[str], level: int) -> Dataset:
+    """Class = sub-folder of a split's folder (level 0), or the other way round (level 1)."""
+    parts = [name.split("/") for name in names]
+    splits = split_names({each[level] for each in parts})
+    loose = next((name for name, each in zip(names, parts) if len(each) < 3), None)
+    if loose:
+        raise ConfigError(
+            f"data.root={config.root!r}: its folders {', '.join(sorted(splits))} are named as splits, but {loose} lies "
+            "in none of a class; give train/CLASS/..., or lists (data.train_list, data.test_list)"
+        )
+    labels = tuple(sorted({_class(each[1 - level]) for each in parts}))
+    index = {label: i for i, label in enumerate(labels)}
+    clips = tuple(
+        Clip(str(root / name), _nfc(name), (index[_class(each[1 - level])],), split=splits[each[level]])
+        for name, each in zip(names, parts)
+    )
+    counts = Counter(clip.split for clip in clips)
+    note = "; ".join(f"{folder}/ is the {split} split" for folder, split in sorted(splits.items()))
+    note += f" ({', '.join(f'{counts[split]} {split}' for split in SPLITS if counts[split])})"
+    return Dataset(tuple(sorted(clips, key=lambda clip: clip.name)), labels, (), str(root), (note,))
 
 
 def _class(name: str) -> str:
@@ -110,7 +139,10 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
     rows: list[tuple[int, str, list[str], float, float, str | None, int | None]] = []
     first: dict[tuple[str, float, float], int] = {}
     for row in table.rows():
-        names = [name for part in row["label"].split(";") if (name := part.strip())]
+        for column in ("path", "label"):
+            if invisible := next(filter(_is_invisible, row[column]), ""):
+                table.fail(column, f"holds the invisible character U+{ord(invisible):04X}; remove it")
+        names = [name for part in row["label"].split(";") if (name := _nfc(part.strip()))]
         if not names:
             table.fail("label", "give a class name")
         if len(names) > 1 and config.labels == "single":
@@ -125,15 +157,18 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         fold = table.whole("fold", 1) if "fold" in table.columns else None
         if not row["path"]:
             table.fail("path", "give a file, relative to data.root")
-        key = (row["path"], start, end)
+        name = _nfc(row["path"])
+        if "\\" in name and not (root / name).exists():
+            table.fail("path", "no such file; give / in place of the backslash")
+        key = (name, start, end)
         if key in first:
             table.fail("path", f"the same sound as row {first[key]}; keep one, with `;` between its labels")
         first[key] = table.row
-        rows.append((table.row, row["path"], names, start, end, split, fold))
+        rows.append((table.row, name, names, start, end, split, fold))
     labels = tuple(sorted({name for row in rows for name in row[2]}))
     number = {name: i for i, name in enumerate(labels)}
     clips = tuple(
-        Clip(str(root / path), path, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)
+        Clip(_spelled(root, path), path, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)
         for row, path, names, start, end, split, fold in rows
     )
     return Dataset(clips, labels, tuple(sorted({c.fold for c in clips if c.fold is not None})), str(table.path))
@@ -249,6 +284,17 @@ def _with_groups(dataset: Dataset, pattern: str) -> Dataset:
 def _nfc(name: str) -> str:
     """Unicode NFC form: file systems differ in how they store accents."""
     return unicodedata.normalize("NFC", name)
+
+
+def _is_invisible(character: str) -> bool:
+    """Whether a character makes two names look alike; the joiners of some scripts and of emoji do not count."""
+    return unicodedata.category(character) in ("Cc", "Cf") and character not in "\u200c\u200d"
+
+
+def _spelled(root: Path, name: str) -> str:
+    """Path of a file as its folder spells it: accents may be stored composed or decomposed."""
+    forms = (name, unicodedata.normalize("NFD", name)) if not name.isascii() else (name,)
+    return str(next((root / form for form in forms if (root / form).exists()), root / name))
 
 
 def _listed(path: Path, field: str) -> Path:

@@ -6,14 +6,17 @@ lists say so.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
+import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from datar_jax.config import ConfigError, DataConfig
-from datar_jax.data.dataset import SPLITS, Dataset
+from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.labels import head_slices
 
 
@@ -60,6 +63,8 @@ def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Splits:
     if config.validation_fold and not dataset.folds:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
     _refuse_straddling(dataset, splits, bool(config.group))
+    if not dataset.card:
+        _refuse_overlaps(dataset, splits)
     train, validation, test = (np.flatnonzero(np.array(splits) == split) for split in SPLITS)
     return Splits(train, validation, test)
 
@@ -129,6 +134,42 @@ def _refuse_straddling(dataset: Dataset, splits: Sequence[str], grouped: bool) -
                 f"group {clip.group or clip.name!r} stands on two splits: {dataset.where(j)} is in {splits[j]}, "
                 f"{dataset.where(i)} in {splits[i]}; {remedy}"
             )
+
+
+def _refuse_overlaps(dataset: Dataset, splits: Sequence[str]) -> None:
+    """Refuses parts of one file that overlap in time and are in two splits; links and spellings of a path are followed.
+
+    Raises:
+      ConfigError: names both clips with their rows.
+    """
+    files: dict[str, list[int]] = collections.defaultdict(list)
+    folders: dict[str, str] = {}
+    for i, clip in enumerate(dataset.clips):
+        files[_real_path(clip.path, folders)].append(i)
+    for clips in files.values():
+        last: dict[str, int] = {}  # of each split, the clip that ends last
+        for i in sorted(clips, key=lambda i: dataset.clips[i].start) if len(clips) > 1 else ():
+            for split, j in last.items():
+                if split != splits[i] and dataset.clips[i].start < _end(dataset.clips[j]):
+                    raise ConfigError(
+                        f"{dataset.where(j)} is in {split} and {dataset.where(i)} in {splits[i]}: they are the same "
+                        "sound, or overlap in time; move one, or keep one"
+                    )
+            if splits[i] not in last or _end(dataset.clips[i]) > _end(dataset.clips[last[splits[i]]]):
+                last[splits[i]] = i
+
+
+def _real_path(path: str, folders: dict[str, str]) -> str:
+    """The path without links; `folders` keeps those that were looked up, for most clips share one."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    path = os.path.normpath(os.path.join(folders[folder], name))
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+def _end(clip: Clip) -> float:
+    return clip.end or math.inf
 
 
 def check_heads(data: DataConfig, dataset: Dataset) -> None:

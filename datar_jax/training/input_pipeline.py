@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
+from datar_jax.data.duplicates import copies_note
 from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.prepared import read_statistics
 from datar_jax.data.readers import read_dataset
@@ -81,12 +82,14 @@ class InputPipeline:
         """Opens the clips (decoding them on the first call), drops unusable ones and chooses the window.
 
         Raises:
-          ConfigError: a window that the model's attention windows do not fit.
           DataError: too many unusable clips.
         """
         config, dataset = data.config, data.dataset
         source = open_source(config, dataset, workdir, console)
         splits = {fold: usable_split(dataset, source, each, console) for fold, each in data.splits.items()}
+        for note in dict.fromkeys(copies_note(dataset, source, each) for each in splits.values()):
+            if note:
+                console.print(note, markup=False, soft_wrap=True)
         frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
         frames = frames or max(default_window_frames(source, each.train, config.audio) for each in splits.values())
         return cls(config, dataset, source, splits, frames)
@@ -136,6 +139,11 @@ def with_classes(config: Config, dataset: Dataset) -> Config:
       ConfigError: another number was given, or folds that the data do not have.
     """
     classes = len(dataset.labels)
+    if classes == 1 and config.data.labels == "single":
+        raise ConfigError(
+            f"{dataset.source}: {dataset.labels[0]!r} is the only class, which needs no recogniser; give two or more, "
+            "each in a folder of its own or with a label of its own"
+        )
     if config.model.num_classes not in (0, classes):
         raise ConfigError(
             f"model.num_classes={config.model.num_classes}: the data have {classes} classes; give {classes}, or 0"
@@ -152,7 +160,7 @@ def open_source(config: Config, dataset: Dataset, workdir: Path, console: Consol
 
     The first process decodes; the others wait, and find its cache where they share its disk.
     """
-    cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
+    cache = Path(config.data.cache).expanduser() if config.data.cache else workdir / "cache"
     if jax.process_index():
         wait_for_all("sounds")
     if dataset.card:

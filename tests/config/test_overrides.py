@@ -119,4 +119,4 @@ def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
     assert_one_line(error, "plane.py: no such file", str(plain))
     with pytest.raises(c.ConfigError) as error:
         settings.load_config(plain.parent / "nowhere" / "a.py")
-    assert_one_line(error, "no file there")
+    assert_one_line(error, "no such file", "by name there are", "folder")

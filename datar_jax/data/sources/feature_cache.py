@@ -49,6 +49,7 @@ class SpectrogramCache(ClipSource):
     audio: AudioConfig
     frames: np.ndarray
     bad: tuple[tuple[str, str], ...]
+    checksums: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class WaveformCache(WaveformSource):
     lengths: np.ndarray
     scales: np.ndarray  # float32 (clips,), what each clip's samples are multiplied by
     bad: tuple[tuple[str, str], ...]
+    checksums: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
     frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
     _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -248,7 +250,7 @@ def _open(
 
 def _store(index: dict[str, Any], path: Path, dataset: Dataset, audio: AudioConfig) -> SpectrogramCache | WaveformCache:
     bad = tuple((dataset.where(int(i)), str(reason)) for i, reason in index["bad"].items())
-    counts = np.array(index["counts"], np.int64)
+    counts, checksums = np.array(index["counts"], np.int64), np.array(index["checksums"], np.uint32)
     if audio.frontend == "device":
-        return WaveformCache(str(path), audio, counts, np.array(index["scales"], np.float32), bad)
-    return SpectrogramCache(str(path), audio, counts, bad)
+        return WaveformCache(str(path), audio, counts, np.array(index["scales"], np.float32), bad, checksums)
+    return SpectrogramCache(str(path), audio, counts, bad, checksums)

@@ -75,13 +75,6 @@ def test_other_settings_or_a_changed_file_are_another_cache(sounds, tmp_path, mo
     assert changed.frames[3] == 30
 
 
-def test_a_null_character_in_a_list_is_a_file_that_is_not_there(tmp_path):
-    write(tmp_path / "a.wav")
-    dataset = read_dataset(table_of(tmp_path, "path,label\na.wav,x\nb\0.wav,y\n"))
-    features = open_cache(dataset, AUDIO, tmp_path / "cache")
-    assert features.bad == ((f"b\\x00.wav (row 3 of {tmp_path / 'manifest.csv'})", "no such file"),)
-
-
 def damage_store(folder):
     store = next(folder.glob("*.frames"))
     content = bytearray(store.read_bytes())
