@@ -22,11 +22,12 @@ import librosa
 import numpy as np
 
 from benchmarks._settings import header, row
-from datar_jax.audio.decode import SUFFIXES, decode
+from datar_jax.audio.decode import decode
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import frame_samples
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.audio.log_mel_jax import log_mel_jax
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import AudioConfig
 
 AUDIO = AudioConfig()

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A package imports only from floors below its own; packages of one floor know nothing of each other.
 FLOORS = {
     **dict.fromkeys(("version", "labels", "ops", "config", "compilation_cache"), 1),
-    **dict.fromkeys(("metrics", "filesystem", "audio"), 2),
+    **dict.fromkeys(("metrics", "filesystem", "audio", "backend"), 2),
     "plotting": 3,
     **dict.fromkeys(("models", "data"), 4),
     "checkpoints": 5,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from datar_jax.audio.decode import SUFFIXES
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import (
     discard_output,

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from datar_jax.audio.decode import SUFFIXES
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines

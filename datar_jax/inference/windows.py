@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from datar_jax.audio.decode import SUFFIXES
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.recording import Batch, InputKind, Recording, Row, measure, plan_windows
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import AudioConfig
 from datar_jax.filesystem import walk_folders
 

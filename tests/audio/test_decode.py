@@ -9,8 +9,9 @@ import soundfile
 import soxr
 
 from datar_jax.audio import decode as audio_room
-from datar_jax.audio.decode import SUFFIXES, decode
+from datar_jax.audio.decode import decode
 from datar_jax.audio.errors import AudioError
+from datar_jax.audio.sound_file import SUFFIXES
 
 
 def sound(seconds, seed=0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datar_jax.audio.decode import SUFFIXES
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import lines
 from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, require_list

@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from datar_jax.audio.decode import SUFFIXES, decode, duration
+from datar_jax.audio.decode import decode, duration
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import to_int16
 from datar_jax.audio.log_mel import log_mel
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import AudioConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets.base import Segment

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from datar_jax.audio.decode import SUFFIXES
+from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.datasets.base import Annotations
 from datar_jax.filesystem import StoragePath

@@ -325,8 +325,8 @@ def test_what_cannot_be_is_said(small, tmp_path):
     with pytest.raises(ConfigError, match=r"none of the 1 sounds that were found can be used; the first, .*: cannot"):
         run((only, small[1]), tmp_path / "other")
     video = spec(lambda lists: listing(tmp_path, segment("x", 0, "train", ("-id0_000030", "film"))))
-    (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.mp4")
-    with pytest.raises(ConfigError, match=r"no decoder for \.mp4; extract its sound"):
+    (small[1] / "bark" / "-id0_000030.wav").rename(small[1] / "film.avi")
+    with pytest.raises(ConfigError, match=r"no decoder for \.avi; extract its sound"):
         run((video, small[1]), tmp_path / "other")
 
 

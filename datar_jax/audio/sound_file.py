@@ -1,0 +1,161 @@
+"""Opens sound files: by libsndfile, section by section where headers are wrong, or by PyAV."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import soundfile
+
+from datar_jax.audio.containers import Section, SectionFile, find_sections, is_placeholder
+from datar_jax.audio.errors import AudioError
+from datar_jax.audio.media import MEDIA_SUFFIXES, UNKNOWN, MediaFile
+
+# What libsndfile recognises by its content and people name so (raw formats without a header are left out).
+_NAMES = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph nist svx avr pvf"
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split(" ")) | MEDIA_SUFFIXES
+NO_FRAME = 7  # libsndfile's code for a file that is not there, and for an .mp3 that holds something else
+
+Note = Callable[[str], None]  # called with what is odd about a file that can be used, as a short text
+
+
+class SoundReader(Protocol):
+    """What an open sound file offers, as `soundfile.SoundFile` does."""
+
+    samplerate: int
+    channels: int
+    frames: int  # UNKNOWN or more where headers leave it open
+    format: str
+
+    def seek(self, frame: int) -> int | None:
+        """Moves to a frame."""
+
+    def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray:
+        """The next samples, (frames or fewer, channels); none at the end."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
+def open_sound(path: str | Path, note: Note) -> SoundReader:
+    """Opens a sound file.
+
+    Args:
+      path: any format that libsndfile or, where it is installed, PyAV reads.
+      note: called with what is odd about the file.
+
+    Raises:
+      AudioError: the file is missing, no file, empty, of no known format, or truncated.
+    """
+    _check_file(path)
+    try:
+        found = find_sections(path)
+        if found.note:
+            note(found.note)
+        if found.sections:
+            return _Joined(path, found.sections)
+        if Path(path).suffix.lower() in MEDIA_SUFFIXES:
+            return MediaFile(path)
+        try:
+            file = _Forward(os.fsencode(path))  # as str, a name that is no UTF-8 is an error
+        except soundfile.LibsndfileError:
+            if media := MediaFile.recognized(path):
+                return media
+            raise
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise undecodable(error) from None
+    if reason := _shortfall(file):
+        file.close()
+        raise AudioError(reason)
+    return file
+
+
+def undecodable(error: Exception) -> AudioError:
+    """The error of a file that libsndfile or the system cannot read."""
+    if getattr(error, "code", None) == NO_FRAME:
+        return AudioError("cannot be decoded (no MPEG frame was found)")
+    return AudioError(f"cannot be decoded ({getattr(error, 'error_string', error)})")
+
+
+def _check_file(path: str | Path) -> None:
+    """Refuses anything but a regular file, before opening it: opening a pipe would block."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
+        raise AudioError("a link to nothing" if os.path.islink(path) else "no such file") from None
+    except OSError as error:
+        raise AudioError(f"cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "a pipe or device, not a file")
+    if not status.st_size:
+        raise AudioError("empty file")
+    if Path(path).suffix.lower() == ".raw":
+        raise AudioError("samples without a header; save them as wav")
+
+
+class _Forward(soundfile.SoundFile):
+    """A sound file read from front to back, without the seeks that fail at the end of a FLAC stream."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Joined:
+    """Several sections of one file, read one after another as one sound."""
+
+    def __init__(self, path: str | Path, sections: Sequence[Section]) -> None:
+        self._under = [SectionFile(path, section) for section in sections]
+        self._files = [_Forward(under, **section.raw) for under, section in zip(self._under, sections)]
+        self._at = 0
+        rates = sorted({file.samplerate for file in self._files})
+        if len(rates) > 1:
+            raise AudioError(f"joined files of {rates[0]} and {rates[1]} Hz; save them one by one")
+        self.samplerate, self.format = rates[0], self._files[0].format
+        self.channels = max(file.channels for file in self._files)
+        self.frames = min(UNKNOWN, sum(file.frames for file in self._files))
+
+    def seek(self, frame: int) -> None:
+        """Moves to a frame of the whole sound."""
+        self._at = 0
+        while frame > self._files[self._at].frames and self._at + 1 < len(self._files):
+            frame -= self._files[self._at].frames
+            self._at += 1
+        self._files[self._at].seek(frame)
+        for file in self._files[self._at + 1 :]:
+            file.seek(0)
+
+    def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray:
+        """The next samples of one section, (frames, its channels); none at the end of the last."""
+        samples_NxC = self._files[self._at].read(frames, dtype=dtype, always_2d=always_2d)
+        if not len(samples_NxC) and self._at + 1 < len(self._files):
+            self._at += 1
+            return self.read(frames, dtype, always_2d)
+        return np.asarray(samples_NxC)
+
+    def close(self) -> None:
+        """Closes the sections and their files."""
+        for file, under in zip(self._files, self._under):
+            file.close()
+            under.close()
+
+
+def _shortfall(file: soundfile.SoundFile) -> str:
+    """The reason why the file is truncated or no recording; an empty text if it is neither.
+
+    libsndfile silently shortens what it reads to what is there, so that counting samples does not tell; containers of
+    plain samples tell by the size of their data chunk.
+    """
+    if file.format == "RAW":  # libsndfile's guess by the ending: any text named .au or .vox would be noise
+        return "no known format, or samples without a header; save them as wav"
+    found = re.search(r"^ *(?:SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if found and int(found[2]) < int(found[1]) and not is_placeholder(int(found[1])):
+        return f"truncated: {found[2]} of {found[1]} promised bytes are there"
+    found = re.search(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)", file.extra_info)
+    if found and int(found[1]) < int(found[2]):
+        return f"truncated: {found[1]} of {found[2]} promised samples are there"
+    return ""

@@ -1,0 +1,123 @@
+"""Recordings of phones, decoded by PyAV: against the samples that were encoded."""
+
+import builtins
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import soundfile
+
+from datar_jax.audio.decode import decode
+from datar_jax.audio.errors import AudioError
+from datar_jax.audio.media import MEDIA_SUFFIXES
+from datar_jax.audio.sound_file import SUFFIXES
+from datar_jax.inference.windows import iter_audio_files
+
+RATE = 16_000
+# Ending, container of FFmpeg, codec and rate.
+KINDS = [
+    ("m4a", "ipod", "aac", 44_100),
+    ("m4a", "ipod", "alac", 44_100),
+    ("mp4", "mp4", "aac", 48_000),
+    ("mp4", "mp4", "aac", 16_000),
+    ("mov", "mov", "aac", 44_100),
+    ("3gp", "3gp", "aac", 32_000),
+    ("aac", "adts", "aac", 44_100),
+    ("webm", "webm", "libopus", 48_000),
+    ("mka", "matroska", "aac", 44_100),
+    ("caf", "caf", "alac", 44_100),
+]
+
+
+def click(rate, seconds=2.0, at=1.0):
+    """Silence with a click."""
+    samples = np.zeros(round(seconds * rate), np.float32)
+    samples[round(at * rate)] = 0.9
+    return samples
+
+
+def encode(path, samples_N, container, codec, rate, channels=1):
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate, layout={1: "mono", 2: "stereo"}[channels])
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout=stream.layout, rate=rate)
+        frame = av.AudioFrame.from_ndarray(np.tile(samples_N, (channels, 1)), "fltp", stream.layout.name)
+        frame.sample_rate, frame.pts = rate, 0
+        fifo = av.AudioFifo()
+        for each in resampler.resample(frame):
+            fifo.write(each)
+        size = stream.codec_context.frame_size or 1024
+        count = 0
+        while part := fifo.read(size, partial=True):
+            part.pts, part.time_base = count, Fraction(1, rate)  # from which the encoder's delay is written
+            count += part.samples
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("suffix", "container", "codec", "rate"), KINDS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_click_lies_where_it_does_in_the_wav(tmp_path, suffix, container, codec, rate, channels):
+    path = tmp_path / f"a.{suffix}"
+    encode(path, click(rate), container, codec, rate, channels)
+    soundfile.write(tmp_path / "a.wav", click(rate), rate)
+    heard, wanted = decode(path, RATE), decode(tmp_path / "a.wav", RATE)
+    assert abs(int(np.abs(heard).argmax()) - int(np.abs(wanted).argmax())) <= 0.002 * RATE
+    assert heard.size / RATE == pytest.approx(2, abs=0.06)
+    assert heard.dtype == np.float32
+
+
+def test_a_part_is_the_slice_of_the_whole(tmp_path):
+    path = tmp_path / "a.m4a"
+    encode(path, np.random.default_rng(0).uniform(-0.5, 0.5, 32_000).astype(np.float32), "ipod", "aac", RATE)
+    whole = decode(path, RATE)
+    np.testing.assert_array_equal(decode(path, RATE, 0.5, 1.25), whole[8_000:20_000])
+    np.testing.assert_array_equal(decode(path, RATE, 1.5), whole[24_000:])
+    for start, end in ((0.0, 3.0), (5.0, 0.0)):
+        with pytest.raises(AudioError):
+            decode(path, RATE, start, end)
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "webm"])
+def test_truncated_and_foreign_files_are_refused(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 6 * 48_000).astype(np.float32)
+    encode(path, noise, *{"m4a": ("ipod", "aac"), "webm": ("webm", "libopus")}[suffix], 48_000)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match=r"truncated|cannot be decoded"):
+        decode(path, RATE)
+    path.write_text("This is a letter, not a sound.\n" * 50)
+    with pytest.raises(AudioError, match=r"cannot be decoded|no sound stream"):
+        decode(path, RATE)
+
+
+def test_a_film_without_sound_is_refused(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p")
+        for _ in range(5):
+            out.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        out.mux(stream.encode(None))
+    with pytest.raises(AudioError, match="no sound stream"):
+        decode(tmp_path / "a.mp4", RATE)
+
+
+def test_without_pyav_every_media_file_is_named_with_the_command(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name == "av":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.delitem(sys.modules, "av", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert MEDIA_SUFFIXES < SUFFIXES
+    for suffix in MEDIA_SUFFIXES:
+        (tmp_path / f"a{suffix}").write_bytes(b"x" * 99)
+        with pytest.raises(AudioError, match=rf"\{suffix} needs PyAV to be decoded: pip install av"):
+            decode(tmp_path / f"a{suffix}", RATE)
+    (tmp_path / "notes.txt").touch()
+    assert len(list(iter_audio_files([tmp_path]))) == len(MEDIA_SUFFIXES)
