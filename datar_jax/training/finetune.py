@@ -18,6 +18,7 @@ from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.splits import Splits
 from datar_jax.training.train_step import TrainState
+from datar_jax.training.workdir import has_checkpoint
 from datar_jax.version import __version__
 
 
@@ -40,7 +41,7 @@ def read_init_source(config: Config) -> PretrainedModel | None:
 
 def started_run(folder: Path) -> ModelInfo | None:
     """Model info of a run that has a checkpoint; None without one. Such a run no longer needs `init.from`."""
-    if not any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*")):
+    if not has_checkpoint(folder):
         return None
     try:
         return read_model_info(folder / MODEL_FILE)

@@ -32,7 +32,7 @@ from datar_jax.training.monitoring.metric_writer import MetricWriter, NullWriter
 from datar_jax.training.plots import save_training_curves
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_loop import Trained, fit
-from datar_jax.training.workdir import check_workdir, write_on_first_process
+from datar_jax.training.workdir import check_labels, check_workdir, write_on_first_process
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,11 @@ def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> 
     data = LabelledData.read(config)
     for note in data.notes:
         console.print(note, markup=False, soft_wrap=True)
-    check_workdir(data.config, workdir)
     crossed = config.data.fold == 0
     folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in data.splits}
+    for folder in folders.values():
+        check_labels(data.dataset.labels, folder)
+    check_workdir(data.config, workdir)
     read_source = cache(partial(read_init_source, data.config))
     if not all(map(started_run, folders.values())):
         read_source()  # a mistake in init.from is reported before any sound is read

@@ -1,14 +1,16 @@
-"""The work directory of a run, which belongs to one configuration."""
+"""The work directory of a run: from its first checkpoint on it belongs to one configuration and one list of classes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import msgspec
 
+from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, read_model_info
 from datar_jax.config import Config, ConfigError
 from datar_jax.config.loader import from_stored
 from datar_jax.filesystem import write_json
@@ -28,10 +30,16 @@ RESUMABLE_FIELDS = (
 
 
 def check_workdir(config: Config, workdir: Path) -> None:
-    """Writes the resolved configuration, or refuses a directory that belongs to another one."""
+    """Writes the resolved configuration, or refuses a directory that belongs to another one.
+
+    Without a checkpoint there is nothing that another configuration could spoil: a first failure binds no setting.
+
+    Raises:
+      ConfigError: names the setting and both values, or the directory that cannot be written.
+    """
     path = workdir / "config.json"
     tree = msgspec.to_builtins(config)
-    if path.exists():
+    if path.exists() and any(map(has_checkpoint, (workdir, *workdir.glob("fold_*")))):
         try:
             before = _flat(_completed(json.loads(path.read_text(encoding="utf-8"))))
         except json.JSONDecodeError:
@@ -47,6 +55,32 @@ def check_workdir(config: Config, workdir: Path) -> None:
         write_on_first_process(path, tree)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}); give another one") from None
+
+
+def check_labels(labels: Sequence[str], folder: Path) -> None:
+    """Refuses to continue a run with other classes than those that it has learned.
+
+    Raises:
+      ConfigError: names the classes that are new and those that are missing.
+    """
+    try:
+        before = read_model_info(folder / MODEL_FILE).labels if has_checkpoint(folder) else tuple(labels)
+    except ModelError:
+        return  # it is written anew
+    if tuple(labels) == before:
+        return
+    new, missing = ([n for n in a if n not in b] for a, b in ((labels, before), (before, labels)))
+    changes = [f"without {', '.join(map(repr, missing[:5]))}"] if missing else []
+    changes += [f"with {', '.join(map(repr, new[:5]))}"] if new else []
+    raise ConfigError(
+        f"--workdir={folder}: holds a run of {len(before)} classes, the data have {len(labels)}, "
+        f"{' and '.join(changes) or 'in another order'}; give the same data, or another --workdir"
+    )
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run in a folder has saved its state."""
+    return any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*"))
 
 
 def _completed(tree: Any) -> dict[str, Any]:

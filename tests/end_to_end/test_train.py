@@ -357,6 +357,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
     check_workdir(with_classes(config, read_dataset(config.data)), workdir)
+    (workdir / "checkpoints" / "8").mkdir(parents=True)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2
     assert "optim.learning_rate=0.5" in capsys.readouterr().err
