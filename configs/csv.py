@@ -2,9 +2,9 @@
 
 import msgspec
 
-from configs.folder import get_config as folder_config
 from datar_jax.config import Config, DataConfig
+from datar_jax.config.loader import load_config
 
 
 def get_config() -> Config:
-    return msgspec.structs.replace(folder_config(), data=DataConfig(kind="csv"))
+    return msgspec.structs.replace(load_config("folder"), data=DataConfig(kind="csv"))

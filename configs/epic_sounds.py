@@ -8,10 +8,10 @@ Not followed, and ours: as there. Classes are drawn as they come, as in the base
 
 import msgspec
 
-from configs.epic_kitchens import get_config as epic_kitchens_config
 from datar_jax.config import Config
+from datar_jax.config.loader import load_config
 
 
 def get_config() -> Config:
-    base = epic_kitchens_config()
+    base = load_config("epic_kitchens")
     return msgspec.structs.replace(base, train=msgspec.structs.replace(base.train, batch_size=128))

@@ -6,10 +6,10 @@ The settings are those of configs/esc10.py and ours; none are from a publication
 
 import msgspec
 
-from configs.esc10 import get_config as esc10_config
 from datar_jax.config import Config
+from datar_jax.config.loader import load_config
 
 
 def get_config() -> Config:
-    base = esc10_config()
+    base = load_config("esc10")
     return msgspec.structs.replace(base, data=msgspec.structs.replace(base.data, subset=""))

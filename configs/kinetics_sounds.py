@@ -8,12 +8,12 @@ Ours: twice the epochs, for a tenth of the clips.
 
 import msgspec
 
-from configs.vggsound import get_config as vggsound_config
 from datar_jax.config import Config
+from datar_jax.config.loader import load_config
 
 
 def get_config() -> Config:
-    base = vggsound_config()
+    base = load_config("vggsound")
     return msgspec.structs.replace(
         base, train=msgspec.structs.replace(base.train, epochs=100, checkpoint_every_epochs=5)
     )

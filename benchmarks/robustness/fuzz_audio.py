@@ -9,6 +9,7 @@ is checked afterwards; a broken one is printed, and the exit status is 1. What i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -35,6 +36,9 @@ from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import open_cache
+
+with contextlib.suppress(ImportError):
+    import av  # noqa: F401 (Python reads a module with marshal, which a sound must never reach)
 
 # MB above what one good file and one batch need. A thread per core decodes blocks of 4 MB and holds one clip (here at
 # most two and a half minutes, 9 MB), a copy of it and a piece of its spectrum (27 MB). The rest is for all: eight

@@ -20,6 +20,9 @@ class DataConfig(StrictStruct, frozen=True):
     train_list: str = ""
     test_list: str = ""
     test_fraction: float = 0.2  # share of clips (of groups, with `group`) that the stable hash puts aside
+    # folder, csv without folds: share of the training clips (groups) that checkpoints are chosen on, where the data
+    # name no validation clips themselves; 0: the last step counts
+    validation_fraction: float = 0.1
     group: str = ""  # regular expression on the path: clips with equal match (or first group) stay in one split
     # csv: columns path, label and optionally split or fold, start, end (seconds)
     manifest: str = "manifest.csv"
@@ -40,6 +43,8 @@ class DataConfig(StrictStruct, frozen=True):
             value, default = getattr(self, name), DEFAULTS[name]
             require(value == default, f"data.{name}", value, f"has no effect: {reason}; leave it at {default!r}")
         require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "give a share between 0 and 1")
+        share, advice = self.validation_fraction, "give a share of the training clips below 1, or 0"
+        require(0 <= share < 1, "data.validation_fraction", share, advice)
         require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", self.max_bad_fraction, "give 0 to 1")
         require(self.fold >= 0, "data.fold", self.fold, "give a fold number, or 0 for the whole cross-validation")
         require(self.validation_fold >= 0, "data.validation_fold", self.validation_fold, "give a fold number or 0")
@@ -83,6 +88,10 @@ def idle_fields(values: Mapping[str, Any]) -> dict[str, str]:
         )
     else:
         idle |= dict.fromkeys(("fold", "validation_fold"), "data.kind='folder' has no folds")
+    if kind in ("esc", "prepared"):
+        idle["validation_fraction"] = (
+            f"data.kind={kind!r} has the validation clips of its lists, or data.validation_fold"
+        )
     if kind == "esc":
         idle["test_fraction"] = "data.kind='esc' tests on a fold"
     elif kind == "folder" and listed:

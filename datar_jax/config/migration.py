@@ -50,6 +50,7 @@ def upgrade_section(section: str, fields: Any) -> Any:
     names = RENAMED.get(section, {})
     fields = {names.get(name, name): value for name, value in fields.items()}
     if section == "data":
+        fields.setdefault("validation_fraction", 0.0)  # runs before 0.2 took no validation clips from the training ones
         return {name: value for name, value in fields.items() if name not in idle_fields(fields)}
     return _upgrade_model(fields) if section == "model" else fields
 

@@ -1,7 +1,7 @@
 """Divides clips into training, validation and test splits.
 
 Pure functions of the data set's lists. A clip's split never depends on which other clips there are, except where the
-lists say so.
+lists say so, and that no class gives its last training clip to validation.
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Splits:
     elif dataset.folds:
         splits = _splits_by_fold(dataset, config, fold or config.fold)
     else:
-        splits = [_split_by_hash(clip.group or clip.name, config.test_fraction) for clip in dataset.clips]
+        splits = [
+            "test" if _draw(clip.group or clip.name) < config.test_fraction * 2**64 else "train"
+            for clip in dataset.clips
+        ]
+    if not dataset.card and not dataset.folds and "validation" not in splits:
+        splits = _with_validation(dataset, splits, config.validation_fraction)
     if config.validation_fold and not dataset.folds:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
     _refuse_straddling(dataset, splits, bool(config.group))
@@ -116,10 +121,29 @@ def _splits_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str
     return [names.get(clip.fold or 0, "train") for clip in dataset.clips]
 
 
-def _split_by_hash(key: str, test_fraction: float) -> str:
-    """The split of a group: a function of its name alone."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8)
-    return "test" if int.from_bytes(digest.digest(), "big") < test_fraction * 2**64 else "train"
+def _with_validation(dataset: Dataset, splits: Sequence[str], share: float) -> list[str]:
+    """Moves a share of the training clips to validation, but for groups of classes that would be left without any."""
+    chosen = [
+        split == "train" and _draw(clip.group or clip.name, b"validation") < share * 2**64
+        for clip, split in zip(dataset.clips, splits)
+    ]
+    kept = zip(dataset.clips, splits, chosen)
+    taught = {label for clip, split, taken in kept if split == "train" and not taken for label in clip.labels}
+    lone = {
+        clip.group or clip.name
+        for clip, taken in zip(dataset.clips, chosen)
+        if taken and not taught.issuperset(clip.labels)
+    }
+    return [
+        "validation" if taken and (clip.group or clip.name) not in lone else split
+        for clip, split, taken in zip(dataset.clips, splits, chosen)
+    ]
+
+
+def _draw(key: str, purpose: bytes = b"") -> int:
+    """A number from 0 to 2**64 that is a function of a group's name alone."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, person=purpose)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def _refuse_straddling(dataset: Dataset, splits: Sequence[str], grouped: bool) -> None:

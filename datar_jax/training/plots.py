@@ -83,7 +83,9 @@ def save_confusion_figure(path: str | Path, matrix_SxS: NDArray[Any], names: Seq
     save(figure, path)
 
 
-def save_training_curves(path: str | Path, rows: Iterable[Row], score: str = "top1") -> None:
+def save_training_curves(
+    path: str | Path, rows: Iterable[Row], score: str = "top1", chosen: Sequence[int] = ()
+) -> None:
     """Draws loss, score and step size over the steps of a run, or of all folds of one.
 
     Args:
@@ -92,6 +94,7 @@ def save_training_curves(path: str | Path, rows: Iterable[Row], score: str = "to
         order. A row that lacks a number is skipped where it is needed; of two rows at one step the later one counts.
         Rows with different `fold` become separate thin lines.
       score: the number that the run is judged by, as `metrics.primary_metric` says.
+      chosen: steps whose weights were tested; a vertical line where validation clips were scored.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -109,6 +112,10 @@ def save_training_curves(path: str | Path, rows: Iterable[Row], score: str = "to
     if scored:
         for split in ("validation", "test"):
             _draw_lines(axes[1], rows, split, score)
+        if any(row.get("split") == "validation" for row in rows):
+            for i, step in enumerate(chosen):
+                label = None if i else "tested weights"
+                axes[1].axvline(step, color=INK, linewidth=0.9, linestyle=":", label=label)
         axes[1].set_ylim(0, 1.02)
         axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes[1].set_ylabel((format_metric(score, 0.0) or (score,))[0])

@@ -169,6 +169,7 @@ def _evaluate(
         "parameters": count_parameters(state.params),
         "macs_per_clip": macs_per_clip(config.model, spec.classes, config.audio.n_mels, spec.frames),
         "steps": spec.steps,
+        "chosen_step": int(state.step),
         "train_seconds": trained.train_seconds,
         "clips_per_second": trained.clips_per_second,
     }
@@ -210,7 +211,9 @@ def _save_figures(folder: Path, dataset: Dataset, rows: list[Row], done: list[Fo
     score = np.concatenate([each.score for each in done])
     target = np.concatenate([each.target for each in done])
     save_test_figures(folder, dataset, clips, score, target, config.data.labels)
-    save_training_curves(folder / "curves.png", rows, metrics.primary_metric(config.data.labels, dataset.heads))
+    chosen = [each.result["chosen_step"] for each in done]
+    headline = metrics.primary_metric(config.data.labels, dataset.heads)
+    save_training_curves(folder / "curves.png", rows, headline, chosen)
 
 
 def _summarize(results: list[Row], folds: list[int], headline: str) -> Row:

@@ -118,5 +118,6 @@ def test_a_stored_model_of_version_0_1_is_upgraded(old: dict[str, Any], new: dic
 
 
 def test_stored_data_settings_without_effect_are_dropped() -> None:
-    old = {"kind": "csv", "manifest": "a.csv", "subset": "esc10", "fold": 0}
-    assert upgrade({"data": old})["data"] == {"kind": "csv", "manifest": "a.csv", "fold": 0}
+    old_kept = {"kind": "csv", "manifest": "a.csv", "fold": 0}
+    old = {**old_kept, "subset": "esc10"}
+    assert upgrade({"data": old})["data"] == {**old_kept, "validation_fraction": 0.0}

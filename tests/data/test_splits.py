@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.splits import check_classes, split
+from datar_jax.data.splits import check_classes, divide, split
 from tests.data.test_readers import folder_of, table_of
 
 
@@ -78,9 +78,9 @@ def test_groups_never_straddle(tmp_path):
     dataset = read_dataset(config)
     assert {c.group for c in dataset.clips} == {f"spk{i}" for i in range(12)}
     splits = split(dataset, config)
-    speakers = [{dataset.clips[i].group for i in part} for part in (splits.train, splits.test)]
-    assert not speakers[0] & speakers[1]
-    assert len(speakers[0] | speakers[1]) == 12
+    parts = (splits.train, splits.validation, splits.test)
+    speakers = [{dataset.clips[i].group for i in part} for part in parts]
+    assert all(speakers) and sum(map(len, speakers)) == len(set().union(*speakers)) == 12
     with pytest.raises(ConfigError, match=r"data\.group='speaker'"):
         read_dataset(DataConfig(root=str(tmp_path), group="speaker"))
 
@@ -139,3 +139,32 @@ def test_classes_without_clips_are_named():
         check_classes(dataset, np.array([0]), np.array([1, 2, 3, 4]))
     with pytest.raises(ConfigError, match="no test clip"):
         check_classes(dataset, np.arange(5), np.array([], int))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
+def test_validation_clips_come_from_the_training_ones_by_name_alone(share):
+    names = [f"{c}/{i}.wav" for c in "ab" for i in range(300)]
+    config = DataConfig(validation_fraction=share)
+    plain, each = (split(dataset_of(names), c) for c in (DataConfig(validation_fraction=0.0), config))
+    np.testing.assert_array_equal(each.test, plain.test)
+    np.testing.assert_array_equal(np.union1d(each.train, each.validation), plain.train)
+    assert len(each.validation) / len(plain.train) == pytest.approx(share, abs=0.05)
+    more = dataset_of(sorted([*names, *(f"a/new{i}.wav" for i in range(50))]))
+    kept = {more.clips[i].name for i in split(more, config).validation}
+    assert kept & set(names) == {dataset_of(names).clips[i].name for i in each.validation}
+
+
+def test_no_class_gives_its_last_training_clip_to_validation():
+    names = [f"{c}/{i}.wav" for c in "abcdefghij" for i in range(4)]
+    dataset = dataset_of(names)
+    each = divide(dataset, DataConfig(validation_fraction=0.9))
+    tested = {dataset.clips[i].labels[0] for i in each.test}
+    taught = {dataset.clips[i].labels[0] for i in each.train}
+    there = set(range(10)) - {c for c in tested if sum(dataset.clips[i].labels[0] == c for i in each.test) == 4}
+    assert taught == there and len(each.validation)
+
+
+def test_a_list_with_validation_clips_keeps_them(tmp_path):
+    rows = "".join(f"{s}{i}.wav,{'xy'[i % 2]},{s}\n" for s in ("train", "validation", "test") for i in range(20))
+    dataset = read_dataset(table_of(tmp_path, "path,label,split\n" + rows))
+    assert len(split(dataset, DataConfig(kind="csv")).validation) == 20
