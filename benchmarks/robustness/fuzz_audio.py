@@ -9,7 +9,6 @@ is checked afterwards; a broken one is printed, and the exit status is 1. What i
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
@@ -30,15 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.robustness.corrupt_audio import KINDS, REFUSED, USED, Made, make
+from datar_jax.audio.media import MediaFile
 from datar_jax.config import AudioConfig, DataConfig
 from datar_jax.data import synthetic as synthesis
 from datar_jax.data.loader import eval_batches, train_batches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import open_cache
-
-with contextlib.suppress(ImportError):
-    import av  # noqa: F401 (Python reads a module with marshal, which a sound must never reach)
 
 # MB above what one good file and one batch need. A thread per core decodes blocks of 4 MB and holds one clip (here at
 # most two and a half minutes, 9 MB), a copy of it and a piece of its spectrum (27 MB). The rest is for all: eight
@@ -60,6 +57,7 @@ def pipeline(root: Path, cache: Path) -> dict[str, Any]:
     warm, audio = cache / "warm", AudioConfig()
     synthesis.write_dataset(warm, 2, 1.0)
     list(read(warm, cache / "warm_cache", audio, lambda done, total: None))
+    MediaFile.recognized(next(warm.rglob("*.wav")))  # loads PyAV: Python reads modules with marshal, sounds never
     Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
     baseline = megabytes("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (int(megabytes("VmSize") * 1e6) + ADDRESSES,) * 2)
