@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
         outputs = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
         raise ConfigError(f"{error.filename or outputs}: {error.strerror}") from None
     if failed:
-        print(f"datar-jax: {failed} sounds could not be used", file=sys.stderr)
+        print(f"datar-jax: {failed} {'sound' if failed == 1 else 'sounds'} could not be used", file=sys.stderr)
     return 1 if failed else 0
 
 

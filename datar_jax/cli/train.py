@@ -117,9 +117,10 @@ def _terminable(program: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Silences logs of orbax and tensorstore threads; the same errors are raised, and reported in one line."""
+    """Silences logs of orbax, tensorstore threads and XLA; the same errors are raised, and reported in one line."""
     import logging
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls its own slow compilation an error, twice
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook

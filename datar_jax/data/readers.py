@@ -79,7 +79,7 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
         )
     notes = (
         f"{others} files are no sounds, by their ending" if others else "",
-        f"{loose} sounds lie in {root} itself, outside every class" if loose else "",
+        f"{loose} sound{'s lie' if loose != 1 else ' lies'} in {root} itself, outside every class" if loose else "",
         f"sub-folders without a sound: {', '.join(empty)}" if empty else "",
     )
     clips = (Clip(str(root / name), _nfc(name), (i,)) for i, label in enumerate(labels) for name in files[label])
@@ -256,7 +256,7 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
                 clips[name] = Clip(str(root / name), name, (dataset.labels.index(label),))
             listed[name] = split
     left = len(clips) - len(listed)
-    note = (f"{left} sounds are in neither list",)
+    note = (f"{left} {'sound is' if left == 1 else 'sounds are'} in neither list",)
     return dataclasses.replace(
         dataset,
         clips=tuple(dataclasses.replace(clips[name], split=listed[name]) for name in sorted(listed)),

@@ -95,8 +95,7 @@ def fit(
     first = step = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
     report.begin(step, spec.steps, checkpoints.has_score(step))
-    if step:
-        report.say("finished already; evaluating" if step >= spec.steps else f"continues at step {step}")
+    report.say(_opening(step, spec.steps))
     train = jit_train_step(spec, mesh)
     schedule = _Schedule.of(spec, pipeline)
     in_flight = _StepsInFlight(spec, mesh, pipeline, batches, report, clock)
@@ -142,6 +141,14 @@ def fit(
         profiler.close()
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
+
+
+def _opening(step: int, steps: int) -> str:
+    """What a run does first, for a person who waits."""
+    if step >= steps:
+        return "finished already; evaluating"
+    start = f"continues at step {step}; " if step else ""
+    return f"{start}compiling the train step: up to two minutes on two cores the first time, then read from the cache"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_list_files_say_which_side(tmp_path):
     splits = split(dataset, config)
     names = [[dataset.clips[i].name for i in part] for part in (splits.train, splits.test)]
     assert names == [["a/a0.wav", "b/b0.wav", "b/b1.wav", "b/gone.wav"], ["a/a1.wav", "b/b2.wav"]]
-    assert any("1 sounds are in neither list" in note for note in dataset.notes)
+    assert any("1 sound is in neither list" in note for note in dataset.notes)
     (tmp_path / "test.txt").write_text("a/a1.wav\nb/b1.wav\n")
     with pytest.raises(ConfigError, match=r"test.txt, row 2: b/b1.wav is listed twice"):
         read_dataset(config)
