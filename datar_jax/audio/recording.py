@@ -167,7 +167,7 @@ def measure(path: str | Path, audio: AudioConfig) -> Recording:
         else:
             parts.clear()
     kept_N = np.concatenate(parts) if length <= KEPT else None
-    return Recording(str(path), audio, length, peak, tuple(notes), kept_N)
+    return Recording(str(path), audio, length, peak, (*notes, *_too_short(length, audio)), kept_N)
 
 
 def record(samples: ArrayLike, sample_rate: float, audio: AudioConfig) -> Recording:
@@ -197,7 +197,16 @@ def record(samples: ArrayLike, sample_rate: float, audio: AudioConfig) -> Record
         samples_N = soxr.resample(samples_N, sample_rate, audio.sample_rate)
     if not samples_N.size:
         raise AudioError(f"too short: no sample is left at {audio.sample_rate} Hz")
+    notes += _too_short(samples_N.size, audio)
     return Recording("", audio, samples_N.size, float(np.abs(samples_N).max()), tuple(notes), samples_N)
+
+
+def _too_short(length: int, audio: AudioConfig) -> list[str]:
+    """A note on a sound that does not fill one window of the spectrogram."""
+    if length >= audio.win_length:
+        return []
+    seconds = length / audio.sample_rate
+    return [f"{1000 * seconds:.3g} ms, less than one spectrogram window ({audio.window_ms:g} ms): scores mean little"]
 
 
 def _columns(samples: np.ndarray) -> np.ndarray:

@@ -263,11 +263,16 @@ def _gather(
 
 
 def _rarity(labels: _Labels) -> np.ndarray:
-    """Probability of each row under balanced drawing, summed up: float64 (N,), the last one 1."""
+    """Probability of each row under balanced drawing, summed up: float64 (N,), the last one 1.
+
+    Clips without a label are drawn as often, together, as those of one class.
+    """
     clips_S = np.bincount(labels.flat, minlength=labels.classes)
     weight_M = 1 / clips_S[labels.flat]
+    background_N = labels.counts_N == 0
     row_M = np.repeat(np.arange(len(labels.counts_N)), labels.counts_N)
-    sums_N = np.cumsum(np.bincount(row_M, weight_M, len(labels.counts_N)))
+    weight_N = np.bincount(row_M, weight_M, len(labels.counts_N)) + background_N / max(1, background_N.sum())
+    sums_N = np.cumsum(weight_N)
     return sums_N / sums_N[-1]
 
 

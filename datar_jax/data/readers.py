@@ -143,8 +143,8 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
             if invisible := next(filter(_is_invisible, row[column]), ""):
                 table.fail(column, f"holds the invisible character U+{ord(invisible):04X}; remove it")
         names = [name for part in row["label"].split(";") if (name := _nfc(part.strip()))]
-        if not names:
-            table.fail("label", "give a class name")
+        if not names and config.labels == "single":
+            table.fail("label", "give a class name; a background clip without any needs data.labels='multi'")
         if len(names) > 1 and config.labels == "single":
             table.fail("label", f"{len(names)} classes; give one, or set data.labels to 'multi'")
         start = table.real("start")
@@ -166,6 +166,8 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         first[key] = table.row
         rows.append((table.row, name, names, start, end, split, fold))
     labels = tuple(sorted({name for row in rows for name in row[2]}))
+    if rows and not labels:
+        raise ConfigError(f"{table.path}: no row has a label; give class names in the column label")
     number = {name: i for i, name in enumerate(labels)}
     clips = tuple(
         Clip(_spelled(root, path), path, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)

@@ -5,6 +5,7 @@ Shapes: B batch, N samples, F mel bins, T frames, C channels, S classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,8 @@ class AudioClassifier:
           ValueError: samples without a rate, or an array that is no sound by its type or shape.
         """
         recording = self._recording(sound, sample_rate)
+        for note in recording.notes:
+            warnings.warn(f"{recording.path or 'samples'}: {note}", stacklevel=2)
         starts = eval_window_starts(recording.frames, self.frames)
         scores = [self.score(batch) for batch in _batches(recording, starts, self)]
         score_S = np.concatenate(scores)[: len(starts)].astype(np.float64).mean(0)

@@ -89,3 +89,11 @@ def test_channels_that_cancel_each_other_are_noted():
     recording = record(np.stack([SOUND, -SOUND]), 16_000, AUDIO)
     np.testing.assert_array_equal(samples_of(recording), SOUND)
     assert "cancel" in recording.notes[0]
+
+
+@pytest.mark.parametrize(("length", "notes"), [(2, 1), (200, 1), (399, 1), (400, 0), (16_000, 0)])
+def test_a_sound_shorter_than_a_spectrogram_window_is_noted(tmp_path, length, notes):
+    soundfile.write(tmp_path / "a.wav", SOUND[:length], 16_000, subtype="FLOAT")
+    for recording in (record(SOUND[:length], 16_000, AUDIO), measure(tmp_path / "a.wav", AUDIO)):
+        assert len(recording.notes) == notes
+        assert all("less than one spectrogram window (25 ms)" in note for note in recording.notes)

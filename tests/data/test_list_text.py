@@ -9,9 +9,9 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.readers import read_dataset
 
 
-def read(root, text):
+def read(root, text, labels="single"):
     (root / "manifest.csv").write_text(text, encoding="utf-8")
-    return read_dataset(DataConfig(root=str(root), kind="csv"))
+    return read_dataset(DataConfig(root=str(root), kind="csv", labels=labels))
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -57,3 +57,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.csv").write_text("path,label\na.wav,dog\n")
     assert read_dataset(DataConfig(root="~/data", kind="csv")).labels == ("dog",)
+
+
+def test_background_clips_have_no_label_where_there_may_be_several(tmp_path):
+    dataset = read(tmp_path, "path,label\na.wav,dog;cat\nb.wav,\nc.wav,dog\n", "multi")
+    assert [clip.labels for clip in dataset.clips] == [(0, 1), (), (1,)]
+    with pytest.raises(ConfigError, match=r"row 3, column label=''.*data\.labels='multi'"):
+        read(tmp_path, "path,label\na.wav,dog\nb.wav,\n")
+    with pytest.raises(ConfigError, match="no row has a label"):
+        read(tmp_path, "path,label\na.wav,\nb.wav,\n", "multi")

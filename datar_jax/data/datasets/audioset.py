@@ -18,7 +18,11 @@ from datar_jax.data.datasets.annotations import (
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
 from datar_jax.labels import Head
 
-NAMING = FilePatterns(cut=YOUTUBE.cut, whole=("Y{recording}", *YOUTUBE.whole))
+_CUT = (*YOUTUBE.cut, "{recording}_{start_text}_{end_text}")
+NAMING = FilePatterns(
+    cut=(*_CUT, *(f"Y{pattern}" for pattern in _CUT)),
+    whole=("Y{recording}", *YOUTUBE.whole),
+)
 COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 
 

@@ -15,7 +15,8 @@ class FilePatterns:
     """Common file names of a data set's clips: patterns without extension, best first.
 
     A pattern may hold `{id}` and `{recording}` of a segment, `{start}` and `{end}` in whole seconds (`{start:06d}`:
-    six digits), and `{start_ms}` and `{end_ms}` in milliseconds.
+    six digits), `{start_ms}` and `{end_ms}` in milliseconds, and `{start_text}` and `{end_text}` in seconds as the
+    official list writes them (`30.000`).
     """
 
     cut: tuple[str, ...] = ()
@@ -62,6 +63,8 @@ class Segment:
             "end": int(self.end),
             "start_ms": round(1000 * self.start),
             "end_ms": round(1000 * self.end),
+            "start_text": f"{self.start:.3f}",
+            "end_text": f"{self.end:.3f}",
         }
         return tuple(dict.fromkeys(pattern.format_map(values) for pattern in patterns))
 

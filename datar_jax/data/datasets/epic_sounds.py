@@ -11,6 +11,7 @@ from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns,
 from datar_jax.labels import Head
 
 RATE = 24_000  # Hz of the sample numbers in the lists
+AGREEMENT = 0.01  # seconds by which sample numbers and timestamps of a row may differ; officially 4e-5
 # No files by id: those of EPIC-KITCHENS-100 look alike (P01_11_0) and are other stretches of the same recordings.
 NAMING = FilePatterns(whole=("{recording}",))
 
@@ -55,11 +56,22 @@ def _segments(path: Path, split: str, names: dict[int, str]) -> Iterator[Segment
             None,
             NAMING,
             shared.setdefault(table.text("video_id"), row["video_id"]),
-            table.whole("start_sample", 0) / RATE if samples else table.clock("start_timestamp"),
-            table.whole("stop_sample", 0) / RATE if samples else table.clock("stop_timestamp"),
+            _seconds(table, "start", samples),
+            _seconds(table, "stop", samples),
             path.name,
             table.row,
         )
+
+
+def _seconds(table: Table, end: str, samples: bool) -> float:
+    """The start or stop of a row: by its sample number where there is one, which must agree with its timestamp."""
+    clock = table.clock(f"{end}_timestamp")
+    if not samples:
+        return clock
+    seconds = table.whole(f"{end}_sample", 0) / RATE
+    if abs(seconds - clock) > AGREEMENT:
+        table.fail(f"{end}_sample", f"{seconds:g} s at {RATE} Hz, but {end}_timestamp says {clock:g} s; correct one")
+    return seconds
 
 
 CORPUS = DatasetSpec(

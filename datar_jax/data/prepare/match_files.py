@@ -51,6 +51,11 @@ def match_files(listing: Annotations, audio: StoragePath, log: Callable[[str], N
     ]
     if several:
         log(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]!r}")
+    used = {each.name for each in found if each}
+    names = sorted(name for files in by_stem.values() for name, _ in files if name not in used)
+    left = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if left and used:
+        log(f"{len(left):,} sounds are named by no list and are left out, the first: {left[0]!r}")
     if not any(found):
         names = [*listing.segments[0].cut, *listing.segments[0].whole][:3] if listing.segments else []
         raise ConfigError(

@@ -394,13 +394,36 @@ def test_a_class_number_that_no_row_has_keeps_its_place(tmp_path: Path) -> None:
 
 
 def test_a_segment_without_length_is_left_out(tmp_path: Path) -> None:
-    text = SOUNDS_HEADER + SAMPLES + SAMPLES.replace("P01_11_1", "P01_11_9").replace("346728", "73561")
+    text = SOUNDS_HEADER + SAMPLES + SAMPLES.replace("P01_11_1", "P01_11_9")
+    text = text[: text.rindex("00:00:14.447")] + text[text.rindex("00:00:14.447") :].replace("346728", "73561")
+    text = text[::-1].replace("00:00:14.447"[::-1], "00:00:03.065"[::-1], 1)[::-1]
     listing = read("epic_sounds", tmp_path, EPIC_Sounds_train=text)
     assert [s.id for s in listing.segments] == ["P01_11_1", "P01_11_0"]
     assert any("1 rows are left out, they end where they start" in note for note in listing.notes)
 
 
+@pytest.mark.parametrize("wrong", ["73600", "0", "146000"])
+def test_sample_numbers_that_contradict_the_timestamps_are_refused(tmp_path: Path, wrong: str) -> None:
+    text = SOUNDS_HEADER + SAMPLES.replace("73561", wrong)
+    with pytest.raises(ConfigError, match=rf"row 2, column start_sample='{wrong}': .* start_timestamp says 3\.065 s"):
+        read("epic_sounds", tmp_path, EPIC_Sounds_train=text)
+    read("epic_sounds", tmp_path, EPIC_Sounds_train=SOUNDS_HEADER + SAMPLES.replace("73561", "73570"))
+
+
 # AudioSet
+
+
+def test_audioset_files_of_other_downloaders_are_known(tmp_path: Path) -> None:
+    names = read("audioset", tmp_path).segments[0].cut
+    for name in (
+        "Y{}_30_40",
+        "Y{}_30.000_40.000",
+        "{}_30.000_40.000",
+        "Y{}_000030",
+        "{}_30000_40000",
+        "Y{}_30000_40000",
+    ):
+        assert name.format("-5-vmt2iKT0") in names
 
 
 def test_audioset(tmp_path: Path) -> None:
