@@ -19,11 +19,11 @@ def require_backend() -> None:
 
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # jax asserts that one of the named backends has started
         asked = os.environ.get("JAX_PLATFORMS", "")
         name = next((name for name in asked.split(",") if name in PLUGINS), "")
         install = f"install it (pip install '{PLUGINS[name]}'), or " if name else ""
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["its plugin is missing"])[0]
         raise ConfigError(
             f"JAX_PLATFORMS={asked!r}: jax cannot start this backend ({reason}); {install}give JAX_PLATFORMS=cpu"
         ) from None

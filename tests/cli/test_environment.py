@@ -1,0 +1,43 @@
+"""Commands in an environment that lacks something: a backend, UTF-8, a home folder's name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+EXPORT = ROOT / "tests" / "golden" / "version_0_1" / "export_params"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "datar_jax", *arguments],
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("backend", ["cuda", "tpu", "nonsense"])
+def test_a_missing_backend_is_named_with_its_remedy(tmp_path: Path, backend: str) -> None:
+    result = run("predict", str(EXPORT), str(tmp_path), JAX_PLATFORMS=backend)
+    assert result.returncode == 2, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("datar-jax")]
+    assert f"JAX_PLATFORMS='{backend}'" in line and "JAX_PLATFORMS=cpu" in line
+    assert ("pip install" in line) == (backend != "nonsense") and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_terminal_cannot_write_are_escaped(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "雨.wav").write_text("no sound")
+    (tmp_path / "über.wav").write_text("no sound")
+    result = run("predict", str(EXPORT), str(tmp_path), PYTHONIOENCODING=encoding)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert r"\u96e8.wav" in result.stderr and "2 sounds could not be used" in result.stderr
