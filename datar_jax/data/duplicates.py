@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.sources.base import ClipSource
 from datar_jax.data.splits import Splits
+
+MOST_KEPT = 20_000  # clips whose checksums go into model.json: 107 kB of text
 
 
 def copies(source: ClipSource, split: Splits) -> list[tuple[int, int]]:
@@ -20,6 +24,34 @@ def copies(source: ClipSource, split: Splits) -> list[tuple[int, int]]:
     known = {(checksums[i], int(source.frames[i])): int(i) for i in (*split.validation, *split.train)}
     pairs = ((int(i), known.get((checksums[i], int(source.frames[i])))) for i in split.test)
     return [(i, j) for i, j in pairs if j is not None and np.array_equal(source.get(i), source.get(j))]
+
+
+def pack_checksums(source: ClipSource, split: Splits) -> str:
+    """Checksums of the training and validation clips, to be kept with the model; empty where they are not known.
+
+    Four bytes a clip, in base64; none of more than `MOST_KEPT` clips.
+    """
+    if source.checksums is None or len(split.train) + len(split.validation) > MOST_KEPT:
+        return ""
+    learned = np.sort(source.checksums[np.concatenate([split.train, split.validation])])
+    return base64.b64encode(learned.astype("<u4").tobytes()).decode()
+
+
+def learned_note(source: ClipSource, indices: np.ndarray, packed: str) -> str | None:
+    """One line on clips that a model was trained on; empty if there is none, None if that is not known.
+
+    Args:
+      source: of the clips, decoded as for the model.
+      indices: the clips.
+      packed: from `pack_checksums` of the model's own data.
+    """
+    if source.checksums is None or not packed:
+        return None
+    learned = np.frombuffer(base64.b64decode(packed), "<u4")
+    count = int(np.isin(source.checksums[indices], learned).sum())
+    if not count:
+        return ""
+    return f"the model was trained on, or chosen by, {count} of these {len(indices)} clips: this is no test of it"
 
 
 def copies_note(dataset: Dataset, source: ClipSource, split: Splits) -> str:

@@ -23,6 +23,7 @@ from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
+from datar_jax.data.duplicates import learned_note
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
@@ -74,7 +75,7 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
         )
     dataset = read_dataset(config.data)
     chosen = np.arange(len(dataset)) if split == "all" else getattr(divide(dataset, config.data), split)
-    for note in (*dataset.notes, *seen(model, config, dataset, split)):
+    for note in dataset.notes:
         console.print(note, markup=False, soft_wrap=True)
     dataset = remap_labels(model, dataset)
     check_heads(config.data, dataset)
@@ -82,6 +83,9 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
     indices, _ = usable(store, chosen)
     if not len(indices):
         raise ConfigError(f"{dataset.source}: no {split} clip; choose another --split")
+    learned = learned_note(store, indices, model.provenance.get("data", {}).get("clips_crc32", ""))
+    for note in seen(model, config, dataset, split) if learned is None else filter(None, [learned]):
+        console.print(note, markup=False, soft_wrap=True)
 
     spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(head.size for head in model.heads))
     statistics = np.array(model.normalization, np.float32)
@@ -133,7 +137,7 @@ def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
 
 
 def seen(model: ModelInfo, config: Config, dataset: Dataset, split: Split) -> list[str]:
-    """Warnings if scored clips were part of the model's training data, as far as known."""
+    """Warnings if scored clips may have been part of the model's training data, by the name of the data."""
     data = model.provenance.get("data", {})
     if data.get("name") != (dataset.card.title if dataset.card else Path(config.data.root).name):
         return []

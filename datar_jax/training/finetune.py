@@ -73,9 +73,15 @@ def initialize_from(
 
 
 def provenance(
-    config: Config, dataset: Dataset, each: Splits, fold: int, steps: int, pretraining: dict[str, Any] | None
+    config: Config,
+    dataset: Dataset,
+    each: Splits,
+    fold: int,
+    steps: int,
+    pretraining: dict[str, Any] | None,
+    checksums: str = "",
 ) -> dict[str, Any]:
-    """Provenance of a model: program, data, run and pretraining."""
+    """Provenance of a model: program, data, run and pretraining; `checksums` as `pack_checksums` returns them."""
     card = dataset.card
     return {
         "program": f"datar-jax {__version__}, jax {jax.__version__}",
@@ -84,6 +90,7 @@ def provenance(
             "name": card.title if card else Path(config.data.root).name,
             **({"clips_sha256": card.clips_sha256} if card else {}),
             **({"fold": fold} if dataset.folds else {}),
+            **({"clips_crc32": checksums} if checksums else {}),
             "clips": {split: len(getattr(each, split)) for split in ("train", "validation", "test")},
         },
         "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},

@@ -21,6 +21,7 @@ from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_
 from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
+from datar_jax.data.duplicates import pack_checksums
 from datar_jax.models.flops import count_parameters, macs_per_clip
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import score_clips
@@ -129,6 +130,7 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
             fold,
             steps,
             own.provenance.get("pretraining") if own else source_provenance(source),
+            pack_checksums(data.source, data.split),
         ),
     )
     label = f"fold {fold}" if job.cross_validates else ""

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from datar_jax.config import AudioConfig, ConfigError, DataConfig
-from datar_jax.data.duplicates import copies, copies_note
+from datar_jax.data.duplicates import copies, copies_note, learned_note, pack_checksums
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import split
@@ -97,3 +97,18 @@ def test_equal_checksums_of_other_sounds_are_no_copies(tmp_path):
     each = split(dataset, DataConfig(kind="csv", root=str(tmp_path)))
     assert copies(source, each) == [] and copies_note(dataset, source, each) == ""
     assert not np.array_equal(source.get(0), source.get(2))
+
+
+def test_clips_that_a_model_has_learned_are_known_by_content(tmp_path):
+    for i in range(6):
+        write(tmp_path / "own" / f"{i}.wav", i)
+    rows = "".join(f"own/{i}.wav,dog,{s},0,0\n" for i, s in enumerate(("train", "train", "validation", "test", "test")))
+    dataset = listed(tmp_path, rows)
+    source = open_cache(dataset, AUDIO, tmp_path / "cache")
+    packed = pack_checksums(source, split(dataset, DataConfig(kind="csv", root=str(tmp_path))))
+    shutil.copytree(tmp_path / "own", tmp_path / "others" / "under another name")
+    other = read_dataset(DataConfig(root=str(tmp_path / "others")))
+    again = open_cache(other, AUDIO, tmp_path / "other_cache")
+    assert learned_note(again, np.array([3, 4, 5]), packed) == ""
+    assert "by, 3 of these 6 clips" in learned_note(again, np.arange(6), packed)
+    assert learned_note(again, np.arange(6), "") is None
