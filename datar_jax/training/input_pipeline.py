@@ -141,7 +141,7 @@ def with_classes(config: Config, dataset: Dataset) -> Config:
     classes = len(dataset.labels)
     if classes == 1 and config.data.labels == "single":
         raise ConfigError(
-            f"{dataset.source}: {dataset.labels[0]!r} is the only class, which needs no recogniser; give two or more, "
+            f"{dataset.source}: {dataset.labels[0]!r} is the only class, which needs no recognizer; give two or more, "
             "each in a folder of its own or with a label of its own"
         )
     if config.model.num_classes not in (0, classes):
