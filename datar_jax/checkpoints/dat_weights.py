@@ -100,7 +100,7 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
         dims=tuple(stage.width for stage in stages),
         spec=tuple(stage.spec for stage in stages),
         heads=tuple(stage.heads for stage in stages),
-        window=WindowSettings(sizes=sizes) if letters & {"L", "S"} else WindowSettings(),
+        window=WindowSettings(sizes=sizes, shift_covered="S" in letters) if letters & {"L", "S"} else WindowSettings(),
         neighborhood=NeighborhoodSettings(sizes=sizes, fill=newer) if "N" in letters else NeighborhoodSettings(),
         deformable=DeformableSettings(
             groups=tuple(stage.groups for stage in stages),

@@ -44,6 +44,9 @@ class WindowSettings(MixerSettings, frozen=True):
     per_stage: ClassVar[tuple[str, ...]] = ("sizes",)
 
     sizes: Sizes = ((8, 8), (8, 8), (8, 8), (4, 8))
+    # Shift and mask an axis, too, that one window covers, as the code of DAT does. Ours leaves it whole: there is no
+    # neighboring window to look into, and the mask would only part what belongs together.
+    shift_covered: bool = False
 
     def check_stage(self, stage: int, letters: str, heads: int) -> None:
         field = f"model.window.sizes[{stage}]"

@@ -149,7 +149,7 @@ def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
         dims=tuple(cfg["dims"]),
         spec=spec,
         heads=tuple(cfg["heads"]),
-        window=WindowSettings(sizes=sizes) if used & {"L", "S"} else WindowSettings(),
+        window=WindowSettings(sizes=sizes, shift_covered=True) if used & {"L", "S"} else WindowSettings(),
         neighborhood=NeighborhoodSettings(sizes=sizes, fill=newer) if "N" in used else NeighborhoodSettings(),
         deformable=DeformableSettings(
             groups=tuple(max(g, 1) for g in cfg["groups"]),

@@ -29,11 +29,14 @@ class WindowAttention(nn.Module):
     heads: int
     window: tuple[int, int]
     shifted: bool = False
+    shift_covered: bool = False
     dtype: Any = jnp.float32
 
     @classmethod
     def from_settings(cls, settings: WindowSettings, site: MixerSite, name: str) -> WindowAttention:
-        return cls(site.heads, settings.sizes[site.stage], site.letter == "S", site.dtype, name=name)
+        return cls(
+            site.heads, settings.sizes[site.stage], site.letter == "S", settings.shift_covered, site.dtype, name=name
+        )
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
@@ -43,7 +46,7 @@ class WindowAttention(nn.Module):
 
         window = (min(self.window[0], f), min(self.window[1], t))
         size = tuple(math.ceil(n / side) * side for n, side in zip((f, t), window))
-        shift = tuple(-(-w // 2) if self.shifted and n > w else 0 for n, w in zip(size, window))
+        shift = tuple(-(-w // 2) if self.shifted and (n > w or self.shift_covered) else 0 for n, w in zip(size, window))
         qkv = dense(3 * c, self.dtype, "qkv")(x_BxFxTxC)
         if size != (f, t):
             valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT
