@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -106,42 +107,67 @@ class _Forward(soundfile.SoundFile):
 
 
 class _Joined:
-    """Several sections of one file, read one after another as one sound."""
+    """Several sections of one file, read one after another as one sound; one of them is open at a time."""
 
     def __init__(self, path: str | Path, sections: Sequence[Section]) -> None:
-        self._under = [SectionFile(path, section) for section in sections]
-        self._files = [_Forward(under, **section.raw) for under, section in zip(self._under, sections)]
-        self._at = 0
-        rates = sorted({file.samplerate for file in self._files})
+        self._path, self._sections = path, sections
+        self._lengths, rates = [], set()
+        self.channels = 0
+        for number in range(len(sections)):
+            with self._opened(number):
+                self._lengths.append(self._file.frames)
+                rates.add(self._file.samplerate)
+                self.channels = max(self.channels, self._file.channels)
+                self.format = self._file.format
         if len(rates) > 1:
-            raise AudioError(f"joined files of {rates[0]} and {rates[1]} Hz; save them one by one")
-        self.samplerate, self.format = rates[0], self._files[0].format
-        self.channels = max(file.channels for file in self._files)
-        self.frames = min(UNKNOWN, sum(file.frames for file in self._files))
+            raise AudioError(f"joined files of {min(rates)} and {max(rates)} Hz; save them one by one")
+        (self.samplerate,) = rates
+        self.frames = min(UNKNOWN, sum(self._lengths))
+        self._number = 0
+        self._open(0)
 
     def seek(self, frame: int) -> None:
         """Moves to a frame of the whole sound."""
-        self._at = 0
-        while frame > self._files[self._at].frames and self._at + 1 < len(self._files):
-            frame -= self._files[self._at].frames
-            self._at += 1
-        self._files[self._at].seek(frame)
-        for file in self._files[self._at + 1 :]:
-            file.seek(0)
+        number = 0
+        while frame > self._lengths[number] and number + 1 < len(self._lengths):
+            frame -= self._lengths[number]
+            number += 1
+        self.close()
+        self._number = number
+        self._open(number)
+        self._file.seek(frame)
 
     def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray:
         """The next samples of one section, (frames, its channels); none at the end of the last."""
-        samples_NxC = self._files[self._at].read(frames, dtype=dtype, always_2d=always_2d)
-        if not len(samples_NxC) and self._at + 1 < len(self._files):
-            self._at += 1
-            return self.read(frames, dtype, always_2d)
+        samples_NxC = self._file.read(frames, dtype=dtype, always_2d=always_2d)
+        while not len(samples_NxC) and self._number + 1 < len(self._sections):
+            self.close()
+            self._number += 1
+            self._open(self._number)
+            samples_NxC = self._file.read(frames, dtype=dtype, always_2d=always_2d)
         return np.asarray(samples_NxC)
 
     def close(self) -> None:
-        """Closes the sections and their files."""
-        for file, under in zip(self._files, self._under):
-            file.close()
-            under.close()
+        """Closes the open section."""
+        self._file.close()
+        self._under.close()
+
+    def _open(self, number: int) -> None:
+        section = self._sections[number]
+        self._under = SectionFile(self._path, section)
+        try:
+            self._file = _Forward(self._under, **section.raw)
+        except BaseException:
+            self._under.close()
+            raise
+
+    @contextlib.contextmanager
+    def _opened(self, number: int) -> Iterator[None]:
+        self._open(number)
+        try:
+            yield
+        finally:
+            self.close()
 
 
 def _shortfall(file: soundfile.SoundFile) -> str:

@@ -1,10 +1,15 @@
 """All sound of a file is heard, whatever its header tells: against what was written into it."""
 
+import contextlib
+import resource
+import shutil
 import struct
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from datar_jax.audio.containers import find_sections
 from datar_jax.audio.containers.mpeg import mpeg_frame
@@ -46,6 +51,47 @@ def test_joined_files_are_heard_one_after_another(tmp_path, suffix, subtype, cha
     if suffix != "mp3":  # whose frames depend on those before them
         np.testing.assert_allclose(decode(path, RATE, 0.5, 2.5), whole[8_000:40_000], atol=1e-4)
         np.testing.assert_allclose(decode(path, RATE, 1.5), whole[24_000:], atol=1e-4)
+
+
+def test_a_chunk_between_joined_files_hides_nothing(tmp_path):
+    path, notes = tmp_path / "joined.wav", []
+    parts = [write(tmp_path / f"{i}.wav", sound(1.0, i)) for i in range(3)]
+    path.write_bytes(b"LIST\x04\x00\x00\x00INFO".join(parts))
+    whole = np.concatenate([decode(tmp_path / f"{i}.wav", RATE) for i in range(3)])
+    np.testing.assert_array_equal(decode(path, RATE, note=notes.append), whole)
+    assert "3 files that were joined" in notes[0]
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_thousands_of_joined_files_are_read_with_one_open(tmp_path, suffix):
+    content = write(tmp_path / f"a.{suffix}", sound(0.1), soundfile.default_subtype(suffix))
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(2_000 * content)
+    before, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limit))
+    try:
+        heard = decode(path, RATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, limit))
+    assert heard.size == pytest.approx(2_000 * decode(tmp_path / f"a.{suffix}", RATE).size, rel=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@given(data=st.data())
+@settings(max_examples=150)
+def test_a_spoiled_header_is_read_or_refused_and_nothing_else(tmp_path_factory, suffix, data):
+    folder = tmp_path_factory.mktemp("spoiled", numbered=True)
+    path = folder / f"a.{suffix}"
+    content = bytearray(2 * write(path, sound(0.2), soundfile.default_subtype(suffix)))
+    for _ in range(data.draw(st.integers(0, 6))):
+        near = data.draw(st.sampled_from([80, 600, len(content)]))
+        content[data.draw(st.integers(0, min(near, len(content)) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.one_of(st.integers(1, 900), st.integers(1, len(content))))])
+    with contextlib.suppress(AudioError):
+        sections = find_sections(path).sections
+        assert all(0 <= each.first < each.last <= path.stat().st_size for each in sections)
+        decode(path, RATE)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])

@@ -55,7 +55,6 @@ def _frame_end(head: bytes, block: int) -> int:
     if len(head) < 6:
         return 0
     extra = max(0, 7 - (head[4] ^ 0xFF).bit_length())  # bytes of the number after its first, as in UTF-8
-    extra = {0: 0}.get(head[4] >> 7, extra)
     number = head[4] if not extra else head[4] & (0x3F >> extra)
     for byte in head[5 : 5 + extra]:
         number = number << 6 | byte & 0x3F

@@ -28,8 +28,6 @@ class Frame(NamedTuple):
     """One frame of MPEG audio."""
 
     length: int  # bytes
-    samples: int
-    kind: bytes  # what frames of one stream share
     bitrate: int  # kbit/s
 
 
@@ -37,7 +35,9 @@ def mpeg_sections(content: Bytes, first: int) -> Sections:
     """Joined files, and lengths that are estimated from the first frame where no Xing header states them."""
     if abs(_xing_bytes(content, first) - (len(content) - first)) <= TOLERANCE:  # as nearly all files are
         return Sections()
-    runs = list(_runs(content, first))
+    runs = [run for run in _runs(content, first) if run.frames]
+    if not runs:
+        return Sections()  # libsndfile tells what is wrong
     if len(runs) == 1 and (runs[0].stated or runs[0].constant):
         stated = runs[0].stated
         if not stated or runs[0].frames <= stated + 1:
@@ -48,7 +48,7 @@ def mpeg_sections(content: Bytes, first: int) -> Sections:
         sections.append(Section(run.first, run.last, b"" if counts else _xing(content, run)))
     if len(runs) > 1:
         return Sections(tuple(sections), f"{len(runs)} files that were joined")
-    return Sections(tuple(sections), "the header does not tell its length; all frames are read")
+    return Sections(tuple(sections), "the header does not state its length; all frames are read")
 
 
 @dataclass
@@ -112,9 +112,9 @@ def mpeg_frame(content: Bytes | bytes, at: int) -> Frame | None:
     bitrate = (MPEG1 if version == 3 else MPEG2)[layer][index]
     hertz, padding = RATES[version][rate], head[2] >> 1 & 1
     if layer == 3:
-        return Frame((12_000 * bitrate // hertz + padding) * 4, 384, head[1:2], bitrate)
+        return Frame((12_000 * bitrate // hertz + padding) * 4, bitrate)
     samples = 576 if layer == 1 and version != 3 else 1152
-    return Frame(samples // 8 * 1000 * bitrate // hertz + padding, samples, head[1:2], bitrate)
+    return Frame(samples // 8 * 1000 * bitrate // hertz + padding, bitrate)
 
 
 def _next_frame(content: Bytes, at: int) -> int:
@@ -165,7 +165,7 @@ def _xing(content: Bytes, run: Run) -> bytes:
         if frame and frame.length >= 64:
             break
     else:
-        raise AudioError("the header does not tell its length; save the file anew")
+        raise AudioError("the header does not state its length; save the file anew")
     where = _xing_offset(head)
     made = bytearray(frame.length)
     made[:4] = head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from datar_jax.audio.containers.section import TOLERANCE, Bytes, Section, Sections
 from datar_jax.audio.errors import AudioError
@@ -26,8 +26,32 @@ SUBTYPES = {
 }
 
 
-def riff_sections(content: Bytes, first: int = 0) -> Sections:
-    """WAV in 32 and 64 bits, either byte order."""
+def riff_sections(content: Bytes) -> Sections:
+    """WAV in 32 and 64 bits, either byte order; one after another where files were joined."""
+    found: list[Section] = []
+    notes: list[str] = []
+    first: int | None = 0
+    while first is not None:
+        start = first
+        sections, note, first = _one_file(content, start)
+        notes += [note] if note else []
+        found += sections or (Section(start, len(content) if first is None else first),)
+    if len(found) > 1:
+        notes.insert(0, f"{len(found)} files that were joined")
+    alone = len(found) == 1 and not found[0].raw
+    return Sections(() if alone else tuple(found), "; ".join(notes))
+
+
+class _File(NamedTuple):
+    """What one of several joined files needs."""
+
+    sections: tuple[Section, ...]  # none: libsndfile reads it by its header
+    note: str = ""
+    following: int | None = None  # where the next file begins
+
+
+def _one_file(content: Bytes, first: int) -> _File:
+    """Finds the samples of the file that begins here."""
     order: Order = "big" if content[first : first + 4] == b"RIFX" else "little"
     at, wide, form = first + 12, 0, b""
     while at + 8 <= len(content):
@@ -37,35 +61,44 @@ def riff_sections(content: Bytes, first: int = 0) -> Sections:
         elif name == b"fmt ":
             form = content[at + 8 : at + 8 + min(stated, 64)]
         elif name == b"data":
-            return _riff_data(content, at + 8, wide if stated == 0xFFFF_FFFF and wide else stated, form, order)
+            return _samples(content, at + 8, wide if stated == 0xFFFF_FFFF and wide else stated, form, order)
         elif not _is_chunk(content, at, order):
             break
         at += 8 + stated + stated % 2
-    return Sections()  # libsndfile tells what is wrong
+    return _File(())  # libsndfile tells what is wrong
 
 
-def _riff_data(content: Bytes, start: int, stated: int, form: bytes, order: Order) -> Sections:
-    """The samples of a WAV: as many as the header states, or as are there."""
+def _samples(content: Bytes, start: int, stated: int, form: bytes, order: Order) -> _File:
+    """The samples of a file: as many as the header states, or as are there."""
     there = len(content) - start
     if stated > there:
         if stated - there <= TOLERANCE:
-            return Sections((), f"the header states {stated - there} bytes more than there are")
+            return _File((), f"the header states {stated - there} bytes more than there are")
         if not is_placeholder(stated):
             raise AudioError(f"truncated: {there} of {stated} promised bytes are there")
     else:
         end = start + stated + (stated % 2 and there > stated)
+        if (following := _next_file(content, end, order)) is not None:
+            return _File((), "", following)
         rest = content[end : end + TOLERANCE]
-        if rest[:4] in RIFF and rest[8:12] == b"WAVE":  # files were joined
-            others = riff_sections(content, end).sections or (Section(end, len(content)),)
-            return Sections((*_raw_section(start, start + stated, form, order), *others), "files that were joined")
         wrapped = there > stated and (there - stated) % 2**32 == 0  # above 4 GiB
         padded = stated and not any(rest)
         tagged = rest.startswith(TAGS) or _is_chunk(content, end, order)
         if not wrapped and (padded or tagged or (stated and there - stated <= TOLERANCE)):
-            return Sections()
+            return _File(())
     if there:
-        return Sections(_raw_section(start, _end(content, start, order), form, order), _size_note(stated, there))
-    return Sections()
+        return _File(_raw_section(start, _end(content, start, order), form, order), _size_note(stated, there))
+    return _File(())
+
+
+def _next_file(content: Bytes, at: int, order: Order) -> int | None:
+    """Where another file begins behind the chunks that follow the samples; None if none does."""
+    while not (content[at : at + 4] in RIFF and content[at + 8 : at + 12] == b"WAVE"):
+        if not _is_chunk(content, at, order):
+            return None
+        size = int.from_bytes(content[at + 4 : at + 8], order)
+        at += 8 + size + size % 2
+    return at
 
 
 def _end(content: Bytes, start: int, order: Order) -> int:
