@@ -170,7 +170,7 @@ def measure(path: str | Path, audio: AudioConfig) -> Recording:
     return Recording(str(path), audio, length, peak, (*notes, *_too_short(length, audio)), kept_N)
 
 
-def record(samples: ArrayLike, sample_rate: float, audio: AudioConfig) -> Recording:
+def recording_of_samples(samples: ArrayLike, sample_rate: float, audio: AudioConfig) -> Recording:
     """Makes a recording of samples, with the checks that files get.
 
     Args:

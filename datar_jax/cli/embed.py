@@ -56,6 +56,7 @@ def main(arguments: list[str]) -> int:
                     failed += 1
                     print(f"datar-jax: {printable(sound.path)}: {sound.reason}", file=sys.stderr)
                 else:
+                    print_notes(sound.notes, printable(sound.path))
                     done += 1
                     writer.write(sound)
         finally:
@@ -64,5 +65,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
-    print(f"{given.out}: embeddings of {done} sounds" + (f"; {failed} could not be used" if failed else ""))
+    print(
+        f"{given.out}: embeddings of {done} {'sound' if done == 1 else 'sounds'}"
+        + (f"; {failed} could not be used" if failed else "")
+    )
     return 1 if failed else 0

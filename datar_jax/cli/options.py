@@ -23,10 +23,10 @@ def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.A
     )
 
 
-def print_notes(notes: tuple[str, ...]) -> None:
-    """Prints notes on how a model was read, such as skipped checkpoints, to standard error."""
+def print_notes(notes: tuple[str, ...], sound: str = "") -> None:
+    """Prints to standard error what is odd about a model, such as skipped checkpoints, or about a sound."""
     for note in notes:
-        print(f"datar-jax: {note}", file=sys.stderr)
+        print(f"datar-jax: {f'{sound}: note: ' if sound else ''}{note}", file=sys.stderr)
 
 
 def escape_output() -> None:

@@ -100,8 +100,7 @@ def main(arguments: list[str]) -> int:
                     failed += 1
                     print(f"datar-jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
                 else:
-                    for note in answer.notes:
-                        print(f"datar-jax: {printable(answer.path)}: note: {note}", file=sys.stderr)
+                    print_notes(answer.notes, printable(answer.path))
                 for writer in writers:
                     writer.write(answer)
             sys.stdout.flush()

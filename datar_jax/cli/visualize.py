@@ -39,12 +39,13 @@ def main(arguments: list[str]) -> int:
     try:
         model = load(given.model)
         print_notes(model.notes)
-        start, end = draw(model, given.file, out, given.at)
+        start, end, notes = draw(model, given.file, out, given.at)
     except AudioError as error:
         raise ConfigError(f"{given.file}: {error}") from None
     except (ModelError, ValueError) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{error.filename or out}: {error.strerror}") from None
+    print_notes(notes, given.file)
     print(f"{out}: {given.file}, {start:.2f} to {end:.2f} s")
     return 0

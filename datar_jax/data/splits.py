@@ -54,22 +54,20 @@ def divide(dataset: Dataset, config: DataConfig, fold: int = 0) -> Splits:
     Raises:
       ConfigError: no such fold, or a group stands on two splits.
     """
+    files = [] if dataset.card else _real_paths(dataset)
+    keys = _keys(dataset, files)
     if any(clip.split for clip in dataset.clips):
         splits = [clip.split or "" for clip in dataset.clips]
     elif dataset.folds:
         splits = _splits_by_fold(dataset, config, fold or config.fold)
     else:
-        splits = [
-            "test" if _draw(clip.group or clip.name) < config.test_fraction * 2**64 else "train"
-            for clip in dataset.clips
-        ]
+        splits = ["test" if _draw(key) < config.test_fraction * 2**64 else "train" for key in keys]
     if not dataset.card and not dataset.folds and "validation" not in splits:
-        splits = _with_validation(dataset, splits, config.validation_fraction)
+        splits = _with_validation(dataset, keys, splits, config.validation_fraction)
     if config.validation_fold and not dataset.folds:
         raise ConfigError(f"data.validation_fold={config.validation_fold}: these data have no folds; give 0")
     _refuse_straddling(dataset, splits, bool(config.group))
-    if not dataset.card:
-        _refuse_overlaps(dataset, splits)
+    _refuse_overlaps(dataset, files, splits)
     train, validation, test = (np.flatnonzero(np.array(splits) == split) for split in SPLITS)
     return Splits(train, validation, test)
 
@@ -121,23 +119,23 @@ def _splits_by_fold(dataset: Dataset, config: DataConfig, fold: int) -> list[str
     return [names.get(clip.fold or 0, "train") for clip in dataset.clips]
 
 
-def _with_validation(dataset: Dataset, splits: Sequence[str], share: float) -> list[str]:
+def _with_validation(dataset: Dataset, keys: Sequence[str], splits: Sequence[str], share: float) -> list[str]:
     """Moves a share of the training clips to validation, but for groups of classes that would be left without any."""
-    chosen = [
-        split == "train" and _draw(clip.group or clip.name, b"validation") < share * 2**64
-        for clip, split in zip(dataset.clips, splits)
-    ]
+    chosen = [split == "train" and _draw(key, b"validation") < share * 2**64 for key, split in zip(keys, splits)]
     kept = zip(dataset.clips, splits, chosen)
     taught = {label for clip, split, taken in kept if split == "train" and not taken for label in clip.labels}
-    lone = {
-        clip.group or clip.name
-        for clip, taken in zip(dataset.clips, chosen)
-        if taken and not taught.issuperset(clip.labels)
-    }
-    return [
-        "validation" if taken and (clip.group or clip.name) not in lone else split
-        for clip, split, taken in zip(dataset.clips, splits, chosen)
-    ]
+    rows = zip(dataset.clips, keys, chosen)
+    lone = {key for clip, key, taken in rows if taken and not taught.issuperset(clip.labels)}
+    return ["validation" if taken and key not in lone else split for key, split, taken in zip(keys, splits, chosen)]
+
+
+def _keys(dataset: Dataset, files: Sequence[str]) -> list[str]:
+    """What the hash divides by: the group of a clip, or the first name of its file, so that links stay together."""
+    first: dict[str, str] = {}
+    for clip, file in zip(dataset.clips, files):
+        first[file] = min(first.get(file, clip.name), clip.name)
+    names = [first[file] for file in files] or [clip.name for clip in dataset.clips]
+    return [clip.group or name for clip, name in zip(dataset.clips, names)]
 
 
 def _draw(key: str, purpose: bytes = b"") -> int:
@@ -160,17 +158,16 @@ def _refuse_straddling(dataset: Dataset, splits: Sequence[str], grouped: bool) -
             )
 
 
-def _refuse_overlaps(dataset: Dataset, splits: Sequence[str]) -> None:
-    """Refuses parts of one file that overlap in time and are in two splits; links and spellings of a path are followed.
+def _refuse_overlaps(dataset: Dataset, files: Sequence[str], splits: Sequence[str]) -> None:
+    """Refuses parts of one file that overlap in time and are in two splits.
 
     Raises:
       ConfigError: names both clips with their rows.
     """
-    files: dict[str, list[int]] = collections.defaultdict(list)
-    folders: dict[str, str] = {}
-    for i, clip in enumerate(dataset.clips):
-        files[_real_path(clip.path, folders)].append(i)
-    for clips in files.values():
+    of_file: dict[str, list[int]] = collections.defaultdict(list)
+    for i, file in enumerate(files):
+        of_file[file].append(i)
+    for clips in of_file.values():
         last: dict[str, int] = {}  # of each split, the clip that ends last
         for i in sorted(clips, key=lambda i: dataset.clips[i].start) if len(clips) > 1 else ():
             for split, j in last.items():
@@ -183,13 +180,17 @@ def _refuse_overlaps(dataset: Dataset, splits: Sequence[str]) -> None:
                 last[splits[i]] = i
 
 
-def _real_path(path: str, folders: dict[str, str]) -> str:
-    """The path without links; `folders` keeps those that were looked up, for most clips share one."""
-    folder, name = os.path.split(path)
-    if folder not in folders:
-        folders[folder] = os.path.realpath(folder)
-    path = os.path.normpath(os.path.join(folders[folder], name))
-    return os.path.realpath(path) if os.path.islink(path) else path
+def _real_paths(dataset: Dataset) -> list[str]:
+    """The path of each clip without links and other spellings; folders are looked up once."""
+    folders: dict[str, str] = {}
+    paths = []
+    for clip in dataset.clips:
+        folder, name = os.path.split(clip.path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = os.path.normpath(os.path.join(folders[folder], name))
+        paths.append(os.path.realpath(path) if os.path.islink(path) else path)
+    return paths
 
 
 def _end(clip: Clip) -> float:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import eval_window_starts
-from datar_jax.audio.recording import NOT_FINITE, Batch, InputKind, Recording, measure, record
+from datar_jax.audio.recording import NOT_FINITE, Batch, InputKind, Recording, measure, recording_of_samples
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
@@ -93,7 +93,7 @@ class AudioClassifier:
         """Probabilities of one sound, (S,).
 
         Args:
-          sound: a file, or samples as `recording.record` takes them: one channel (N,), or several.
+          sound: a file, or samples as `recording.recording_of_samples` takes them: one channel (N,), or several.
           sample_rate: of the samples in Hz; of a file it is known.
 
         Raises:
@@ -140,7 +140,7 @@ class AudioClassifier:
             return measure(sound, self.audio)
         if sample_rate is None:
             raise ValueError("samples without a rate; give sample_rate in Hz")
-        return record(sound, sample_rate, self.audio)
+        return recording_of_samples(sound, sample_rate, self.audio)
 
 
 def _forward(spec: ModelSpec, params: Any, statistics: jax.Array, batch: Any) -> dict[str, jax.Array]:

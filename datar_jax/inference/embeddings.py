@@ -31,6 +31,7 @@ class Embedded(NamedTuple):
     clip_C: Vectors
     times_Tx2: NDArray[np.float64]  # onset and offset of each column, seconds
     columns_TxC: Vectors
+    notes: tuple[str, ...] = ()  # what is odd about the file
 
 
 def embed_files(
@@ -59,7 +60,9 @@ def embed_files(
             onset_T = np.array(starts) * model.audio.hop_length / model.audio.sample_rate
             end = np.minimum(onset_T + wide * model.audio.hop_length / model.audio.sample_rate, recording.seconds)
             times = np.stack([onset_T, end], axis=1)
-            yield Embedded(recording.path, recording.seconds, np.mean(clips, axis=0), times, np.stack(parts))
+            yield Embedded(
+                recording.path, recording.seconds, np.mean(clips, axis=0), times, np.stack(parts), recording.notes
+            )
             clips, parts, starts = [], [], []
 
 

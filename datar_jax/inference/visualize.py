@@ -9,8 +9,8 @@ from datar_jax.config import ConfigError
 from datar_jax.inference.classifier import AudioClassifier
 
 
-def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tuple[float, float]:
-    """Draws a window of a sound; returns its start and end in seconds."""
+def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tuple[float, float, tuple[str, ...]]:
+    """Draws a window of a sound; returns its start and end in seconds, and what is odd about the file."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -56,4 +56,4 @@ def draw(model: AudioClassifier, file: str, out: Path, at: float | None) -> tupl
     name = Path(file).name
     title = name if start == 0 and valid == recording.frames else f"{name}, from {began:.2f} s"
     save_attention_figure(out, row["mel"], audio, inside, score_S, model.labels, events, model.heads, title)
-    return began, ended
+    return began, ended, prediction.notes

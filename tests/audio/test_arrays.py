@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from datar_jax.audio.errors import AudioError
-from datar_jax.audio.recording import measure, record
+from datar_jax.audio.recording import measure, recording_of_samples
 from datar_jax.config import AudioConfig
 from tests.helpers import sound
 
@@ -31,13 +31,15 @@ def test_an_array_of_any_type_is_the_file_of_its_samples(tmp_path, dtype, subtyp
     samples = samples.astype(samples.dtype.newbyteorder(order))
     expected, tolerance = measure(path, AUDIO), 2e-6
     for given in (samples, samples.T, np.asfortranarray(samples), samples[:, 0] if channels == 1 else samples):
-        np.testing.assert_allclose(samples_of(record(given, rate, AUDIO)), samples_of(expected), atol=tolerance)
+        np.testing.assert_allclose(
+            samples_of(recording_of_samples(given, rate, AUDIO)), samples_of(expected), atol=tolerance
+        )
 
 
 def test_half_precision_and_lists_are_samples():
     half = SOUND.astype(np.float16)
-    np.testing.assert_array_equal(samples_of(record(half, 16_000, AUDIO)), half.astype(np.float32))
-    np.testing.assert_array_equal(samples_of(record(SOUND.tolist(), 16_000, AUDIO)), SOUND)
+    np.testing.assert_array_equal(samples_of(recording_of_samples(half, 16_000, AUDIO)), half.astype(np.float32))
+    np.testing.assert_array_equal(samples_of(recording_of_samples(SOUND.tolist(), 16_000, AUDIO)), SOUND)
 
 
 @pytest.mark.parametrize(
@@ -56,19 +58,19 @@ def test_half_precision_and_lists_are_samples():
 )
 def test_what_is_no_sound_in_a_file_is_none_in_an_array(samples, said):
     with pytest.raises(AudioError, match=said):
-        record(samples, 16_000, AUDIO)
+        recording_of_samples(samples, 16_000, AUDIO)
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_samples_that_leave_none_at_the_models_rate_are_too_short(count):
     with pytest.raises(AudioError, match=r"too short|silent"):
-        record(np.arange(count, dtype=np.float32), 384_000, AUDIO)
+        recording_of_samples(np.arange(count, dtype=np.float32), 384_000, AUDIO)
 
 
 @pytest.mark.parametrize("rate", [np.nan, np.inf, -np.inf, 0, -16_000, 1, 1e9])
 def test_a_rate_that_no_recording_has_is_refused(rate):
     with pytest.raises(AudioError, match="sample rate of"):
-        record(SOUND, rate, AUDIO)
+        recording_of_samples(SOUND, rate, AUDIO)
 
 
 @pytest.mark.parametrize(
@@ -76,17 +78,17 @@ def test_a_rate_that_no_recording_has_is_refused(rate):
 )
 def test_a_shape_that_may_mean_two_things_is_refused(shape):
     with pytest.raises(ValueError, match="shape"):
-        record(np.random.default_rng(0).uniform(-1, 1, shape), 16_000, AUDIO)
+        recording_of_samples(np.random.default_rng(0).uniform(-1, 1, shape), 16_000, AUDIO)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int64, np.uint64, complex, object, "U4"])
 def test_a_type_without_a_full_scale_is_refused(dtype):
     with pytest.raises(ValueError, match="type"):
-        record(np.ones(16_000).astype(dtype), 16_000, AUDIO)
+        recording_of_samples(np.ones(16_000).astype(dtype), 16_000, AUDIO)
 
 
 def test_channels_that_cancel_each_other_are_noted():
-    recording = record(np.stack([SOUND, -SOUND]), 16_000, AUDIO)
+    recording = recording_of_samples(np.stack([SOUND, -SOUND]), 16_000, AUDIO)
     np.testing.assert_array_equal(samples_of(recording), SOUND)
     assert "cancel" in recording.notes[0]
 
@@ -94,6 +96,6 @@ def test_channels_that_cancel_each_other_are_noted():
 @pytest.mark.parametrize(("length", "notes"), [(2, 1), (200, 1), (399, 1), (400, 0), (16_000, 0)])
 def test_a_sound_shorter_than_a_spectrogram_window_is_noted(tmp_path, length, notes):
     soundfile.write(tmp_path / "a.wav", SOUND[:length], 16_000, subtype="FLOAT")
-    for recording in (record(SOUND[:length], 16_000, AUDIO), measure(tmp_path / "a.wav", AUDIO)):
+    for recording in (recording_of_samples(SOUND[:length], 16_000, AUDIO), measure(tmp_path / "a.wav", AUDIO)):
         assert len(recording.notes) == notes
         assert all("less than one spectrogram window (25 ms)" in note for note in recording.notes)

@@ -131,6 +131,18 @@ def test_every_frame_of_a_variable_bitrate_is_heard_without_its_xing_header(tmp_
     assert decode(path, RATE).size / RATE == pytest.approx(10, abs=0.15)
 
 
+def test_a_xing_header_with_nothing_behind_it_holds_no_sound(tmp_path):
+    path = tmp_path / "a.mp3"
+    content = bytearray(write(path, sound(1.0), "MPEG_LAYER_III", bitrate_mode="VARIABLE"))
+    frame = mpeg_frame(bytes(content), 0)
+    at = max(content.find(b"Xing"), content.find(b"Info"))
+    content[at + 4 : at + 8] = bytes(4)  # it states neither frames nor bytes
+    for size in (at + 6, frame.length, frame.length + 3):
+        path.write_bytes(content[:size])
+        with pytest.raises(AudioError):
+            decode(path, RATE)
+
+
 def sized(content, told):
     """A WAV whose header tells another size of its samples."""
     at = content.index(b"data") + 4

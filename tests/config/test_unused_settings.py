@@ -64,7 +64,8 @@ def test_a_setting_without_effect_is_refused(kind: type, idle: dict[str, Any], n
 
 def test_an_adaptor_without_deformable_blocks_stands_on_the_spectrogram() -> None:
     for idle in ({"adaptor": "none"}, {"adaptor": "signal", "adaptor_at": "spectrogram"}, {}):
-        c.ModelConfig(spec=("L",) * 4, **idle)  # type: ignore[arg-type]
+        model = c.ModelConfig(spec=("L",) * 4, **idle)  # type: ignore[arg-type]
+        assert model.adaptor == idle.get("adaptor", c.ModelConfig().adaptor)
 
 
 def test_a_typed_spec_resets_the_mixers_it_drops_but_not_what_is_typed(plain: Path) -> None:

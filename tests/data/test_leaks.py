@@ -112,3 +112,17 @@ def test_clips_that_a_model_has_learned_are_known_by_content(tmp_path):
     assert learned_note(again, np.array([3, 4, 5]), packed) == ""
     assert "by, 3 of these 6 clips" in learned_note(again, np.arange(6), packed)
     assert learned_note(again, np.arange(6), "") is None
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_links_to_one_file_stay_together_where_names_divide(tmp_path, share):
+    for i in range(40):
+        write(tmp_path / ("ab"[i % 2]) / f"{i}.wav", i, 0.05)
+        (tmp_path / ("ab"[i % 2]) / f"link{i}.wav").symlink_to(tmp_path / ("ab"[i % 2]) / f"{i}.wav")
+    config = DataConfig(root=str(tmp_path), test_fraction=share, validation_fraction=share)
+    dataset = read_dataset(config)
+    each = split(dataset, config)
+    real = [
+        {os.path.realpath(dataset.clips[i].path) for i in part} for part in (each.train, each.validation, each.test)
+    ]
+    assert all(real) and sum(map(len, real)) == 40

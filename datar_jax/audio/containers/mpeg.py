@@ -88,12 +88,14 @@ def _runs(content: Bytes, at: int) -> Iterator[Run]:
             if run:
                 run.last = at
                 yield run
-            run, bitrate = Run(at, size, at + frame.length, stated=stated), 0
+            run, bitrate = Run(at, size, at, stated=stated), 0
         else:
             if run is None:
                 run = Run(at, size, at)
             if bitrate not in (0, frame.bitrate):
                 run.constant = False
+            if not run.frames:
+                run.head = at
             bitrate = frame.bitrate
             run.frames += 1
         at += frame.length
@@ -132,8 +134,7 @@ def _xing_frames(content: Bytes, at: int) -> int | None:
     """Number of frames that a Xing header states; None if the frame is none, 0 if it does not tell."""
     where = at + _xing_offset(content[at : at + 4])
     if content[where : where + 4] in (b"Xing", b"Info"):
-        flags = content[where + 7]
-        return int.from_bytes(content[where + 8 : where + 12], "big") if flags & 1 else 0
+        return int.from_bytes(content[where + 8 : where + 12], "big") if _flags(content, where) & 1 else 0
     if content[at + 36 : at + 40] == b"VBRI":
         return int.from_bytes(content[at + 50 : at + 54], "big")
     return None
@@ -144,9 +145,14 @@ def _xing_bytes(content: Bytes, at: int) -> int:
     if not _xing_frames(content, at):
         return 0
     where = at + _xing_offset(content[at : at + 4])
-    if content[where + 7] & 3 != 3 or content[where : where + 4] not in (b"Xing", b"Info"):
+    if _flags(content, where) & 3 != 3 or content[where : where + 4] not in (b"Xing", b"Info"):
         return 0
     return int.from_bytes(content[where + 12 : where + 16], "big")
+
+
+def _flags(content: Bytes, where: int) -> int:
+    """Which numbers a Xing header states: 1 frames, 2 bytes; none where the file ends before."""
+    return int.from_bytes(content[where + 4 : where + 8], "big")
 
 
 def _xing_offset(head: bytes | bytearray) -> int:
