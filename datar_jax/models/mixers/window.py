@@ -29,14 +29,13 @@ class WindowAttention(nn.Module):
     heads: int
     window: tuple[int, int]
     shifted: bool = False
-    shift_covered: bool = False
     dtype: Any = jnp.float32
+    shift_covered: bool = False
 
     @classmethod
     def from_settings(cls, settings: WindowSettings, site: MixerSite, name: str) -> WindowAttention:
-        return cls(
-            site.heads, settings.sizes[site.stage], site.letter == "S", settings.shift_covered, site.dtype, name=name
-        )
+        window, shifted = settings.sizes[site.stage], site.letter == "S"
+        return cls(site.heads, window, shifted, site.dtype, settings.shift_covered, name=name)
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:

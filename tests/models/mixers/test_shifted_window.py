@@ -51,7 +51,7 @@ def test_a_shifted_window_is_that_of_the_published_code(dtype, size, window, cov
     with jax.enable_x64(dtype == "float64"):
         rng = np.random.default_rng(0)
         x = rng.normal(size=(1, *size, WIDTH)).astype(dtype)
-        module = WindowAttention(HEADS, window, True, covered, jnp.dtype(dtype))
+        module = WindowAttention(HEADS, window, True, jnp.dtype(dtype), covered)
         shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(dtype), shapes)
         result = module.apply({"params": params}, x)
@@ -62,6 +62,6 @@ def test_a_shifted_window_is_that_of_the_published_code(dtype, size, window, cov
 
 def test_the_two_differ_where_a_window_covers_an_axis() -> None:
     x = np.random.default_rng(0).normal(size=(1, 4, 32, WIDTH)).astype(np.float32)
-    ours, theirs = (WindowAttention(HEADS, (4, 8), True, covered) for covered in (False, True))
+    ours, theirs = (WindowAttention(HEADS, (4, 8), True, shift_covered=covered) for covered in (False, True))
     params = ours.init(jax.random.key(0), x)
     assert np.abs(np.asarray(ours.apply(params, x)) - np.asarray(theirs.apply(params, x))).max() > 1e-3
