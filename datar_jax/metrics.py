@@ -1,12 +1,14 @@
 """Metrics of classification scores, computed on the host in float64.
 
 Shapes: N clips, S classes. A target is positive where it is above zero. Shares are between 0 and 1. With several heads,
-the classes are those of all heads, one head after another.
+the classes are those of all heads, one head after another. A number that the clips do not define, such as the ROC of a
+class that none of them has, is None, and no mean counts it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import numpy as np
@@ -35,13 +37,13 @@ def primary_metric(labels: Labels, heads: Heads = ()) -> str:
     return "action_top1" if len(heads) > 1 else "top1"
 
 
-def format_metric(field: str, value: float) -> tuple[str, str] | None:
-    """Name and text of a metric (`verb_top1`, 0.5 -> "verb top-1", "50.0%"); None if the field is no metric."""
+def format_metric(field: str, value: float | None) -> tuple[str, str] | None:
+    """Name and text of a metric (`verb_top1`, 0.5 -> "verb top-1", "50.0%"; None -> "-"); None if it is no metric."""
     name = next((name for name in METRIC_FORMATS if f"_{field}".endswith(f"_{name}")), None)
     if name is None:
         return None
     words, form = METRIC_FORMATS[name]
-    return f"{field.removesuffix(name).replace('_', ' ')}{words}", f"{value:{form}}"
+    return f"{field.removesuffix(name).replace('_', ' ')}{words}", "-" if value is None else f"{value:{form}}"
 
 
 def top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, k: int) -> float:
@@ -74,55 +76,61 @@ def joint_top_k(score_NxS: ArrayLike, target_NxS: ArrayLike, heads: Heads, k: in
     return float(_best(product, right, k)[1].any(axis=1).mean())
 
 
-def average_precision(score_N: ArrayLike, target_N: ArrayLike) -> float:
+def average_precision(score_N: ArrayLike, target_N: ArrayLike) -> float | None:
     """Area under the precision-recall steps of one class; clips with equal scores are ranked together.
 
     Returns:
-      The sum over distinct scores of precision times the recall gained there; 0 where nothing is positive.
+      The sum over distinct scores of precision times the recall gained there; None where nothing is positive.
     """
     score, target = np.asarray(score_N, np.float64), np.asarray(target_N) > 0
     if not target.any():
-        return 0.0
+        return None
     clips, hits = _runs(score, target)
     return float(np.sum(hits / clips * np.diff(hits, prepend=0)) / hits[-1])
 
 
-def mean_average_precision(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
-    """Average precision, averaged over the classes that occur; 0 where none does."""
+def mean_average_precision(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float | None:
+    """Average precision, averaged over the classes that occur; None where none does."""
     score, target = _pair(score_NxS, target_NxS)
-    occurs = np.flatnonzero(target.any(axis=0))
-    return float(np.mean([average_precision(score[:, s], target[:, s]) for s in occurs])) if occurs.size else 0.0
+    return mean([average_precision(score[:, s], target[:, s]) for s in range(score.shape[1])])
 
 
-def roc_auc(score_N: ArrayLike, target_N: ArrayLike) -> float:
+def roc_auc(score_N: ArrayLike, target_N: ArrayLike) -> float | None:
     """Area under the receiver operating characteristic of one class; clips with equal scores are ranked together.
 
     Returns:
       The share of pairs of a positive and a negative clip in which the positive has the higher score, equal ones by
-      half; 0.5, chance, where there is no such pair.
+      half; None where there is no such pair.
     """
     score, target = np.asarray(score_N, np.float64), np.asarray(target_N) > 0
     if target.all() or not target.any():
-        return 0.5
+        return None
     clips, hits = _runs(score, target)
     misses = clips - hits
     won = np.sum(np.diff(misses, prepend=0) * (2 * hits - np.diff(hits, prepend=0)))  # in halves of a pair
     return float(won / (2 * hits[-1] * misses[-1]))
 
 
-def mean_roc_auc(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
-    """Area under the ROC, averaged over the classes that some clips have and some have not; 0.5 where there is none."""
+def mean_roc_auc(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float | None:
+    """Area under the ROC, averaged over the classes that some clips have and some have not; None where none is such."""
     score, target = _pair(score_NxS, target_NxS)
-    divides = np.flatnonzero(target.any(axis=0) & ~target.all(axis=0))
-    return float(np.mean([roc_auc(score[:, s], target[:, s]) for s in divides])) if divides.size else 0.5
+    return mean([roc_auc(score[:, s], target[:, s]) for s in range(score.shape[1])])
 
 
-def d_prime(auc: float) -> float:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the numbers that are defined; None without any."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def d_prime(auc: float | None) -> float | None:
     """Deviations between two normal distributions whose ROC has that area: sqrt(2) times its normal quantile.
 
     As in work on AudioSet (Hershey et al., 2017; the code of AST), it is taken of the mean area over the classes, and
     is no mean itself. It lies between -7.36 and 7.36: the area is kept 1e-7 from 0 and 1.
     """
+    if auc is None:
+        return None
     return math.sqrt(2) * NormalDist().inv_cdf(min(max(auc, _TINY), 1 - _TINY))
 
 
@@ -148,7 +156,7 @@ def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> NDArray[np.int64]:
 
 def evaluate(
     score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels = "single", heads: Heads = ()
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Computes all metrics of one split.
 
     Args:
@@ -160,8 +168,9 @@ def evaluate(
     Returns:
       mean_average_precision, roc_auc and d_prime; with one label also top1, top5 (of as many classes as there are, if
       fewer than 5) and mean_class_accuracy. Of several heads together action_top1 and action_top5 with one label of
-      each, and with any number of labels the three numbers over all classes. In any case loss (mean negative log
-      likelihood: summed over the heads, or averaged over the classes where there are any number), clips and classes.
+      each, and with any number of labels the three numbers over all classes. One that the clips do not define is None.
+      In any case loss (mean negative log likelihood: summed over the heads, or averaged over the classes where there
+      are any number), clips and classes.
 
     Raises:
       ValueError: no clips, shapes that differ, or scores that are not finite.
@@ -189,7 +198,7 @@ def clip_losses(score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels) -> 
     return -np.where(target, np.log(kept), np.log1p(-kept)).mean(axis=1)
 
 
-def _head_metrics(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float]:
+def _head_metrics(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float | None]:
     """Metrics of one set of classes."""
     auc = mean_roc_auc(score, target)
     ranked = {

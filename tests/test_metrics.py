@@ -38,7 +38,7 @@ def test_average_precision_is_that_of_sklearn(case):
         if target[:, s].any():
             assert ours == pytest.approx(reference.average_precision_score(target[:, s], score[:, s]), abs=1e-12)
         else:
-            assert ours == 0
+            assert ours is None
 
 
 @given(scored())
@@ -50,14 +50,14 @@ def test_mean_average_precision_leaves_out_classes_that_do_not_occur(case):
         wanted = reference.average_precision_score(target[:, occurs], score[:, occurs], average="macro")
         assert ours == pytest.approx(wanted, abs=1e-12)
     else:
-        assert ours == 0
+        assert ours is None
 
 
 def test_average_precision_by_hand():
     # ranks: hit, miss, hit -> (1/1 + 2/3) / 2; all tied -> the share of positives
     assert metrics.average_precision([0.9, 0.8, 0.7], [1, 0, 1]) == pytest.approx((1 + 2 / 3) / 2)
     assert metrics.average_precision([0.5] * 4, [1, 0, 0, 0]) == 0.25
-    assert metrics.average_precision([], []) == 0
+    assert metrics.average_precision([], []) is None
 
 
 @given(scored())
@@ -71,16 +71,16 @@ def test_roc_auc_is_that_of_sklearn_and_the_share_of_pairs_in_order(case):
             apart = np.subtract.outer(score[target[:, s] > 0, s], score[target[:, s] == 0, s])
             assert ours == pytest.approx((np.sign(apart) / 2 + 0.5).mean(), abs=1e-12)
         else:
-            assert ours == 0.5
-    wanted = reference.roc_auc_score(target[:, divides], score[:, divides]) if divides.any() else 0.5
-    assert metrics.mean_roc_auc(score, target) == pytest.approx(wanted, abs=1e-12)
+            assert ours is None
+    wanted = reference.roc_auc_score(target[:, divides], score[:, divides]) if divides.any() else None
+    assert metrics.mean_roc_auc(score, target) == (wanted and pytest.approx(wanted, abs=1e-12))
 
 
 def test_roc_auc_by_hand():
     # pairs of 0.9 and 0.5 with 0.5 and 0.1: three in order, one equal; turned around; no pair
     assert metrics.roc_auc([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0]) == 3.5 / 4
     assert metrics.roc_auc([0.9, 0.5, 0.5, 0.1], [0, 0, 1, 1]) == 0.5 / 4
-    assert metrics.roc_auc([], []) == 0.5
+    assert metrics.roc_auc([], []) is None
     half = np.arange(200_001)
     assert metrics.roc_auc(half, half % 2) == 0.5, "ten thousand million pairs are counted, not rounded"
 
@@ -92,7 +92,7 @@ def test_d_prime_is_the_distance_of_two_normal_distributions_with_that_area(auc)
 
 
 def test_d_prime_stays_finite():
-    assert metrics.d_prime(0.5) == 0
+    assert metrics.d_prime(0.5) == 0 and metrics.d_prime(None) is None
     assert 7.35 < metrics.d_prime(1.0) < 7.36
     assert metrics.d_prime(0.0) == pytest.approx(-metrics.d_prime(1.0))
 
@@ -223,24 +223,26 @@ def test_what_a_run_is_judged_by_is_one_of_its_numbers(labels, heads):
 @pytest.mark.parametrize(
     ("target", "precision", "auc"),
     [
-        ([[1.0]], 1, 0.5),  # one clip of one class
-        ([[1.0], [1.0]], 1, 0.5),  # all positive
-        ([[0.0, 1.0, 0.0]], 1, 0.5),  # one clip
-        ([[0.0, 1.0], [0.0, 1.0]], 1, 0.5),  # a class without, a class with nothing else
+        ([[1.0]], 1, None),  # one clip of one class
+        ([[1.0], [1.0]], 1, None),  # all positive
+        ([[0.0, 1.0, 0.0]], 1, None),  # one clip
+        ([[0.0, 1.0], [0.0, 1.0]], 1, None),  # a class without, a class with nothing else
         ([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], 1, 1),  # a class that does not occur counts nowhere
     ],
 )
 def test_what_is_said_of_little(labels, target, precision, auc):
     row = metrics.evaluate(target, target, labels)
     assert (row["mean_average_precision"], row["roc_auc"]) == (precision, auc)
-    assert all(math.isfinite(value) for value in row.values())
+    assert (row["d_prime"] is None) == (auc is None)
+    assert all(math.isfinite(value) for value in row.values() if value is not None)
     assert {row.get("top1", 1), row.get("top5", 1), row.get("mean_class_accuracy", 1)} == {1}
 
 
-def test_clips_without_any_label_have_numbers_too():
+def test_clips_without_any_label_have_a_loss_and_no_other_number():
     row = metrics.evaluate(np.full((3, 2), 0.25), np.zeros((3, 2)), "multi")
-    assert (row["mean_average_precision"], row["roc_auc"], row["d_prime"]) == (0, 0.5, 0)
+    assert (row["mean_average_precision"], row["roc_auc"], row["d_prime"]) == (None, None, None)
     assert row["loss"] == pytest.approx(-np.log(0.75))
+    assert metrics.format_metric("verb_d_prime", None) == ("verb d-prime", "-")
 
 
 @given(scored(single=True))

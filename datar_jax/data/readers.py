@@ -20,6 +20,7 @@ from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.data.split_folders import split_level, split_names
+from datar_jax.data.unlisted import unlisted_note
 from datar_jax.filesystem import printable, storage_path, walk_folders
 
 
@@ -173,7 +174,8 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         Clip(_spelled(root, path), path, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)
         for row, path, names, start, end, split, fold in rows
     )
-    return Dataset(clips, labels, tuple(sorted({c.fold for c in clips if c.fold is not None})), str(table.path))
+    folds = tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
+    return Dataset(clips, labels, folds, str(table.path), unlisted_note(root, (name for name, *_ in first)))
 
 
 def _read_esc(root: Path, config: DataConfig) -> Dataset:
@@ -188,21 +190,22 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
     stems = {Path(name).stem: name for name in sorted(there) if Path(name).suffix.lower() in SUFFIXES}
     rows: list[tuple[int, str, int, int]] = []
     classes: dict[int, str] = {}
-    total = 0
+    listed: list[str] = []
     for row in table.rows():
-        total += 1
+        name = row["filename"] if row["filename"] in there else stems.get(Path(row["filename"]).stem, row["filename"])
+        listed.append(f"audio/{name}")
         if subset and row[subset].lower() != "true":
             continue
         target = table.whole("target", 0)
         if classes.setdefault(target, row["category"]) != row["category"]:
             table.fail("category", f"target {target} is {classes[target]!r} in an earlier row")
-        name = row["filename"] if row["filename"] in there else stems.get(Path(row["filename"]).stem, row["filename"])
-        rows.append((table.row, f"audio/{name}", target, table.whole("fold", 1)))
+        rows.append((table.row, listed[-1], target, table.whole("fold", 1)))
     number = {target: i for i, target in enumerate(sorted(classes))}
     clips = tuple(Clip(str(root / name), name, (number[t],), row, fold) for row, name, t, fold in rows)
     labels = tuple(classes[target] for target in sorted(classes))
-    notes = (f"{total - len(rows)} of {total} rows are outside the subset {subset}",) if subset else ()
-    return Dataset(clips, labels, tuple(sorted({fold for *_, fold in rows})), str(table.path), notes)
+    notes = (f"{len(listed) - len(rows)} of {len(listed)} rows are outside the subset {subset}",) if subset else ()
+    folds = tuple(sorted({fold for *_, fold in rows}))
+    return Dataset(clips, labels, folds, str(table.path), notes + unlisted_note(root, listed))
 
 
 def _read_prepared(root: str) -> Dataset:

@@ -165,9 +165,8 @@ def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str)
                 row["recall"] = float(right / row["clips"]) if row["clips"] else None
                 row["precision"] = float(right / taken) if taken else None
                 row["predicted_instead"] = dataset.labels[part][int(others.argmax())] if others.any() else ""
-            divides = 0 < row["clips"] < len(target)
-            row["average_precision"] = metrics.average_precision(score[:, s], target[:, s]) if row["clips"] else None
-            row["roc_auc"] = metrics.roc_auc(score[:, s], target[:, s]) if divides else None
+            row["average_precision"] = metrics.average_precision(score[:, s], target[:, s])
+            row["roc_auc"] = metrics.roc_auc(score[:, s], target[:, s])
             rows.append(row)
     return rows
 

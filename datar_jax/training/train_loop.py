@@ -281,7 +281,7 @@ def _validate(
     labels, heads = spec.config.data.labels, pipeline.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
-    return numbers[metrics.primary_metric(labels, heads)]
+    return numbers[metrics.primary_metric(labels, heads)] or 0.0  # undefined where no clip has a label
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class FoldScores:
     clips: np.ndarray  # (N,), indices into the data set
     score: np.ndarray  # (N, S)
     target: np.ndarray  # (N, S)
-    metrics: dict[str, float]
+    metrics: dict[str, float | None]
     result: Row  # the metrics, and what they took
 
 
@@ -220,9 +220,9 @@ def _save_figures(folder: Path, dataset: Dataset, rows: list[Row], done: list[Fo
 
 def _summarize(results: list[Row], folds: list[int], headline: str) -> Row:
     """Means over folds; clips, steps and seconds are summed; `<headline>_std` is the sample deviation over folds."""
-    measured = [name for name, value in results[0].items() if isinstance(value, float)]  # counts are not averaged
-    mean = {name: float(np.mean([each[name] for each in results])) for name in measured}
-    judged = [each[headline] for each in results]
+    measured = [name for name in results[0] if any(isinstance(each[name], float) for each in results)]  # no counts
+    mean = {name: metrics.mean(each[name] for each in results) for name in measured}
+    judged = [each[headline] for each in results if each[headline] is not None]
     return {
         **results[0],
         **mean,

@@ -216,6 +216,21 @@ def test_the_esc10_subset_is_what_its_column_says(tmp_path):
     assert "1 of 3 rows" in subset.notes[0]
 
 
+def test_sounds_that_no_list_names_are_counted(tmp_path):
+    config = table_of(tmp_path, "path,label\n./a/1.wav,x\na/../b/2.wav,y\nnone/3.wav,y\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").touch()
+    for name in ("a/1.wav", "a/9.flac", "a/.h.wav", "b/2.wav", "elsewhere/1.wav"):
+        write(tmp_path / name)
+    assert read_dataset(config).notes == ("1 sound is named by no list and left out, the first: 'a/9.flac'",)
+    write(tmp_path / "a" / "8.wav")
+    assert read_dataset(config).notes == ("2 sounds are named by no list and left out, the first: 'a/8.wav'",)
+    config = esc_folder(tmp_path / "esc", ["a.wav,1,0,dog", "b.wav,1,1,cat"])
+    for name in ("a.flac", "b.wav", "c.wav"):
+        write(tmp_path / "esc" / "audio" / name)
+    assert read_dataset(config).notes == ("1 sound is named by no list and left out, the first: 'audio/c.wav'",)
+
+
 def test_an_esc_target_with_two_names_is_refused(tmp_path):
     config = esc_folder(tmp_path, ["a.wav,1,0,dog", "b.wav,1,0,cat"])
     with pytest.raises(ConfigError, match="row 3, column category='cat'"):

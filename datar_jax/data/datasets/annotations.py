@@ -16,6 +16,8 @@ YOUTUBE = FilePatterns(
     cut=(
         "{recording}_{start:06d}_{end:06d}",
         "{recording}_{start:06d}",
+        "{recording}_{start_text}_{end_text}",
+        "{recording}_{start_text}",
         "{recording}_{start}_{end}",
         "{recording}_{start}",
         "{recording}_{start_ms}_{end_ms}",

@@ -18,9 +18,9 @@ from datar_jax.data.datasets.annotations import (
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, FilePatterns, Segment
 from datar_jax.labels import Head
 
-_CUT = (*YOUTUBE.cut, "{recording}_{start_text}_{end_text}")
+# Some scripts put a Y before the id, so that none begins with `-`.
 NAMING = FilePatterns(
-    cut=(*_CUT, *(f"Y{pattern}" for pattern in _CUT)),
+    cut=(*YOUTUBE.cut, *(f"Y{pattern}" for pattern in YOUTUBE.cut)),
     whole=("Y{recording}", *YOUTUBE.whole),
 )
 COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")

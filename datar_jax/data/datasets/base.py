@@ -15,8 +15,8 @@ class FilePatterns:
     """Common file names of a data set's clips: patterns without extension, best first.
 
     A pattern may hold `{id}` and `{recording}` of a segment, `{start}` and `{end}` in whole seconds (`{start:06d}`:
-    six digits), `{start_ms}` and `{end_ms}` in milliseconds, and `{start_text}` and `{end_text}` in seconds as the
-    official list writes them (`30.000`).
+    six digits), `{start_ms}` and `{end_ms}` in milliseconds, and `{start_text}` and `{end_text}` in seconds with the
+    decimals that they need (`30`, `0.5`); `30.0` and `30.000` in the name of a file are `30`.
     """
 
     cut: tuple[str, ...] = ()
@@ -63,8 +63,8 @@ class Segment:
             "end": int(self.end),
             "start_ms": round(1000 * self.start),
             "end_ms": round(1000 * self.end),
-            "start_text": f"{self.start:.3f}",
-            "end_text": f"{self.end:.3f}",
+            "start_text": f"{self.start:.3f}".rstrip("0").rstrip("."),
+            "end_text": f"{self.end:.3f}".rstrip("0").rstrip("."),
         }
         return tuple(dict.fromkeys(pattern.format_map(values) for pattern in patterns))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from pathlib import PurePosixPath
 from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import ConfigError
 from datar_jax.data.datasets.base import Annotations
+from datar_jax.data.unlisted import unlisted
 from datar_jax.filesystem import StoragePath
+
+DECIMALS = re.compile(r"_(\d+)(?:\.0+|(\.\d*[1-9])0*)(?=_|$)")  # of seconds in a name: 30.000, 0.50
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +34,14 @@ def match_files(listing: Annotations, audio: StoragePath, log: Callable[[str], N
         raise ConfigError(f"--audio={audio.url!r}: no such folder; give the one that holds the sounds")
     by_stem: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
     for name, version in audio.list_files():
-        by_stem[_nfc(PurePosixPath(name).stem)].append((name, version))
+        by_stem[_key(PurePosixPath(name).stem)].append((name, version))
     several: list[str] = []
 
     def look(wanted: str, cut: bool) -> File | None:
-        wanted = _nfc(wanted)
+        wanted = _key(wanted)
         near = by_stem.get(wanted.rpartition("/")[2], [])
         if "/" in wanted:
-            near = [each for each in near if f"/{_nfc(each[0])}".rpartition(".")[0].endswith(f"/{wanted}")]
+            near = [each for each in near if f"/{_key(each[0].rpartition('.')[0])}".endswith(f"/{wanted}")]
         if not near:
             return None
         near = sorted(near, key=lambda each: (PurePosixPath(each[0]).suffix.lower() not in SUFFIXES, each[0]))
@@ -55,7 +59,7 @@ def match_files(listing: Annotations, audio: StoragePath, log: Callable[[str], N
     names = sorted(name for files in by_stem.values() for name, _ in files if name not in used)
     left = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if left and used:
-        log(f"{len(left):,} sounds are named by no list and are left out, the first: {left[0]!r}")
+        log(unlisted(left))
     if not any(found):
         names = [*listing.segments[0].cut, *listing.segments[0].whole][:3] if listing.segments else []
         raise ConfigError(
@@ -65,6 +69,6 @@ def match_files(listing: Annotations, audio: StoragePath, log: Callable[[str], N
     return found
 
 
-def _nfc(name: str) -> str:
-    """Unicode NFC form: file systems differ in how they store accents."""
-    return unicodedata.normalize("NFC", name)
+def _key(name: str) -> str:
+    """What equal names have in common: accents are stored in two ways, and `_30.000` is `_30`."""
+    return DECIMALS.sub(r"_\1\2", unicodedata.normalize("NFC", name))

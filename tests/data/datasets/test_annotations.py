@@ -17,6 +17,8 @@ from datar_jax.data.datasets import CORPORA
 from datar_jax.data.datasets.annotations import YOUTUBE
 from datar_jax.data.datasets.base import Annotations, FilePatterns, Segment
 from datar_jax.data.datasets.kinetics_sounds import CLASSES
+from datar_jax.data.prepare.match_files import match_files
+from datar_jax.filesystem import storage_path
 
 # A few rows of each list, in the form in which it is published.
 CLASS_LABELS = """index,mid,display_name
@@ -413,17 +415,33 @@ def test_sample_numbers_that_contradict_the_timestamps_are_refused(tmp_path: Pat
 # AudioSet
 
 
-def test_audioset_files_of_other_downloaders_are_known(tmp_path: Path) -> None:
-    names = read("audioset", tmp_path).segments[0].cut
-    for name in (
-        "Y{}_30_40",
-        "Y{}_30.000_40.000",
-        "{}_30.000_40.000",
-        "Y{}_000030",
-        "{}_30000_40000",
-        "Y{}_30000_40000",
-    ):
-        assert name.format("-5-vmt2iKT0") in names
+@pytest.mark.parametrize("prefix", ["", "Y"])
+@pytest.mark.parametrize(
+    ("start", "names"),
+    [
+        (30.0, ("30_40", "30.000_40.000", "30.0_40.0", "30.00", "000030", "000030_000040", "30000_40000")),
+        (0.5, ("0.5_10.5", "0.500_10.500", "0.50", "000000_000010", "0_10", "500_10500")),
+        (112.25, ("112.25_122.25", "112.250", "112250_122250")),
+    ],
+)
+def test_audioset_files_of_other_downloaders_are_found(
+    tmp_path: Path, prefix: str, start: float, names: tuple[str, ...]
+) -> None:
+    listing = read("audioset", tmp_path / "lists")
+    first = dataclasses.replace(listing.segments[0], start=start, end=start + 10)
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{prefix}-5-vmt2iKT0_{name}.wav").touch()
+        others = ("Y-5-vmt2iKT0_77.5_87.5.wav", "-5-vmt2iKT0_30.01_40.wav")
+        for other in others:
+            (folder / other).touch()
+        lines: list[str] = []
+        found = match_files(
+            dataclasses.replace(listing, segments=(first,)), storage_path(str(folder), "--audio"), lines.append
+        )
+        assert [(file.name, file.cut) for file in found if file] == [(f"{prefix}-5-vmt2iKT0_{name}.wav", True)]
+        assert lines == [f"2 sounds are named by no list and left out, the first: {min(others)!r}"]
 
 
 def test_audioset(tmp_path: Path) -> None:

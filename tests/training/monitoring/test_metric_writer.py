@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from datar_jax import metrics
 from datar_jax.training.monitoring.console import show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, read_rows
+from datar_jax.training.trainer import _summarize
 from tests.helpers import head
 
 
@@ -128,6 +129,25 @@ def test_events_of_a_later_start_take_back_those_of_an_earlier_one(tmp_path: Pat
         at += 16 + length
     assert events[1].session_log.status == SessionLog.START and events[1].step == 4
     assert events[2].step == 4 and events[2].summary.value[0].tag == "train/loss"
+
+
+def test_a_number_that_the_clips_do_not_define_is_null_and_a_dash(tmp_path: Path) -> None:
+    console = Console(record=True, width=200)
+    one = MetricWriter(tmp_path, console)
+    one.begin(0, 100)
+    one.row({"step": 5, "split": "test", **metrics.evaluate(np.full((3, 2), 0.25), np.zeros((3, 2)), "multi")})
+    one.end()
+    assert '"roc_auc": null, "d_prime": null' in (tmp_path / "metrics.jsonl").read_text()
+    assert "mean average precision -  loss 0.288" in console.export_text()
+
+
+def test_folds_without_a_number_are_left_out_of_its_mean() -> None:
+    rest = {"clips": 3, "steps": 4, "train_seconds": 1.0}
+    folds = [{"roc_auc": None, "mean_average_precision": None, "d_prime": None, **rest}]
+    folds += [{"roc_auc": a, "mean_average_precision": a, "d_prime": None, **rest} for a in (0.5, 0.9)]
+    result = _summarize(folds, [1, 2, 3], "mean_average_precision")
+    assert result["roc_auc"] == pytest.approx(0.7) and result["d_prime"] is None and result["clips"] == 9
+    assert result["mean_average_precision_std"] == pytest.approx(0.4 / 2**0.5)
 
 
 @pytest.mark.parametrize(
