@@ -16,7 +16,7 @@ PACKAGE = ROOT / "datar_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A package imports only from floors below its own; packages of one floor know nothing of each other.
 FLOORS = {
-    **dict.fromkeys(("version", "labels", "ops", "config", "compilation_cache", "foreign_files"), 1),
+    **dict.fromkeys(("version", "labels", "typed_json", "ops", "config", "compilation_cache", "foreign_files"), 1),
     **dict.fromkeys(("metrics", "filesystem", "audio", "backend"), 2),
     "plotting": 3,
     **dict.fromkeys(("models", "data"), 4),

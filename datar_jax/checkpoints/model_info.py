@@ -12,13 +12,16 @@ from typing import Any, Literal
 
 import msgspec
 
+from datar_jax.checkpoints.provenance import Provenance
 from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.config.migration import upgrade
 from datar_jax.filesystem import write_json
 from datar_jax.labels import Head, heads_from_sizes
+from datar_jax.typed_json import JsonError, decode_json
 
 MODEL_FILE = "model.json"
 LEGACY_EXPORT_FILE = "config.json"  # in exports of version 0.1
+MAX_CELLS = 1 << 23  # of a spectrogram that a model sees at once: 65,536 frames of 128 mel bins
 OFFICIAL = (".pth", ".pt", ".npz")  # suffixes of official DAT weights
 
 
@@ -37,12 +40,15 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     mean_db: float | None  # of the training spectrograms, for normalization; None: not trained on spectrograms
     std_db: float | None
     structure: str = ""  # of an export: `pretrained.structure_checksum` of its weights
-    provenance: dict[str, Any] = {}  # data, run, pretraining, numbers: shown in the model card
+    provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:
         sizes = tuple(self.head_sizes.values())
-        if self.frames < 1 or (self.std_db is not None and not self.std_db > 0):
-            raise ConfigError(f"frames={self.frames}, std_db={self.std_db}: both must be more than 0")
+        if not 1 <= self.frames <= MAX_CELLS // self.config.audio.n_mels:
+            most = f"{MAX_CELLS // self.config.audio.n_mels:,} of audio.n_mels={self.config.audio.n_mels}"
+            raise ConfigError(f"frames={self.frames}: a window has 1 to {most}; give a shorter data.window_seconds")
+        if self.normalization and not (abs(self.normalization[0]) <= 1000 and 1e-6 <= self.normalization[1] <= 1000):
+            raise ConfigError(f"mean_db={self.mean_db}, std_db={self.std_db}: no mean and deviation of decibels")
         if not self.labels or (sizes and (min(sizes) < 1 or sum(sizes) != len(self.labels))):
             raise ConfigError(f"heads={self.head_sizes}: do not add up to the {len(self.labels)} labels")
         if self.config.model.num_classes != len(self.labels):
@@ -81,16 +87,18 @@ def read_model_info(path: Path) -> ModelInfo:
       ModelError: the file is missing, damaged, of a later version, or inconsistent.
     """
     try:
-        tree = msgspec.json.decode(path.read_bytes())
-        if isinstance(tree, dict) and "config" in tree:
-            tree["config"] = upgrade(tree["config"])
-        return msgspec.convert(tree, ModelInfo)
+        return decode_json(path.read_bytes(), ModelInfo, _upgrade)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except JsonError as error:
         raise ModelError(f"{path}: not a model description of this version ({error})") from None
+
+
+def _upgrade(tree: Any) -> Any:
+    """The plain values of a description, with the settings of an earlier version under today's names."""
+    return {**tree, "config": upgrade(tree["config"])} if isinstance(tree, dict) and "config" in tree else tree
 
 
 def find_model_info(path: str | Path) -> Path:

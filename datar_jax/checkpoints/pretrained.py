@@ -31,6 +31,7 @@ from datar_jax.checkpoints.model_info import (
     is_run,
     read_model_info,
 )
+from datar_jax.checkpoints.provenance import DataProvenance, Provenance
 from datar_jax.config import AudioConfig, Config
 from datar_jax.models.datar import create_model
 
@@ -94,7 +95,9 @@ def _from_official(path: Path) -> PretrainedModel:
         frames=width,
         mean_db=None,
         std_db=None,
-        provenance={"program": f"official {official.revision}", "data": {"name": f"pictures ({path.name})"}},
+        provenance=Provenance(
+            program=f"official {official.revision}", data=DataProvenance(name=f"pictures ({path.name})")
+        ),
     )
     return PretrainedModel(str(path), description, flax.traverse_util.unflatten_dict(flat, sep="/"))
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from datar_jax.config.base import StrictStruct, require
+
+MAX_WINDOW = 8192  # samples: matrices of the transform on a device grow with its square
 
 
 class AudioConfig(StrictStruct, frozen=True):
     """The log-mel front end (DATAR.md, front end: our decision)."""
+
+    largest: ClassVar[dict[str, float]] = {"window_ms": 8192, "hop_ms": 8192, "n_mels": 1024}
 
     sample_rate: int = 16_000  # Hz; every clip is resampled to it
     window_ms: float = 25.0  # Hann window
@@ -23,6 +27,8 @@ class AudioConfig(StrictStruct, frozen=True):
         require(1_000 <= self.sample_rate <= 192_000, "audio.sample_rate", self.sample_rate, "give 1000 to 192000 Hz")
         require(self.hop_length >= 1, "audio.hop_ms", self.hop_ms, "give at least one sample")
         require(self.win_length >= self.hop_length, "audio.window_ms", self.window_ms, "give at least audio.hop_ms")
+        most = f"give at most {MAX_WINDOW / self.sample_rate * 1000:g} ms, {MAX_WINDOW} samples"
+        require(self.win_length <= MAX_WINDOW, "audio.window_ms", self.window_ms, most)
         require(self.n_mels >= 32, "audio.n_mels", self.n_mels, "give at least 32: four stages divide it by 32")
         require(
             0 <= self.fmin < self.highest,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import msgspec
+
+MAX_TEXT = 4096  # characters of a text: a path, a regular expression
+MAX_ENTRIES = 8  # of a tuple: stages of a model
 
 
 class ConfigError(ValueError):
@@ -14,19 +19,32 @@ class ConfigError(ValueError):
 def require(holds: bool, field: str, value: object, remedy: str) -> None:
     """Raises ConfigError, one line of field, value and remedy, unless the condition holds."""
     if not holds:
-        raise ConfigError(f"{field}={value!r}: {remedy}")
+        shown = repr(value)
+        raise ConfigError(f"{field}={shown if len(shown) <= 200 else shown[:200] + '...'}: {remedy}")
 
 
 class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all settings: immutable, hashable, no unknown names, no number that is not finite."""
+    """Base of all settings: immutable, hashable, no unknown names, every number finite and every size bounded.
+
+    Configurations also come with models of other people, and whatever they ask for would be built.
+    """
+
+    largest: ClassVar[dict[str, float]] = {}  # of each number of its entries, without sign; of a text its length
 
     def __post_init__(self) -> None:
-        section = self.section()
         for name in self.__struct_fields__:
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                finite = not isinstance(number, float) or math.isfinite(number)
-                require(finite, f"{section}.{name}", value, "give a finite number")
+            value, field = getattr(self, name), f"{self.section()}.{name}"
+            for each in _entries(value):
+                if isinstance(each, float):
+                    require(math.isfinite(each), field, value, "give a finite number")
+                if isinstance(each, str):
+                    length = self.largest.get(name, MAX_TEXT)
+                    require(len(each) <= length, field, value, f"give at most {length:,} characters")
+                elif isinstance(each, int | float) and name in self.largest:
+                    most = self.largest[name]
+                    require(abs(each) <= most, field, value, f"give at most {most:,}")
+                elif isinstance(each, tuple):
+                    require(len(each) <= MAX_ENTRIES, field, value, f"give at most {MAX_ENTRIES} entries")
         self.check()
 
     @classmethod
@@ -36,3 +54,10 @@ class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     def check(self) -> None:
         """Raises ConfigError if the fields contradict each other."""
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """A value, and the entries of a tuple after it."""
+    yield value
+    for each in value if isinstance(value, tuple) else ():
+        yield from _entries(each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -13,6 +13,14 @@ from datar_jax.config.base import ConfigError, StrictStruct, require
 
 class DataConfig(StrictStruct, frozen=True):
     """Where the labelled sounds are and how they are divided."""
+
+    largest: ClassVar[dict[str, float]] = {
+        "fold": 10_000,
+        "validation_fold": 10_000,
+        "window_seconds": 86_400,
+        "workers": 1024,
+        "threads": 1024,
+    }
 
     root: str = ""  # folder that holds the data set
     kind: Literal["folder", "csv", "esc", "prepared"] = "folder"  # prepared: by `datar-jax prepare`
@@ -66,7 +74,7 @@ class DataConfig(StrictStruct, frozen=True):
         require(self.subset in ("", "esc10"), "data.subset", self.subset, "give 'esc10' or nothing")
         try:
             re.compile(self.group)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"data.group={self.group!r}: not a regular expression ({error})") from None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from datar_jax.config.base import ConfigError
 from datar_jax.config.data import idle_fields
-from datar_jax.config.mixers import LETTERS
+from datar_jax.config.mixers import LETTERS, MIXER_SETTINGS
 from datar_jax.config.model import ModelConfig
 
 # Section of `Config`, name in format 1 (versions before 0.2), name now.
@@ -37,7 +38,11 @@ MOVED = {
 
 
 def upgrade(tree: Any) -> Any:
-    """The plain values of a stored `Config` under today's field names; anything else is returned unchanged."""
+    """The plain values of a stored `Config` under today's field names; anything else is returned unchanged.
+
+    Raises:
+      ConfigError: a field under its old and its new name, or one that no version wrote.
+    """
     if not isinstance(tree, dict):
         return tree
     return {section: upgrade_section(section, fields) for section, fields in tree.items()}
@@ -48,6 +53,8 @@ def upgrade_section(section: str, fields: Any) -> Any:
     if not isinstance(fields, dict):
         return fields
     names = RENAMED.get(section, {})
+    if both := [old for old, new in names.items() if old in fields and new in fields]:
+        raise ConfigError(f"{section}.{both[0]}: given also as {section}.{names[both[0]]}; keep that")
     fields = {names.get(name, name): value for name, value in fields.items()}
     if section == "data":
         fields.setdefault("validation_fraction", 0.0)  # runs before 0.2 took no validation clips from the training ones
@@ -77,7 +84,9 @@ def _upgrade_model(fields: dict[str, Any]) -> dict[str, Any]:
     """Moves flat fields into their mixer's settings; those of mixers that no block is are dropped, they did nothing."""
     if not fields.keys() & (MOVED.keys() | {"sampler"}):
         return fields
-    spec = "".join(fields.get("spec", ModelConfig().spec))
+    spec = "".join(part for part in fields.get("spec") or ModelConfig().spec if isinstance(part, str))
+    if mixed := [kind.field for kind in MIXER_SETTINGS if kind.field in fields]:
+        raise ConfigError(f"model.{mixed[0]}: beside fields that have moved there ({', '.join(MOVED)}); keep one")
     kept = {name: value for name, value in fields.items() if name not in MOVED and name != "sampler"}
     used = {LETTERS[letter].field for letter in spec if letter in LETTERS}
     for name, places in MOVED.items():

@@ -6,10 +6,12 @@ models/mixers/. Tuples have one entry per stage; entries of stages without the m
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from datar_jax.config.base import StrictStruct, require
 
+MAX_WINDOW = 1024  # pixels of a window; its bias grows with their square
 Sizes = tuple[tuple[int, int], ...]  # (frequency rows, time columns) of each stage
 
 
@@ -42,6 +44,7 @@ class WindowSettings(MixerSettings, frozen=True):
     field: ClassVar[str] = "window"
     letters: ClassVar[dict[str, str]] = {"L": "window", "S": "shifted window"}
     per_stage: ClassVar[tuple[str, ...]] = ("sizes",)
+    largest: ClassVar[dict[str, float]] = {"sizes": MAX_WINDOW}
 
     sizes: Sizes = ((8, 8), (8, 8), (8, 8), (4, 8))
     # Shift and mask an axis, too, that one window covers, as the code of DAT does. Ours leaves it whole: there is no
@@ -49,8 +52,9 @@ class WindowSettings(MixerSettings, frozen=True):
     shift_covered: bool = False
 
     def check_stage(self, stage: int, letters: str, heads: int) -> None:
-        field = f"model.window.sizes[{stage}]"
-        require(min(self.sizes[stage]) >= 1, field, self.sizes[stage], "give a pair of positive sizes")
+        field, size = f"model.window.sizes[{stage}]", self.sizes[stage]
+        require(min(size) >= 1, field, size, "give a pair of positive sizes")
+        require(math.prod(size) <= MAX_WINDOW, field, size, f"give a window of at most {MAX_WINDOW} pixels")
 
 
 class NeighborhoodSettings(MixerSettings, frozen=True):
@@ -59,6 +63,7 @@ class NeighborhoodSettings(MixerSettings, frozen=True):
     field: ClassVar[str] = "neighborhood"
     letters: ClassVar[dict[str, str]] = {"N": "neighborhood"}
     per_stage: ClassVar[tuple[str, ...]] = ("sizes",)
+    largest: ClassVar[dict[str, float]] = {"sizes": MAX_WINDOW}
 
     sizes: Sizes = ((7, 7), (7, 7), (7, 7), (7, 7))
     fill: bool = False  # fill a map that is smaller than the window with zeros that are attended to, as DAT++ does
@@ -71,6 +76,7 @@ class NeighborhoodSettings(MixerSettings, frozen=True):
             size,
             f"give odd sizes: model.spec[{stage}]={letters!r} has a neighborhood, which is centered on a pixel",
         )
+        require(math.prod(size) <= MAX_WINDOW, field, size, f"give a window of at most {MAX_WINDOW} pixels")
 
 
 class DeformableSettings(MixerSettings, frozen=True):
@@ -80,6 +86,7 @@ class DeformableSettings(MixerSettings, frozen=True):
     letters: ClassVar[dict[str, str]] = {"D": "deformable"}
     per_stage: ClassVar[tuple[str, ...]] = ("groups", "strides", "kernels")
     input_adaptor: ClassVar[bool] = True
+    largest: ClassVar[dict[str, float]] = {"groups": 256, "strides": 64, "kernels": 31, "offset_range": 1000}
 
     groups: tuple[int, ...] = (1, 1, 2, 4)  # offset groups
     strides: tuple[int, ...] = (8, 4, 1, 1)  # of the sampling grid, in pixels

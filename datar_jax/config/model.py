@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -17,9 +17,19 @@ from datar_jax.config.mixers import (
     WindowSettings,
 )
 
+MAX_BLOCKS = 128
+
 
 class ModelConfig(StrictStruct, frozen=True):
     """Every size of a DATAR. Tuples have one entry per stage; a mixer's own settings are in a struct of their own."""
+
+    largest: ClassVar[dict[str, float]] = {
+        "dims": 8192,
+        "spec": MAX_BLOCKS,
+        "heads": 256,
+        "mlp_ratio": 16,
+        "num_classes": 1_000_000,
+    }
 
     dims: tuple[int, ...] = (32, 64, 128, 256)
     spec: tuple[str, ...] = ("L", "S", "LD", "D")  # a letter per block, see config/mixers.py
@@ -44,6 +54,8 @@ class ModelConfig(StrictStruct, frozen=True):
         require(stages >= 1, "model.dims", self.dims, "give at least one stage")
         for name in ("spec", "heads"):
             self._require_per_stage(f"model.{name}", getattr(self, name))
+        blocks = sum(map(len, self.spec))
+        require(blocks <= MAX_BLOCKS, "model.spec", self.spec, f"{blocks} blocks; give at most {MAX_BLOCKS}")
         known = ", ".join(f"{letter} ({word})" for kind in MIXER_SETTINGS for letter, word in kind.letters.items())
         for i, (letters, dim, heads) in enumerate(zip(self.spec, self.dims, self.heads)):
             known_only = bool(letters) and set(letters) <= LETTERS.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -12,6 +12,17 @@ from datar_jax.config.base import ConfigError, StrictStruct, require
 
 class AugmentConfig(StrictStruct, frozen=True):
     """Augmentation of training spectrograms; zero switches an entry off."""
+
+    largest: ClassVar[dict[str, float]] = {
+        "gain_db": 200,
+        "freq_masks": 1000,
+        "freq_width": 1024,
+        "time_masks": 1000,
+        "time_width": 1_000_000,
+        "freq_shift": 1024,
+        "mixup": 1000,
+        "background_snr_db": 200,
+    }
 
     roll: bool = False  # cyclic shift in time by any amount (only clips that fill the window)
     gain_db: float = 0.0  # uniform in +- this many decibels
@@ -36,6 +47,8 @@ class AugmentConfig(StrictStruct, frozen=True):
 
 class OptimConfig(StrictStruct, frozen=True):
     """AdamW with warm-up and cosine decay."""
+
+    largest: ClassVar[dict[str, float]] = {"learning_rate": 1000, "weight_decay": 1000, "clip_norm": 1_000_000}
 
     learning_rate: float = 1e-3  # peak, for the whole batch
     final_lr_ratio: float = 0.01  # share of the peak that is left at the end
@@ -76,13 +89,19 @@ class InitConfig(StrictStruct, frozen=True):
             value = getattr(self, name)
             try:
                 re.compile(value)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(f"init.{name}={value!r}: not a regular expression ({error})") from None
             require(bool(self.source) or not value, f"init.{name}", value, "has no effect without init.from; give both")
 
 
 class TrainConfig(StrictStruct, frozen=True):
     """The loop: how long, how wide, how often."""
+
+    largest: ClassVar[dict[str, float]] = {
+        **dict.fromkeys(("batch_size", "grad_accum_steps", "eval_batch_size"), 1_000_000),
+        **dict.fromkeys(("epochs", "evaluate_every_epochs", "checkpoint_every_epochs"), 1_000_000_000),
+        **dict.fromkeys(("log_every_steps", "stall_seconds", "max_skipped"), 1_000_000_000),
+    }
 
     epochs: int = 50
     batch_size: int = 32  # over all devices and processes
@@ -125,6 +144,8 @@ class TrainConfig(StrictStruct, frozen=True):
 
 class MeshConfig(StrictStruct, frozen=True):
     """How the devices of all processes are arranged; all share the batch."""
+
+    largest: ClassVar[dict[str, float]] = {"data": 1_000_000, "fsdp": 1_000_000}
 
     data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: all devices
     fsdp: int = 1  # devices that share one copy of parameters, moments and average

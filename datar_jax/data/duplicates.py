@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-
 import numpy as np
 
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.sources.base import ClipSource
 from datar_jax.data.splits import Splits
 
-MOST_KEPT = 20_000  # clips whose checksums go into model.json: 107 kB of text
+MOST_KEPT = 20_000  # clips whose checksums go into model.json: 107 kB of base64
 
 
 def copies(source: ClipSource, split: Splits) -> list[tuple[int, int]]:
@@ -26,18 +24,18 @@ def copies(source: ClipSource, split: Splits) -> list[tuple[int, int]]:
     return [(i, j) for i, j in pairs if j is not None and np.array_equal(source.get(i), source.get(j))]
 
 
-def pack_checksums(source: ClipSource, split: Splits) -> str:
+def pack_checksums(source: ClipSource, split: Splits) -> bytes:
     """Checksums of the training and validation clips, to be kept with the model; empty where they are not known.
 
-    Four bytes a clip, in base64; none of more than `MOST_KEPT` clips.
+    Four bytes a clip; none of more than `MOST_KEPT` clips.
     """
     if source.checksums is None or len(split.train) + len(split.validation) > MOST_KEPT:
-        return ""
+        return b""
     learned = np.sort(source.checksums[np.concatenate([split.train, split.validation])])
-    return base64.b64encode(learned.astype("<u4").tobytes()).decode()
+    return learned.astype("<u4").tobytes()
 
 
-def learned_note(source: ClipSource, indices: np.ndarray, packed: str) -> str | None:
+def learned_note(source: ClipSource, indices: np.ndarray, packed: bytes) -> str | None:
     """One line on clips that a model was trained on; empty if there is none, None if that is not known.
 
     Args:
@@ -47,7 +45,7 @@ def learned_note(source: ClipSource, indices: np.ndarray, packed: str) -> str | 
     """
     if source.checksums is None or not packed:
         return None
-    learned = np.frombuffer(base64.b64decode(packed), "<u4")
+    learned = np.frombuffer(packed, "<u4")
     count = int(np.isin(source.checksums[indices], learned).sum())
     if not count:
         return ""

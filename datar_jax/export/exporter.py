@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -28,11 +27,13 @@ from datar_jax.checkpoints.pretrained import (
     load_pretrained,
     structure_checksum,
 )
+from datar_jax.checkpoints.provenance import Metrics
 from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
 from datar_jax.models.flops import count_parameters
 from datar_jax.ops.sampling import Method
+from datar_jax.typed_json import decode_json
 
 if TYPE_CHECKING:
     from datar_jax.export.waveform_model import WaveformModel
@@ -96,8 +97,8 @@ def with_metrics(model: ModelInfo, path: Path) -> ModelInfo:
     with contextlib.suppress(OSError, ValueError):  # official weights have no description
         found = find_model_info(path)
         if is_run(found) and not path.name.isdecimal():
-            metrics = json.loads((found.parent / "result.json").read_text(encoding="utf-8"))
-            return msgspec.structs.replace(model, provenance={**model.provenance, "numbers": metrics})
+            metrics = decode_json((found.parent / "result.json").read_bytes(), Metrics)
+            return msgspec.structs.replace(model, provenance=msgspec.structs.replace(model.provenance, numbers=metrics))
     return model
 
 
@@ -124,7 +125,7 @@ def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) ->
 
 
 def _write_safetensors(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
-    metadata = {"format": "flax", "program": str(saved.description.provenance.get("program", ""))}
+    metadata = {"format": "flax", "program": saved.description.provenance.program}
     save_safetensors(target, saved.params, weights, metadata)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from datar_jax.audio.framing import left_context, window_samples
 from datar_jax.checkpoints.model_info import ModelInfo
+from datar_jax.checkpoints.provenance import DataProvenance, Metrics, Provenance
 from datar_jax.metrics import format_metric
 
 UNKNOWN = "not stated"
@@ -73,7 +73,7 @@ def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licen
         head,
         what,
         _training(provenance),
-        _metrics(provenance.get("numbers"), weights),
+        _metrics(provenance.numbers, weights),
         _licences(licences),
         _limits(model),
     ]
@@ -93,33 +93,30 @@ def _output(model: ModelInfo) -> str:
     return f"probabilities {kind}"
 
 
-def _training(provenance: Mapping[str, Any]) -> list[str]:
+def _training(provenance: Provenance) -> list[str]:
     lines = ["## Training", ""]
-    data, run = provenance.get("data", {}), provenance.get("run", {})
-    if data:
-        clips = ", ".join(f"{count:,} {split}" for split, count in data.get("clips", {}).items())
-        fold = f", fold {data['fold']} held out for the test" if "fold" in data else ""
-        digest = f", SHA-256 of its clips {data['clips_sha256']}" if "clips_sha256" in data else ""
-        lines.append(f"- data: {data.get('name', UNKNOWN)} ({data.get('kind', UNKNOWN)}){fold}: {clips} clips{digest}")
+    data, run = provenance.data, provenance.run
+    if data != DataProvenance():
+        clips = ", ".join(f"{count:,} {split}" for split, count in data.clips.items())
+        fold = f", fold {data.fold} held out for the test" if data.fold is not None else ""
+        digest = f", SHA-256 of its clips {data.clips_sha256}" if data.clips_sha256 else ""
+        lines.append(f"- data: {data.name or UNKNOWN} ({data.kind or UNKNOWN}){fold}: {clips} clips{digest}")
     if run:
-        lines.append(f"- run: {run['epochs']} epochs, {run['steps']:,} steps, seed {run['seed']}")
-    lines.append(f"- program: {provenance.get('program', UNKNOWN)}")
-    before = provenance.get("pretraining")
-    lines.append(f"- pretraining: {_chain(before) if before else 'none'}")
+        lines.append(f"- run: {run.epochs} epochs, {run.steps:,} steps, seed {run.seed}")
+    lines.append(f"- program: {provenance.program or UNKNOWN}")
+    lines.append(f"- pretraining: {_chain(provenance.pretraining) if provenance.pretraining else 'none'}")
     return lines
 
 
-def _chain(before: Mapping[str, Any]) -> str:
+def _chain(before: Provenance) -> str:
     """What a model was initialized from, back to the first."""
-    data = before.get("data", {})
-    text = f"initialized from {before.get('from', UNKNOWN)}, trained on {data.get('name', UNKNOWN)}"
-    if "fold" in data:
-        text += f" without fold {data['fold']}"
-    earlier = before.get("pretraining")
-    return f"{text}, which was {_chain(earlier)}" if earlier else text
+    text = f"initialized from {before.source or UNKNOWN}, trained on {before.data.name or UNKNOWN}"
+    if before.data.fold is not None:
+        text += f" without fold {before.data.fold}"
+    return f"{text}, which was {_chain(before.pretraining)}" if before.pretraining else text
 
 
-def _metrics(metrics: Mapping[str, Any] | None, weights: str) -> list[str]:
+def _metrics(metrics: Metrics, weights: str) -> list[str]:
     lines = ["## Results", ""]
     if not metrics:
         return [
@@ -129,9 +126,11 @@ def _metrics(metrics: Mapping[str, Any] | None, weights: str) -> list[str]:
     stored = "" if weights == "float32" else f", measured before the weights were converted to {weights}"
     lines += [f"On {metrics['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
     for field, value in metrics.items():
-        if metric := format_metric(field, value):
+        if isinstance(value, int | float) and (metric := format_metric(field, value)):
             lines.append(f"| {' | '.join(metric)} |")
-    return [*lines, f"| multiply-accumulates per window | {metrics['macs_per_clip'] / 1e6:,.0f} M |"]
+    macs = metrics["macs_per_clip"]
+    assert isinstance(macs, int)
+    return [*lines, f"| multiply-accumulates per window | {macs / 1e6:,.0f} M |"]
 
 
 def _licences(licences: Mapping[str, str]) -> list[str]:

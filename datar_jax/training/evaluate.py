@@ -83,7 +83,7 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
     indices, _ = usable(store, chosen)
     if not len(indices):
         raise ConfigError(f"{dataset.source}: no {split} clip; choose another --split")
-    learned = learned_note(store, indices, model.provenance.get("data", {}).get("clips_crc32", ""))
+    learned = learned_note(store, indices, model.provenance.data.clips_crc32)
     for note in seen(model, config, dataset, split) if learned is None else filter(None, [learned]):
         console.print(note, markup=False, soft_wrap=True)
 
@@ -138,12 +138,12 @@ def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
 
 def seen(model: ModelInfo, config: Config, dataset: Dataset, split: Split) -> list[str]:
     """Warnings if scored clips may have been part of the model's training data, by the name of the data."""
-    data = model.provenance.get("data", {})
-    if data.get("name") != (dataset.card.title if dataset.card else Path(config.data.root).name):
+    data = model.provenance.data
+    if data.name != (dataset.card.title if dataset.card else Path(config.data.root).name):
         return []
-    if "fold" in data and (split != "test" or config.data.fold != data["fold"]):
-        return [f"the model was trained on all folds of these data but {data['fold']}: this is no test of it"]
-    tested = split == "test" or "fold" in data
+    if data.fold is not None and (split != "test" or config.data.fold != data.fold):
+        return [f"the model was trained on all folds of these data but {data.fold}: this is no test of it"]
+    tested = split == "test" or data.fold is not None
     return [] if tested else ["the model was trained on clips of these data: this is no test of it"]
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import flax.traverse_util as tree
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, ModelInfo, read_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel, load_pretrained
+from datar_jax.checkpoints.provenance import DataProvenance, Provenance, RunProvenance
 from datar_jax.checkpoints.transfer import Transfer, transfer
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
@@ -78,29 +80,29 @@ def provenance(
     each: Splits,
     fold: int,
     steps: int,
-    pretraining: dict[str, Any] | None,
-    checksums: str = "",
-) -> dict[str, Any]:
+    pretraining: Provenance | None,
+    checksums: bytes = b"",
+) -> Provenance:
     """Provenance of a model: program, data, run and pretraining; `checksums` as `pack_checksums` returns them."""
     card = dataset.card
-    return {
-        "program": f"datar-jax {__version__}, jax {jax.__version__}",
-        "data": {
-            "kind": config.data.kind,
-            "name": card.title if card else Path(config.data.root).name,
-            **({"clips_sha256": card.clips_sha256} if card else {}),
-            **({"fold": fold} if dataset.folds else {}),
-            **({"clips_crc32": checksums} if checksums else {}),
-            "clips": {split: len(getattr(each, split)) for split in ("train", "validation", "test")},
-        },
-        "run": {"seed": config.train.seed, "epochs": config.train.epochs, "steps": steps},
-        "pretraining": pretraining,
-    }
+    return Provenance(
+        program=f"datar-jax {__version__}, jax {jax.__version__}",
+        data=DataProvenance(
+            kind=config.data.kind,
+            name=card.title if card else Path(config.data.root).name,
+            clips_sha256=card.clips_sha256 if card else "",
+            fold=fold if dataset.folds else None,
+            clips_crc32=checksums,
+            clips={split: len(getattr(each, split)) for split in ("train", "validation", "test")},
+        ),
+        run=RunProvenance(seed=config.train.seed, epochs=config.train.epochs, steps=steps),
+        pretraining=pretraining,
+    )
 
 
-def source_provenance(source: PretrainedModel | None) -> dict[str, Any] | None:
+def source_provenance(source: PretrainedModel | None) -> Provenance | None:
     """Provenance of the model that a run was initialized from."""
-    return {"from": source.source, **source.description.provenance} if source else None
+    return msgspec.structs.replace(source.description.provenance, source=source.source) if source else None
 
 
 def started(state: TrainState, params: Any, given: Transfer) -> TrainState:

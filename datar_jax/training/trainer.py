@@ -129,7 +129,7 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
             data.split,
             fold,
             steps,
-            own.provenance.get("pretraining") if own else source_provenance(source),
+            own.provenance.pretraining if own else source_provenance(source),
             pack_checksums(data.source, data.split),
         ),
     )

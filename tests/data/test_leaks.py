@@ -111,7 +111,7 @@ def test_clips_that_a_model_has_learned_are_known_by_content(tmp_path):
     again = open_cache(other, AUDIO, tmp_path / "other_cache")
     assert learned_note(again, np.array([3, 4, 5]), packed) == ""
     assert "by, 3 of these 6 clips" in learned_note(again, np.arange(6), packed)
-    assert learned_note(again, np.arange(6), "") is None
+    assert learned_note(again, np.arange(6), b"") is None
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
