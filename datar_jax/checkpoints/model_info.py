@@ -16,11 +16,13 @@ from datar_jax.checkpoints.provenance import Provenance
 from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.config.migration import upgrade
 from datar_jax.filesystem import write_json
+from datar_jax.foreign_files import read_regular
 from datar_jax.labels import Head, heads_from_sizes
 from datar_jax.typed_json import JsonError, decode_json
 
 MODEL_FILE = "model.json"
 LEGACY_EXPORT_FILE = "config.json"  # in exports of version 0.1
+MAX_BYTES = 64 << 20  # of a description: a million classes
 MAX_CELLS = 1 << 23  # of a spectrogram that a model sees at once: 65,536 frames of 128 mel bins
 OFFICIAL = (".pth", ".pt", ".npz")  # suffixes of official DAT weights
 
@@ -87,7 +89,7 @@ def read_model_info(path: Path) -> ModelInfo:
       ModelError: the file is missing, damaged, of a later version, or inconsistent.
     """
     try:
-        return decode_json(path.read_bytes(), ModelInfo, _upgrade)
+        return decode_json(read_regular(path, MAX_BYTES), ModelInfo, _upgrade)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 
 from datar_jax.checkpoints.model_info import OFFICIAL, ModelError, find_model_info, read_model_info
 from datar_jax.config import Config, ConfigError
-from datar_jax.config.loader import from_stored
+from datar_jax.config.loader import read_stored
 
 
 def pretrained_sections(source: str, workdir: Path | None = None) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def pretrained_sections(source: str, workdir: Path | None = None) -> dict[str, A
 def _own_config(path: Path) -> Config | None:
     """The configuration of a fine-tuning run that has started, or None."""
     try:
-        config = from_stored(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+        config = read_stored(path)
+    except ConfigError:
         return None
     return config if config.init.source else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 MAX_CHAIN = 32  # models, each initialized from the next
-Metrics = dict[str, int | float | dict[str, int | str]]  # as in `result.json`, by name
+Metrics = dict[str, int | float | dict[str, int | str] | None]  # as in `result.json`, by name
 
 
 class DataProvenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -14,7 +14,10 @@ import msgspec
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
 from datar_jax.config.migration import renamed, upgrade
 from datar_jax.config.mixers import LETTERS, MIXER_SETTINGS
+from datar_jax.foreign_files import read_regular
+from datar_jax.typed_json import JsonError, decode_json
 
+MAX_BYTES = 1 << 20  # of a stored configuration
 PACKAGE = Path(__file__).parent.parent
 CONFIGS = PACKAGE / "configs", PACKAGE.parent / "configs"  # as installed, and in a checkout
 
@@ -122,13 +125,18 @@ def from_dict(tree: dict[str, Any]) -> Config:
         raise ConfigError(f"{str(error).replace('`$.', '`')}; {advice}") from None
 
 
-def from_stored(tree: Any) -> Config:
-    """Builds a checked configuration from a stored `config.json`, also one of an earlier version.
+def read_stored(path: Path) -> Config:
+    """Reads the `config.json` of a run, also one of an earlier version.
 
     Raises:
-      ConfigError: as `load_config`.
+      ConfigError: as `load_config`, or it cannot be read; names the file.
     """
-    return from_dict(upgrade(tree))
+    try:
+        return decode_json(read_regular(path, MAX_BYTES), Config, upgrade)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except JsonError as error:
+        raise ConfigError(f"{path}: {error}; delete it, or give another --workdir") from None
 
 
 def _override(tree: dict[str, Any], field: str, text: str) -> None:

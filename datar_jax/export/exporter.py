@@ -11,6 +11,7 @@ import msgspec
 from datar_jax.audio.framing import window_samples
 from datar_jax.checkpoints.model_info import (
     LEGACY_EXPORT_FILE,
+    MAX_BYTES,
     MODEL_FILE,
     ModelError,
     ModelInfo,
@@ -31,6 +32,7 @@ from datar_jax.checkpoints.provenance import Metrics
 from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
+from datar_jax.foreign_files import read_regular
 from datar_jax.models.flops import count_parameters
 from datar_jax.ops.sampling import Method
 from datar_jax.typed_json import decode_json
@@ -97,7 +99,7 @@ def with_metrics(model: ModelInfo, path: Path) -> ModelInfo:
     with contextlib.suppress(OSError, ValueError):  # official weights have no description
         found = find_model_info(path)
         if is_run(found) and not path.name.isdecimal():
-            metrics = decode_json((found.parent / "result.json").read_bytes(), Metrics)
+            metrics = decode_json(read_regular(found.parent / "result.json", MAX_BYTES), Metrics)
             return msgspec.structs.replace(model, provenance=msgspec.structs.replace(model.provenance, numbers=metrics))
     return model
 

@@ -126,7 +126,7 @@ def _metrics(metrics: Metrics, weights: str) -> list[str]:
     stored = "" if weights == "float32" else f", measured before the weights were converted to {weights}"
     lines += [f"On {metrics['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
     for field, value in metrics.items():
-        if isinstance(value, int | float) and (metric := format_metric(field, value)):
+        if not isinstance(value, dict) and (metric := format_metric(field, value)):
             lines.append(f"| {' | '.join(metric)} |")
     macs = metrics["macs_per_clip"]
     assert isinstance(macs, int)

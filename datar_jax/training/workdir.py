@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import msgspec
 
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, read_model_info
 from datar_jax.config import Config, ConfigError
-from datar_jax.config.loader import from_stored
+from datar_jax.config.loader import read_stored
 from datar_jax.filesystem import write_json
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
@@ -40,11 +39,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     tree = msgspec.to_builtins(config)
     if path.exists() and any(map(has_checkpoint, (workdir, *workdir.glob("fold_*")))):
-        try:
-            before = _flat(_completed(json.loads(path.read_text(encoding="utf-8"))))
-        except json.JSONDecodeError:
-            raise ConfigError(f"{path}: not readable as JSON; delete it, or give another --workdir") from None
-        now = _flat(json.loads(msgspec.json.encode(tree)))
+        before, now = _flat(msgspec.to_builtins(read_stored(path))), _flat(tree)
         for field in sorted(set(before) | set(now)):
             if field not in RESUMABLE_FIELDS and before.get(field) != now.get(field):
                 raise ConfigError(
@@ -81,14 +76,6 @@ def check_labels(labels: Sequence[str], folder: Path) -> None:
 def has_checkpoint(folder: Path) -> bool:
     """Whether the run in a folder has saved its state."""
     return any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*"))
-
-
-def _completed(tree: Any) -> dict[str, Any]:
-    """A stored configuration, completed with fields added since."""
-    try:
-        return dict(json.loads(msgspec.json.encode(from_stored(tree))))
-    except ConfigError:
-        return dict(tree)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import datar_jax
-from datar_jax.config.loader import from_stored
+from datar_jax.config.loader import read_stored
 
 FOLDER = Path(__file__).parents[1] / "golden" / "version_0_1"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -29,7 +29,7 @@ def test_models_of_version_0_1_predict_what_they_predicted(path):
 
 
 def test_a_configuration_of_version_0_1_is_read_under_todays_names():
-    config = from_stored(json.loads((FOLDER / "run" / "config.json").read_text()))
+    config = read_stored(FOLDER / "run" / "config.json")
     assert (config.audio.n_mels, config.model.num_classes, config.train.log_every_steps) == (32, 3, 1)
     assert config.train.checkpoint_every_epochs == 10 and config.model.spec == ("LS", "N", "D")
 
@@ -40,5 +40,5 @@ def test_a_run_of_version_0_1_is_known_as_the_same_run(tmp_path):
 
     stored = FOLDER / "run" / "config.json"
     shutil.copy(stored, tmp_path / "config.json")
-    check_workdir(from_stored(json.loads(stored.read_text())), tmp_path)
+    check_workdir(read_stored(stored), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["audio"]["n_mels"] == 32

@@ -1,0 +1,117 @@
+"""Every reader of JSON meets every hostile text, and its own documents with each value replaced in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, ModelInfo, read_model_info
+from datar_jax.checkpoints.provenance import DataProvenance, Metrics, Provenance, RunProvenance
+from datar_jax.config import Config, ConfigError, ModelConfig
+from datar_jax.config.loader import read_stored
+from datar_jax.export.model_card import model_card
+from datar_jax.typed_json import JsonError, decode_json
+from tests.corpus.json_texts import TEXTS, spoiled
+from tests.hostile import irregular_files
+
+FIRST = Provenance(source="runs/first", program="p", data=DataProvenance(kind="csv", name="first", clips={"train": 3}))
+NUMBERS: Metrics = {
+    "top1": 0.5,
+    "clips": 8,
+    "macs_per_clip": 1000,
+    "roc_auc": None,
+    "data": {"title": "sounds", "listed": 9},
+}
+INFO = ModelInfo(
+    config=Config(model=ModelConfig(num_classes=2)),
+    labels=("alarm", "bark"),
+    head_sizes={"sound": 2},
+    frames=100,
+    mean_db=-40.0,
+    std_db=10.0,
+    structure="00000000",
+    provenance=Provenance(
+        program="datar-jax",
+        data=DataProvenance(kind="csv", name="sounds", fold=1, clips_crc32=b"\0" * 8, clips={"test": 1}),
+        run=RunProvenance(seed=0, epochs=1, steps=2),
+        pretraining=FIRST,
+        numbers=NUMBERS,
+    ),
+)
+
+
+def model_json(path: Path) -> None:
+    """Reads a description, and writes all that it says into a card."""
+    info = read_model_info(path)
+    model_card(info, 1, "params", "float32", {})
+
+
+READERS: dict[str, tuple[Callable[[Path], Any], str, Any]] = {  # how a file is read, its name, what it may hold
+    "model.json": (model_json, MODEL_FILE, json.loads(msgspec.json.encode(INFO))),
+    "config.json": (read_stored, "config.json", msgspec.to_builtins(Config())),
+}
+ERRORS = (ModelError, ConfigError)  # what the commands print as one line
+
+
+def answer(reader: str, path: Path) -> str:
+    """The error of a reader, empty without one; anything but one short line that names the file fails the test."""
+    try:
+        READERS[reader][0](path)
+    except ERRORS as error:
+        line = str(error)
+        assert str(path) in line and line.isprintable() and len(line) < 1000, line
+        return line
+    return ""
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_hostile_text_is_one_line(tmp_path: Path, reader: str, text: str) -> None:
+    path = tmp_path / READERS[reader][1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(TEXTS[text])
+    if not answer(reader, path):
+        assert text == "object", "an empty object may stand for what has a default everywhere"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_any_value_in_any_place_is_one_line_or_is_taken(tmp_path: Path, reader: str) -> None:
+    path = tmp_path / READERS[reader][1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(READERS[reader][2]))
+    assert answer(reader, path) == "", "the document itself is valid"
+    refused = 0
+    for _, content in spoiled(READERS[reader][2]):
+        path.write_bytes(content)
+        refused += bool(answer(reader, path))
+    assert refused > 20
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_only_regular_files_are_read(tmp_path: Path, reader: str) -> None:
+    with irregular_files(tmp_path / "files") as files:
+        for file in files:
+            path = tmp_path / file.stem / READERS[reader][1]
+            path.parent.mkdir(parents=True)
+            path.symlink_to(file)
+            assert answer(reader, path)
+
+
+@pytest.mark.parametrize("text", [name for name in TEXTS if name not in ("object", "lists")])
+def test_the_typed_reader_refuses_a_hostile_text(text: str) -> None:
+    with pytest.raises(JsonError) as error:
+        decode_json(TEXTS[text], dict[str, float])
+    assert str(error.value) and len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
+def test_the_typed_reader_names_the_field_and_reads_what_is_valid() -> None:
+    with pytest.raises(JsonError, match=r"Expected `float`, got `str` - at `\$\[\.\.\.\]`"):
+        decode_json(b'{"a": "1"}', dict[str, float])
+    with pytest.raises(JsonError, match="the name 'a' stands twice"):
+        decode_json(b'{"a": 1, "a": 1}', dict[str, float])
+    assert decode_json(b'{"b": {"b": [1]}}', dict[str, Any], lambda tree: tree["b"]) == {"b": [1]}
