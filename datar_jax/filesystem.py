@@ -8,8 +8,11 @@ installed, and knows neither https nor memory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
+import hashlib
+import io
 import json
 import os
 import secrets
@@ -165,11 +168,6 @@ def walk_folders(root: Path, fail: Callable[[OSError], None] = _refuse) -> Itera
         yield Path(folder), inner, sorted(name for name in names if not name.startswith("."))
 
 
-def printable(name: str) -> str:
-    """A name as one printable line: control characters and invalid UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically and creates its folder."""
     atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
@@ -183,26 +181,89 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when the block succeeds; its folder must exist.
+def atomic_writer(path: Path, keep: bool = False) -> Iterator[BinaryIO]:
+    """A file that gets its name only when the block succeeds; as `atomic_writers`, for one file."""
+    with atomic_writers(path, keep=keep) as (file,):
+        yield file
 
-    Each writer has a partial file of its own, so that two processes never write into one. The lock on it ends with the
-    writer, however that ends: a partial file without a lock was left by one that was killed, and is removed.
+
+@contextlib.contextmanager
+def atomic_writers(*paths: Path, keep: bool = False) -> Iterator[list[BinaryIO]]:
+    """Files of one result, which get their names only when the block succeeds; their folders must exist.
+
+    Each writer has partial files of its own, so that two processes never write into one. The lock on them ends with
+    the writer, however that ends: a partial file without a lock was left by one that was killed, and is removed. Of
+    several files the old ones go before the first new one comes: files of two results never lie side by side. A link is
+    followed; a device or a pipe is written directly.
+
+    Args:
+      paths: of the files.
+      keep: if the block fails, what was written stays as `NAME.partial`, until the next success.
     """
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    targets = [path if _is_special(path) else Path(os.path.realpath(path)) for path in paths]
+    for target in targets:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    partials = [target if _is_special(target) else _partial_name(target) for target in targets]
+    replacing = False
+    try:
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context(partial.open("wb") if _is_special(partial) else _locked(partial, fcntl.LOCK_EX))
+                for partial in partials
+            ]
+            yield files
+            for file, partial in zip(files, partials):
+                file.flush()
+                if not _is_special(partial):
+                    os.fsync(file.fileno())
+            for target in targets if len(targets) > 1 else ():
+                replacing = True
+                target.unlink(missing_ok=True)
+            for partial, target in zip(partials, targets):
+                partial.replace(target)
+                if keep:
+                    _kept_name(target).unlink(missing_ok=True)
+    except BaseException as error:
+        for partial, target in zip(partials, targets):
+            if isinstance(error, OSError) and error.filename == str(partial):
+                error.filename = str(target)
+            if partial != target and not replacing:  # else they are complete, and some old ones are gone
+                with contextlib.suppress(OSError):
+                    partial.replace(_kept_name(target)) if keep and partial.stat().st_size else partial.unlink()
+        raise
+
+
+def text_of(file: BinaryIO) -> io.TextIOWrapper:
+    """The text of a binary file, in which file names that are not UTF-8 are kept byte for byte.
+
+    Every write reaches the file at once; `detach` ends it and leaves the file open.
+    """
+    return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a device or a pipe has this name."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _kept_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _partial_name(path: Path) -> Path:
+    """A new hidden name beside a file; partial files that a killed writer left there are removed.
+
+    The hash stands for the end of a long name: no name has more than 255 bytes.
+    """
+    prefix = f".{path.name}"
+    if len(os.fsencode(prefix)) > 230:
+        prefix = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}"
+    for stale in path.parent.glob(f"{glob.escape(prefix)}.*.partial"):
         with contextlib.suppress(OSError), stale.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stale.unlink()
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with _locked(partial, fcntl.LOCK_EX) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    return path.with_name(f"{prefix}.{secrets.token_hex(4)}.partial")
 
 
 @contextlib.contextmanager
@@ -222,7 +283,7 @@ def exclusive(lock: Path) -> Iterator[None]:
 def _locked(path: Path, how: int) -> BinaryIO:
     """A new or existing file, open for writing, with the lock on it."""
     while True:
-        file = path.open("ab")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
             fcntl.flock(file, how)
         except BlockingIOError:

@@ -8,13 +8,17 @@ class that none of them has, is None, and no mean counts it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.labels import Heads, Labels, head_slices
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _TINY = 1e-7  # scores and areas are clipped this far from 0 and 1, where logarithm and quantile are infinite
 
@@ -82,17 +86,13 @@ def average_precision(score_N: ArrayLike, target_N: ArrayLike) -> float | None:
     Returns:
       The sum over distinct scores of precision times the recall gained there; None where nothing is positive.
     """
-    score, target = np.asarray(score_N, np.float64), np.asarray(target_N) > 0
-    if not target.any():
-        return None
-    clips, hits = _runs(score, target)
-    return float(np.sum(hits / clips * np.diff(hits, prepend=0)) / hits[-1])
+    target = np.asarray(target_N) > 0
+    return _rank(np.asarray(score_N, np.float64), target)[0] if target.any() else None
 
 
 def mean_average_precision(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float | None:
     """Average precision, averaged over the classes that occur; None where none does."""
-    score, target = _pair(score_NxS, target_NxS)
-    return mean([average_precision(score[:, s], target[:, s]) for s in range(score.shape[1])])
+    return mean(class_rankings(score_NxS, target_NxS)[0])
 
 
 def roc_auc(score_N: ArrayLike, target_N: ArrayLike) -> float | None:
@@ -102,19 +102,21 @@ def roc_auc(score_N: ArrayLike, target_N: ArrayLike) -> float | None:
       The share of pairs of a positive and a negative clip in which the positive has the higher score, equal ones by
       half; None where there is no such pair.
     """
-    score, target = np.asarray(score_N, np.float64), np.asarray(target_N) > 0
-    if target.all() or not target.any():
-        return None
-    clips, hits = _runs(score, target)
-    misses = clips - hits
-    won = np.sum(np.diff(misses, prepend=0) * (2 * hits - np.diff(hits, prepend=0)))  # in halves of a pair
-    return float(won / (2 * hits[-1] * misses[-1]))
+    target = np.asarray(target_N) > 0
+    return _rank(np.asarray(score_N, np.float64), target)[1] if target.any() else None
 
 
 def mean_roc_auc(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float | None:
     """Area under the ROC, averaged over the classes that some clips have and some have not; None where none is such."""
+    return mean(class_rankings(score_NxS, target_NxS)[1])
+
+
+def class_rankings(score_NxS: ArrayLike, target_NxS: ArrayLike) -> tuple[list[float | None], list[float | None]]:
+    """Average precision and area under the ROC of every class; None where the clips do not define them."""
     score, target = _pair(score_NxS, target_NxS)
-    return mean([roc_auc(score[:, s], target[:, s]) for s in range(score.shape[1])])
+    occurs = set(np.flatnonzero(target.any(axis=0)).tolist())
+    ranked = [_rank(score[:, s], target[:, s]) if s in occurs else (None, None) for s in range(score.shape[1])]
+    return [precision for precision, _ in ranked], [auc for _, auc in ranked]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -142,16 +144,17 @@ def mean_class_accuracy(score_NxS: ArrayLike, target_NxS: ArrayLike) -> float:
     return float(np.mean(matrix.diagonal()[occurs_S] / clips_S[occurs_S]))
 
 
-def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> NDArray[np.int64]:
+def confusion(score_NxS: ArrayLike, target_NxS: ArrayLike) -> csr_array:
     """Counts of (true class, best-scored class) for clips that have one class each.
 
     Returns:
-      An (S, S) array; rows are the truth.
+      A sparse (S, S) array of int64, which holds at most one number a clip; rows are the truth.
     """
+    from scipy.sparse import csr_array
+
     score, target = _pair(score_NxS, target_NxS)
-    classes = score.shape[1]
-    cell_N = np.argmax(target, axis=1) * classes + np.argmax(score, axis=1)
-    return np.bincount(cell_N, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+    cells = np.argmax(target, axis=1), np.argmax(score, axis=1)
+    return csr_array((np.ones(len(score), np.int64), cells), shape=(score.shape[1],) * 2)
 
 
 def evaluate(
@@ -192,20 +195,21 @@ def evaluate(
 def clip_losses(score_NxS: ArrayLike, target_NxS: ArrayLike, labels: Labels) -> NDArray[np.float64]:
     """Negative log likelihood of each clip, `(N,)`: summed over the heads, or averaged over any number of labels."""
     score, target = _pair(score_NxS, target_NxS)
-    kept = np.clip(score, _TINY, 1 - _TINY)
-    if labels == "single":
-        return -np.sum(target * np.log(kept), axis=1)
-    return -np.where(target, np.log(kept), np.log1p(-kept)).mean(axis=1)
+    loss_N = np.empty(len(score))
+    for rows in _blocks(score):
+        kept = np.clip(score[rows], _TINY, 1 - _TINY)
+        if labels == "single":
+            loss_N[rows] = -np.sum(np.log(kept, where=target[rows], out=np.zeros_like(kept)), axis=1)
+        else:
+            loss_N[rows] = -np.where(target[rows], np.log(kept), np.log1p(-kept)).mean(axis=1)
+    return loss_N
 
 
 def _head_metrics(score: NDArray[np.float64], target: NDArray[np.bool_], labels: Labels) -> dict[str, float | None]:
     """Metrics of one set of classes."""
-    auc = mean_roc_auc(score, target)
-    ranked = {
-        "mean_average_precision": mean_average_precision(score, target),
-        "roc_auc": auc,
-        "d_prime": d_prime(auc),
-    }
+    precision_S, auc_S = class_rankings(score, target)
+    auc = mean(auc_S)
+    ranked = {"mean_average_precision": mean(precision_S), "roc_auc": auc, "d_prime": d_prime(auc)}
     if labels == "multi":
         return ranked
     return {
@@ -219,17 +223,32 @@ def _head_metrics(score: NDArray[np.float64], target: NDArray[np.bool_], labels:
 def _best(
     score_NxM: NDArray[np.float64], target_NxM: NDArray[np.bool_], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The k highest scores of each row, the first of equal ones first, and their targets."""
-    order = np.argsort(-score_NxM, axis=1, kind="stable")[:, :k]
+    """The k highest scores of each row, the first of equal ones first, and their targets; k is small."""
+    order = np.empty((len(score_NxM), min(k, score_NxM.shape[1])), np.int64)
+    for rows in _blocks(score_NxM):
+        left = score_NxM[rows].copy()
+        for rank in range(order.shape[1]):
+            order[rows, rank] = best = left.argmax(axis=1)
+            left[np.arange(len(left)), best] = -np.inf
     return np.take_along_axis(score_NxM, order, axis=1), np.take_along_axis(target_NxM, order, axis=1)
 
 
-def _runs(score: NDArray[np.float64], target: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many clips, and positives among them, there are down to the end of each run of equal scores, best first."""
-    order = np.argsort(-score)  # not stable, and much faster: the order within a run is not used
-    score, target = score[order], target[order]
-    last = np.flatnonzero(np.append(np.diff(score) != 0, True))
-    return last + 1, np.cumsum(target, dtype=np.int64)[last]
+def _rank(score_N: NDArray[np.float64], target_N: NDArray[np.bool_]) -> tuple[float, float | None]:
+    """Average precision and area under the ROC (None without a negative) of one class that has a positive."""
+    ordered, positive = np.sort(score_N), np.sort(score_N[target_N])
+    below, hits_below = np.searchsorted(ordered, positive), np.searchsorted(positive, positive)
+    precision = np.mean((len(positive) - hits_below) / (len(ordered) - below))  # at each positive, ties included
+    if not (negatives := len(ordered) - len(positive)):
+        return float(precision), None
+    up_to, hits_up_to = (np.searchsorted(values, positive, "right") for values in (ordered, positive))
+    won = np.sum(below - hits_below + up_to - hits_up_to)  # in halves of a pair
+    return float(precision), float(won / (2 * len(positive) * negatives))
+
+
+def _blocks(score_NxS: NDArray[np.float64]) -> Iterator[slice]:
+    """Slices of rows of about 32 MiB each, so that what is computed of them is small beside the scores."""
+    size = max(1, (1 << 22) // max(score_NxS.shape[1], 1))
+    return (slice(start, start + size) for start in range(0, len(score_NxS), size))
 
 
 def _pair(score: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

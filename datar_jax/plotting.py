@@ -5,12 +5,17 @@ matplotlib is imported where it is used, so that a program which draws nothing s
 
 from __future__ import annotations
 
+import functools
+import io
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datar_jax.audio.log_mel import bin_of_hertz
 from datar_jax.config import AudioConfig
+from datar_jax.escaping import printable
+from datar_jax.filesystem import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +27,7 @@ MARKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e
 FORMATS = ("png", "pdf", "svg")
 
 _LONGEST = 26  # characters of a class name that are shown
+_MORE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "WenQuanYi Zen Hei", "Arial Unicode MS")
 _ROUND = (1000, 4000, 250, 2000, 500, 8000, 125, 16_000)  # hertz that an axis names, the most wanted first
 
 
@@ -33,7 +39,7 @@ def sheet(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path, dpi: float | None = None) -> None:
-    """Writes a PNG, PDF or SVG, by the file's extension; creates its folder.
+    """Writes a PNG, PDF or SVG atomically, by the file's extension; creates its folder.
 
     Args:
       figure: what to write.
@@ -47,14 +53,40 @@ def save(figure: Figure, path: str | Path, dpi: float | None = None) -> None:
     kind = path.suffix[1:].lower()
     if kind not in FORMATS:
         raise ValueError(f"{path}: a picture ends in {', '.join(f'.{each}' for each in FORMATS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():  # a script that no font here has is drawn as boxes; that is no news to a run
+    content = io.BytesIO()
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_fontfamily(_fonts()[0])
+    with warnings.catch_warnings():  # a title may have what no font here has
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, format=kind, dpi=dpi or "figure", bbox_inches="tight", pad_inches=0.08)
+        figure.savefig(content, format=kind, dpi=dpi or "figure", bbox_inches="tight", pad_inches=0.08)
+    atomic_write(path, content.getvalue())
+
+
+@functools.cache
+def _fonts() -> tuple[list[str], frozenset[int]]:
+    """Families of the fonts that texts are drawn with, and the characters that they have."""
+    from matplotlib import font_manager, rcParams
+
+    there = set(font_manager.get_font_names())
+    families = [*rcParams["font.family"], *(name for name in _MORE_FONTS if name in there)]
+    files = (font_manager.findfont(font_manager.FontProperties(family=[family])) for family in families)
+    return families, frozenset(code for file in files for code in font_manager.get_font(file).get_charmap())
+
+
+def text_width(text: str) -> int:
+    """Width of a text, in characters of the Latin script; those of East Asian scripts are twice as wide."""
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def shorten(name: str, longest: int = _LONGEST) -> str:
-    """A long name without its middle: names of one family often differ at the end."""
+    """A name as it can be drawn: on one line, and without its middle if it is long.
+
+    Names of one family often differ at the end. Characters that no font here has are escaped; boxes would all be alike.
+    """
+    known = _fonts()[1]
+    name = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in printable(name))
     half = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[: longest - 1 - half]}…{name[-half:]}"
 

@@ -1,4 +1,4 @@
-"""Names and files as an attacker would write them; every reader is tried with all of them."""
+"""Names, texts and files as an attacker would write them: every reader and every output is tried with all of them."""
 
 import contextlib
 import os
@@ -58,3 +58,72 @@ def irregular_files(folder):
         server.bind(f"/proc/self/fd/{here}/socket")  # the whole path may be too long for a socket
         os.close(here)
         yield sorted(folder.iterdir())
+
+
+# Classes, files and tensors may be called so; every output shows them and obeys none.
+TEXTS = (
+    "\x1b[2J\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x1b]8;;http://evil.example\x1b\\link\x1b]8;;\x1b\\",
+    "\x9b31mred",
+    "overwritten\rname",
+    "two\nlines",
+    "two\r\nlines\x0b\x0c\x85\u2028\u2029end",
+    "a\ttab",
+    "\x00null\x08\x7f",
+    "\u202egnp.exe",
+    "\u2066a\u2069\u200f\u061c",
+    "\ufeffmark",
+    "=cmd|' /C calc'!A0",
+    '=HYPERLINK("http://evil.example";"x")',
+    "+1+1",
+    "-1+1",
+    "@SUM(1)",
+    "\t=1+1",
+    "\r=1+1",
+    " =1+1",
+    "\u00a0=1+1",
+    "\u200b=1+1",
+    "\uff1d1+1",
+    "x;=1+1",
+    'x"; @SUM(1)',
+    "'=1+1",
+    "'quoted",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt; &amp;",
+    "# heading",
+    "x\n# heading",
+    "x\n===",
+    "[link](http://evil.example)",
+    "![image](http://evil.example/a.png)",
+    "<http://evil.example>",
+    "http://evil.example",
+    "www.evil.example",
+    "me@evil.example",
+    "---",
+    "x\n---\nlicense: mit\n---\n",
+    "- item",
+    "1. item",
+    "> quote",
+    "`code`",
+    "``` fence",
+    "a | b | c",
+    "*stars* _lines_ ~~gone~~ $x$",
+    "[red]markup[/red]",
+    ":warning:",
+    "back\\slash \\x41 \\n",
+    "yes",
+    "null",
+    "1e3",
+    "a: b # c",
+    "{a: b}",
+    '"',
+    "",
+    " ",
+    "雨",
+    "अमर",
+    "می‌خواهم",  # with a joiner that belongs to the word
+    os.fsdecode(b"no \xff UTF-8 \x9b31m"),
+    "x" * 255,
+)

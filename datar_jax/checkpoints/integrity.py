@@ -68,7 +68,7 @@ def short_message(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]
 
 

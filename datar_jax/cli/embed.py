@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import make_parser, path, positive_int, print_notes
+from datar_jax.cli.options import make_parser, path, positive_int, print_line, print_notes, report
 from datar_jax.config import ConfigError
 
 USAGE = "datar-jax embed MODEL FILE_OR_FOLDER... --out=DIR [--format=npy|parquet] [--batch=32]"
@@ -14,7 +13,8 @@ SUMMARY = """Writes one embedding per sound (the input of the model's head, aver
 frame of the model's last feature map, with its start and end time:
   npy      clips.npy and columns.npy (float32, one row each), with clips.csv and columns.csv as row labels
   parquet  clips.parquet and columns.parquet (pip install "datar-jax[parquet]")
-Files that cannot be read are reported and skipped; the exit status is then 1."""
+Files that cannot be read are reported and skipped; the exit status is then 1. The files get their names
+together at the end; if it is interrupted, what there is stays as NAME.partial."""
 EXAMPLE = "datar-jax embed runs/quickstart runs/quickstart-data/alarm --out=vectors"
 
 
@@ -36,9 +36,8 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.backend import require_backend
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
-    from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed_files
+    from datar_jax.inference.embeddings import NumpyFiles, ParquetFiles, embed_files, embedding_files
     from datar_jax.inference.windows import FailedFile
 
     keep_compiled()
@@ -49,23 +48,20 @@ def main(arguments: list[str]) -> int:
         if model.params is None:
             raise ModelError(f"{model.source}: a program gives probabilities only; give an export of weights")
         print_notes(model.notes)
-        writer = (ParquetFiles if given.format == "parquet" else NumpyFiles)(given.out)
-        try:
+        with embedding_files(ParquetFiles if given.format == "parquet" else NumpyFiles, given.out) as writer:
             for sound in embed_files(model, given.paths, given.batch):
                 if isinstance(sound, FailedFile):
                     failed += 1
-                    print(f"datar-jax: {printable(sound.path)}: {sound.reason}", file=sys.stderr)
+                    report(f"{sound.path}: {sound.reason}")
                 else:
-                    print_notes(sound.notes, printable(sound.path))
+                    print_notes(sound.notes, sound.path)
                     done += 1
                     writer.write(sound)
-        finally:
-            writer.close()
     except ModelError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
-    print(
+    print_line(
         f"{given.out}: embeddings of {done} {'sound' if done == 1 else 'sounds'}"
         + (f"; {failed} could not be used" if failed else "")
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 
 import msgspec
 
-from datar_jax.cli.options import duration, make_parser, positive_int
+from datar_jax.cli.options import duration, make_parser, positive_int, report
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.training.estimate.topology import ENVIRONMENT, LIBTPU, topology
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
     plans = {}
     for each in dict.fromkeys([place, *others]):
-        print(f"compiling for {each.name}: minutes", file=sys.stderr, flush=True)
+        report(f"compiling for {each.name}: minutes")
         largest = known.largest and each == place
         plans[each] = make_plan(config, each, known.batch, known.seconds, known.classes, largest)
     table = [plans[each] for each in others]

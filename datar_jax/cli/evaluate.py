@@ -12,7 +12,8 @@ USAGE = (
     "[--split=test|validation|train|all] [--out=evaluation]"
 )
 SUMMARY = """Scores a model on the data of a configuration. Front end and sizes are the model's; classes are matched by
-name. Writes result.json, classes.csv, confusion.png, hardest.csv and hardest.png in --out."""
+name. Writes result.json and tables (classes.csv, hardest.csv, confusion.csv), then pictures, in --out. A picture
+that cannot be drawn is one line. Of more than 60 classes, confusion.png shows the most confused."""
 EXAMPLE = """datar-jax evaluate runs/quickstart --config=configs/quickstart.py \\
       --config.data.root=runs/quickstart-data"""
 
@@ -36,17 +37,16 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"--config.{ours}: front end and sizes are the model's; leave it out")
     config = settings.load_config(given.config, overrides)
 
-    from rich.console import Console
-
     from datar_jax.backend import require_backend
     from datar_jax.checkpoints.pretrained import load_pretrained
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
     from datar_jax.metrics import format_metric
+    from datar_jax.terminal import Console
     from datar_jax.training.eval_loop import TrainingError
     from datar_jax.training.evaluate import evaluate
 
-    console = Console(highlight=False)
+    console = Console()
     keep_compiled()
     require_backend()
     try:
@@ -54,11 +54,11 @@ def main(arguments: list[str]) -> int:
         print_notes(saved.notes)
         result = evaluate(saved, config, given.split, path(str(given.out)), console)
     except (ModelError, DataError, TrainingError) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(*error.args) from None
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
     for field, value in result.items():
         if metric := format_metric(field, value):
             console.print(" ".join(metric))
-    console.print(f"{result['clips']:,} clips; in {given.out}: result.json, classes.csv, pictures", soft_wrap=True)
+    console.say(f"{result['clips']:,} clips; in {given.out}: result.json, tables (CSV), pictures")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import make_parser, path
+from datar_jax.cli.options import make_parser, path, print_line
 from datar_jax.config import ConfigError
 
 USAGE = (
@@ -43,5 +43,5 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
     size = sum(each.stat().st_size for each in [written, *written.rglob("*")] if each.is_file())
-    print(f"{written}: {size / 1e6:.1f} MB; with model.json and README.md beside it")
+    print_line(f"{written}: {size / 1e6:.1f} MB; with model.json and README.md beside it")
     return 0

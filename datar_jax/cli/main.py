@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from datar_jax.cli.options import discard_output, escape_output
+from datar_jax.cli.options import discard_output, escape_output, report, report_error
 from datar_jax.config import ConfigError
 from datar_jax.version import __version__
 
@@ -54,13 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         discard_output()
-        print(f"datar-jax: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        report(f"error: {error.filename or 'standard output'}: {error.strerror}")
         return 2
     except ConfigError as error:
-        print(f"datar-jax: error: {error}", file=sys.stderr)
+        report_error(error)
         return 2
     except KeyboardInterrupt:
-        print("datar-jax: interrupted", file=sys.stderr)
+        report("interrupted")
         return 130
 
 

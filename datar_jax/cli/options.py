@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from datar_jax.escaping import printable
+
 
 def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.ArgumentParser:
     """The parser of one command: summary, options and a working example."""
@@ -23,10 +25,28 @@ def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.A
     )
 
 
+def print_line(text: str) -> None:
+    """Prints one line to standard output, with control characters escaped."""
+    print(printable(text))
+
+
+def report(text: str, program: str = "datar-jax") -> None:
+    """Prints one line to standard error, with control characters escaped."""
+    print(printable(f"{program}: {text}"), file=sys.stderr)
+
+
+def report_error(error: Exception, program: str = "datar-jax") -> None:
+    """Prints an error to standard error: one line, or one for each argument of an error that lists something."""
+    first, *more = error.args if len(error.args) > 1 and isinstance(error, ValueError) else (str(error),)
+    report(f"error: {first}", program)
+    for line in more:
+        print(printable(line), file=sys.stderr)
+
+
 def print_notes(notes: tuple[str, ...], sound: str = "") -> None:
     """Prints to standard error what is odd about a model, such as skipped checkpoints, or about a sound."""
     for note in notes:
-        print(f"datar-jax: {f'{sound}: note: ' if sound else ''}{note}", file=sys.stderr)
+        report(f"{sound}: note: {note}" if sound else note)
 
 
 def escape_output() -> None:

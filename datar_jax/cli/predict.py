@@ -22,9 +22,11 @@ from datar_jax.cli.options import (
     positive_int,
     print_notes,
     probability,
+    report,
     seconds,
 )
 from datar_jax.config import ConfigError
+from datar_jax.filesystem import atomic_writer, text_of
 
 if TYPE_CHECKING:
     from datar_jax.inference.classifier import AudioClassifier
@@ -38,7 +40,8 @@ USAGE = (
 SUMMARY = """Prints the best classes of every sound, scored as in evaluation: a clip longer than the model's window is
 cut into views whose scores are averaged. Overlapping windows also give a timeline of events with onset,
 offset and score. Sounds may be hours long. Files that cannot be read are reported and skipped; the exit
-status is then 1."""
+status is then 1. --out and --events get their names at the end; if it is interrupted, what there is stays
+as FILE.partial. --format=csv: a cell that a spreadsheet might run begins with a quote (docs/guides/inference.md)."""
 EXAMPLE = "datar-jax predict runs/quickstart runs/quickstart-data/alarm --top=3"
 
 
@@ -66,7 +69,6 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.backend import require_backend
     from datar_jax.compilation_cache import keep_compiled
-    from datar_jax.filesystem import printable
     from datar_jax.inference.classifier import load
     from datar_jax.inference.events import EventSettings
     from datar_jax.inference.predict import predict_files
@@ -98,9 +100,9 @@ def main(arguments: list[str]) -> int:
             for answer in predict_files(model, given.paths, rules, given.overlap, given.batch):
                 if isinstance(answer, FailedFile):
                     failed += 1
-                    print(f"datar-jax: {printable(answer.path)}: {answer.reason}", file=sys.stderr)
+                    report(f"{answer.path}: {answer.reason}")
                 else:
-                    print_notes(answer.notes, printable(answer.path))
+                    print_notes(answer.notes, answer.path)
                 for writer in writers:
                     writer.write(answer)
             sys.stdout.flush()
@@ -110,7 +112,7 @@ def main(arguments: list[str]) -> int:
         outputs = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
         raise ConfigError(f"{error.filename or outputs}: {error.strerror}") from None
     if failed:
-        print(f"datar-jax: {failed} {'sound' if failed == 1 else 'sounds'} could not be used", file=sys.stderr)
+        report(f"{failed} {'sound' if failed == 1 else 'sounds'} could not be used")
     return 1 if failed else 0
 
 
@@ -131,9 +133,8 @@ def _same(path: Path, other: str) -> bool:
 
 def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib.ExitStack) -> Writer:
     """The writer of the chosen format."""
-    from rich.console import Console
-
     from datar_jax.inference.writers import JsonLines, ScoresCsv, Terminal
+    from datar_jax.terminal import Console
 
     file = files.enter_context(_text(given.out)) if given.out else sys.stdout
     if isinstance(file, io.TextIOWrapper) and is_utf8(file):
@@ -142,12 +143,16 @@ def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib
         return JsonLines(file, model.labels, model.heads, given.top)
     if given.format == "csv":
         return ScoresCsv(file, model.labels, model.heads, given.top)
-    return Terminal(Console(file=file, highlight=False), model.labels, model.heads, given.top)
+    return Terminal(Console(file=file), model.labels, model.heads, given.top)
 
 
 @contextlib.contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    """A text file; file names that are not UTF-8 are kept byte for byte."""
+    """A text file that gets its name at the end; of an interrupted prediction it stays as `NAME.partial`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield file
+    with atomic_writer(path, keep=True) as file:
+        text = text_of(file)
+        try:
+            yield text
+        finally:
+            text.detach()

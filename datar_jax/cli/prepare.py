@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from datar_jax.cli.options import make_parser, path, positive_int
+from datar_jax.cli.options import make_parser, path, positive_int, report
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config import loader as settings
 
@@ -31,7 +30,6 @@ def main(arguments: list[str]) -> int:
     Raises:
       ConfigError: an invalid option, lists that cannot be used, or missing sounds.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from datar_jax.data.datasets import CORPORA
@@ -43,6 +41,7 @@ def main(arguments: list[str]) -> int:
     from datar_jax.data.prepared import MANIFEST, summary
     from datar_jax.data.sources.base import DataError
     from datar_jax.filesystem import storage_path
+    from datar_jax.terminal import Console
 
     given, rest = _parser(", ".join(CORPORA)).parse_known_args(arguments)
     if given.name not in CORPORA:
@@ -67,14 +66,14 @@ def main(arguments: list[str]) -> int:
                 out,
                 options,
                 _counter(bar, "clips"),
-                lambda line: console.print(line, markup=False, soft_wrap=True),
+                console.say,
             )
     except (DataError, FetchError) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(*error.args) from None
     except KeyboardInterrupt:
-        print("datar-jax: interrupted; the same command continues", file=sys.stderr)
+        report("interrupted; the same command continues")
         return 130
-    console.print(f"{summary(info)}; the whole list is in {(out / MANIFEST).url}", markup=False, soft_wrap=True)
+    console.say(f"{summary(info)}; the whole list is in {(out / MANIFEST).url}")
     return 0
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datar_jax.cli.options import escape_output, make_parser, path
+from datar_jax.cli.options import escape_output, make_parser, path, report, report_error
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.training.distributed import Cluster, start
@@ -63,13 +63,13 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            message = f"{error.filename or workdir}: {error.strerror}; free some space, then the same command continues"
-            return _fail(program, message)
+            reason = f"{error.filename or workdir}: {error.strerror}"
+            return _fail(program, OSError(f"{reason}; free some space, then the same command continues"))
         except Stopped as stop:
-            print(f"{program}: {stop}", file=sys.stderr)
+            report(str(stop), program)
             return RESTART if stop.signal == signal.SIGTERM else INTERRUPTED
         except KeyboardInterrupt:
-            print(f"{program}: stopped at once; the same command continues at the newest checkpoint", file=sys.stderr)
+            report("stopped at once; the same command continues at the newest checkpoint", program)
             return INTERRUPTED
     return 0
 
@@ -136,6 +136,6 @@ def _quiet_libraries() -> Iterator[None]:
         sys.unraisablehook = show
 
 
-def _fail(program: str, error: Exception | str) -> int:
-    print(f"{program}: error: {error}", file=sys.stderr)
+def _fail(program: str, error: Exception) -> int:
+    report_error(error, program)
     return BAD_INPUT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import make_parser, path, print_notes, seconds
+from datar_jax.cli.options import make_parser, path, print_line, print_notes, seconds
 from datar_jax.config import ConfigError
 
 USAGE = "datar-jax visualize MODEL FILE [--out=attention.png] [--at=SECONDS]"
@@ -47,5 +47,5 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{error.filename or out}: {error.strerror}") from None
     print_notes(notes, given.file)
-    print(f"{out}: {given.file}, {start:.2f} to {end:.2f} s")
+    print_line(f"{out}: {given.file}, {start:.2f} to {end:.2f} s")
     return 0

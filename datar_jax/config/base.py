@@ -13,7 +13,10 @@ MAX_ENTRIES = 8  # of a tuple: stages of a model
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; its text is one line for the person who typed it."""
+    """A setting that cannot be used; its text is one line for the person who typed it, or a line an argument."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def require(holds: bool, field: str, value: object, remedy: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from datar_jax.data.prepared import DatasetInfo
-from datar_jax.filesystem import printable
+from datar_jax.escaping import printable
 from datar_jax.labels import Head
 
 SPLITS = ("train", "validation", "test")

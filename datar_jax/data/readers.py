@@ -21,7 +21,8 @@ from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.data.split_folders import split_level, split_names
 from datar_jax.data.unlisted import unlisted_note
-from datar_jax.filesystem import printable, storage_path, walk_folders
+from datar_jax.escaping import from_csv_cell, printable
+from datar_jax.filesystem import storage_path, walk_folders
 
 
 def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
@@ -227,7 +228,7 @@ def _read_prepared(root: str) -> Dataset:
                 labels[row["labels"]] = tuple(map(int, row["labels"].split()))
             clip = Clip(
                 card.shards[number[row["shard"]]].name,
-                row["id"],
+                from_csv_cell(row["id"]),
                 labels[row["labels"]],
                 fold=table.whole("fold", 1) if row["fold"] else None,
                 split=sys.intern(row["split"]) or None,

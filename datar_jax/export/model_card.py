@@ -5,13 +5,12 @@ Markdown with the front matter that model hubs read (Mitchell et al., "Model Car
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 
 from datar_jax.audio.framing import left_context, window_samples
 from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.provenance import DataProvenance, Metrics, Provenance
+from datar_jax.escaping import markdown, yaml_text
 from datar_jax.metrics import format_metric
 
 UNKNOWN = "not stated"
@@ -42,7 +41,7 @@ def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licen
         "---",
         "library_name: datar-jax",
         "pipeline_tag: audio-classification",
-        f"license: {_yaml(licence if licence != UNKNOWN else 'other')}",
+        f"license: {yaml_text(licence if licence != UNKNOWN else 'other')}",
         "tags: [audio-event-recognition, deformable-attention, jax]",
         "---",
     ]
@@ -80,15 +79,10 @@ def model_card(model: ModelInfo, parameters: int, form: str, weights: str, licen
     return "\n\n".join("\n".join(part) for part in parts) + "\n\n" + _classes(model) + "\n"
 
 
-def _yaml(text: str) -> str:
-    """A YAML scalar, quoted if it may be read as anything but a plain string."""
-    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
-
-
 def _output(model: ModelInfo) -> str:
     kind = "that sum to 1" if model.config.data.labels == "single" else "of each class independently"
     if len(model.heads) > 1:
-        heads = ", ".join(f"{head.name} ({head.size})" for head in model.heads)
+        heads = ", ".join(f"{markdown(head.name)} ({head.size})" for head in model.heads)
         return f"probabilities {kind}, for each head: {heads}"
     return f"probabilities {kind}"
 
@@ -97,20 +91,21 @@ def _training(provenance: Provenance) -> list[str]:
     lines = ["## Training", ""]
     data, run = provenance.data, provenance.run
     if data != DataProvenance():
-        clips = ", ".join(f"{count:,} {split}" for split, count in data.clips.items())
+        clips = ", ".join(f"{count:,} {markdown(split)}" for split, count in data.clips.items())
         fold = f", fold {data.fold} held out for the test" if data.fold is not None else ""
-        digest = f", SHA-256 of its clips {data.clips_sha256}" if data.clips_sha256 else ""
-        lines.append(f"- data: {data.name or UNKNOWN} ({data.kind or UNKNOWN}){fold}: {clips} clips{digest}")
+        digest = f", SHA-256 of its clips {markdown(data.clips_sha256)}" if data.clips_sha256 else ""
+        name, kind = markdown(data.name or UNKNOWN), markdown(data.kind or UNKNOWN)
+        lines.append(f"- data: {name} ({kind}){fold}: {clips} clips{digest}")
     if run:
         lines.append(f"- run: {run.epochs} epochs, {run.steps:,} steps, seed {run.seed}")
-    lines.append(f"- program: {provenance.program or UNKNOWN}")
+    lines.append(f"- program: {markdown(provenance.program or UNKNOWN)}")
     lines.append(f"- pretraining: {_chain(provenance.pretraining) if provenance.pretraining else 'none'}")
     return lines
 
 
 def _chain(before: Provenance) -> str:
     """What a model was initialized from, back to the first."""
-    text = f"initialized from {before.source or UNKNOWN}, trained on {before.data.name or UNKNOWN}"
+    text = f"initialized from {markdown(before.source or UNKNOWN)}, trained on {markdown(before.data.name or UNKNOWN)}"
     if before.data.fold is not None:
         text += f" without fold {before.data.fold}"
     return f"{text}, which was {_chain(before.pretraining)}" if before.pretraining else text
@@ -127,7 +122,7 @@ def _metrics(metrics: Metrics, weights: str) -> list[str]:
     lines += [f"On {metrics['clips']:,} test clips, one seed{stored}:", "", "| | |", "|---|---|"]
     for field, value in metrics.items():
         if not isinstance(value, dict) and (metric := format_metric(field, value)):
-            lines.append(f"| {' | '.join(metric)} |")
+            lines.append(f"| {markdown(metric[0])} | {metric[1]} |")
     macs = metrics["macs_per_clip"]
     assert isinstance(macs, int)
     return [*lines, f"| multiply-accumulates per window | {macs / 1e6:,.0f} M |"]
@@ -137,8 +132,8 @@ def _licences(licences: Mapping[str, str]) -> list[str]:
     return [
         "## Licences",
         "",
-        f"- weights: {licences.get('weights') or UNKNOWN}",
-        f"- training data: {licences.get('data') or UNKNOWN}",
+        f"- weights: {markdown(licences.get('weights') or UNKNOWN)}",
+        f"- training data: {markdown(licences.get('data') or UNKNOWN)}",
         "- program: Apache-2.0",
     ]
 
@@ -161,4 +156,4 @@ def _classes(model: ModelInfo) -> str:
         if len(model.labels) > MAX_LISTED_CLASSES
         else ""
     )
-    return "## Classes\n\n" + ", ".join(model.labels[:MAX_LISTED_CLASSES]) + more
+    return "## Classes\n\n" + ", ".join(map(markdown, model.labels[:MAX_LISTED_CLASSES])) + more

@@ -8,7 +8,7 @@ Shapes: C channels, T columns.
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from datar_jax.escaping import CsvWriter
+from datar_jax.filesystem import atomic_writers, text_of
 from datar_jax.inference.classifier import AudioClassifier
 from datar_jax.inference.windows import FailedFile, Window, map_windows
 
@@ -77,42 +79,63 @@ def _new_columns(window: Window, wide: int, end: int) -> Iterator[tuple[int, Vec
 class Writer(Protocol):
     """Writes the embeddings of one sound after another."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its files."""
+
     def write(self, sound: Embedded) -> None:
         """Adds a sound."""
 
     def close(self) -> None:
-        """Completes the files."""
+        """Completes the files, which stay open."""
+
+
+@contextlib.contextmanager
+def embedding_files(kind: type[NumpyFiles] | type[ParquetFiles], folder: Path) -> Iterator[Writer]:
+    """The writer of a folder's files, which get their names together when the block succeeds.
+
+    Those of a block that failed stay as `NAME.partial`, with the sounds that were embedded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        atomic_writers(*(folder / name for name in kind.names), keep=True) as files,
+        contextlib.closing(kind(*files)) as writer,
+    ):
+        yield writer
 
 
 class NumpyFiles:
     """`clips.npy` (N, C) and `columns.npy` (M, C), float32, and what their rows are of: `clips.csv`, `columns.csv`."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._clips, self._columns = _Rows(folder / "clips.npy"), _Rows(folder / "columns.npy")
-        self._texts = [_text(folder / name) for name in ("clips.csv", "columns.csv")]
-        self._of_clips, self._of_columns = (csv.writer(file, lineterminator="\n") for file in self._texts)
-        self._of_clips.writerow(["path", "seconds"])
-        self._of_columns.writerow(["path", "onset", "offset"])
+    names = ("clips.npy", "columns.npy", "clips.csv", "columns.csv")
+
+    def __init__(self, *files: BinaryIO) -> None:
+        self._clips, self._columns = map(_Rows, files[:2])
+        self._texts = [text_of(file) for file in files[2:]]
+        self._of_clips = CsvWriter(self._texts[0], ["path", "seconds"])
+        self._of_columns = CsvWriter(self._texts[1], ["path", "onset", "offset"])
 
     def write(self, sound: Embedded) -> None:
         """As `Writer.write`."""
         self._clips.add(sound.clip_C[None])
         self._columns.add(sound.columns_TxC)
-        self._of_clips.writerow([sound.path, sound.seconds])
-        self._of_columns.writerows([sound.path, *times] for times in sound.times_Tx2.tolist())
+        self._of_clips.row([sound.path, sound.seconds])
+        for times in sound.times_Tx2.tolist():
+            self._of_columns.row([sound.path, *times])
 
     def close(self) -> None:
         """As `Writer.close`."""
-        for file in (self._clips, self._columns, *self._texts):
-            file.close()
+        self._clips.close()
+        self._columns.close()
+        for text in self._texts:
+            text.detach()
 
 
 class _Rows:
     """A .npy file that grows row by row: its head is written anew at the end, in the room that numpy leaves for it."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._rows, self._width = 0, 0
 
     def add(self, rows: Vectors) -> None:
@@ -127,7 +150,6 @@ class _Rows:
         """Says in the head how many rows there are."""
         self._file.seek(0)
         self._head()
-        self._file.close()
 
     def _head(self) -> None:
         shape = (self._rows, self._width)
@@ -138,9 +160,10 @@ class _Rows:
 class ParquetFiles:
     """`clips.parquet` (path, seconds, embedding) and `columns.parquet` (path, onset, offset, embedding)."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+    names = ("clips.parquet", "columns.parquet")
+
+    def __init__(self, *files: BinaryIO) -> None:
+        self._files = dict(zip(("clips", "columns"), files))
         self._open: dict[str, Any] = {}
 
     def write(self, sound: Embedded) -> None:
@@ -163,9 +186,5 @@ class ParquetFiles:
         embedding = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         table = pyarrow.table({**fields, "embedding": embedding})
         if name not in self._open:
-            self._open[name] = pyarrow.parquet.ParquetWriter(self._folder / f"{name}.parquet", table.schema)
+            self._open[name] = pyarrow.parquet.ParquetWriter(self._files[name], table.schema)
         self._open[name].write_table(table)
-
-
-def _text(path: Path) -> Any:
-    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")

@@ -7,25 +7,28 @@ called: open what CSV is written to with `errors="surrogateescape"` and `newline
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datar_jax.filesystem import printable
+from datar_jax.escaping import CsvWriter, printable
+from datar_jax.filesystem import atomic_write
 from datar_jax.inference.events import Event
 from datar_jax.inference.predict import Prediction
 from datar_jax.inference.windows import FailedFile
 from datar_jax.labels import Heads, class_names, head_slices
+from datar_jax.terminal import Console
 
 BEST = 5  # default number of best classes per head
+LONGEST = 251  # bytes of a name before .txt: file systems take 255
 
 
 class Writer(Protocol):
@@ -51,7 +54,7 @@ class JsonLines:
             best = _best(answer, self._heads, self._top)
             row["scores"] = {self._names[s]: _score(answer.scores_S[s]) for s in best}
             row["events"] = [{**event._asdict(), "score": _score(event.score)} for event in answer.events]
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(row).replace("\x7f", "\\u007f") + "\n")  # all else is escaped already
         self._file.flush()
 
 
@@ -59,13 +62,13 @@ class EventsCsv:
     """One row per event: path, onset, offset, label, score; none for a failed file."""
 
     def __init__(self, file: TextIO) -> None:
-        self._file, self._rows = file, csv.writer(file, lineterminator="\n")
-        self._rows.writerow(["path", "onset", "offset", "label", "score"])
+        self._file, self._csv = file, CsvWriter(file, ["path", "onset", "offset", "label", "score"])
 
     def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
         if isinstance(answer, Prediction):
-            self._rows.writerows([answer.path, e.onset, e.offset, e.label, _score(e.score)] for e in answer.events)
+            for event in answer.events:
+                self._csv.row([answer.path, event.onset, event.offset, event.label, _score(event.score)])
             self._file.flush()
 
 
@@ -73,15 +76,14 @@ class ScoresCsv:
     """One row per best class of a file: path, seconds, label, score; none for a failed file."""
 
     def __init__(self, file: TextIO, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
-        self._file, self._rows = file, csv.writer(file, lineterminator="\n")
+        self._file, self._csv = file, CsvWriter(file, ["path", "seconds", "label", "score"])
         self._names, self._heads, self._top = class_names(labels, heads), heads, top
-        self._rows.writerow(["path", "seconds", "label", "score"])
 
     def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
         if isinstance(answer, Prediction):
             for s in _best(answer, self._heads, self._top):
-                self._rows.writerow([answer.path, answer.seconds, self._names[s], _score(answer.scores_S[s])])
+                self._csv.row([answer.path, answer.seconds, self._names[s], _score(answer.scores_S[s])])
             self._file.flush()
 
 
@@ -95,7 +97,7 @@ class Terminal:
         """As `Writer.write`."""
         head = Text(printable(answer.path), style="bold")
         if isinstance(answer, FailedFile):
-            self._console.print(head.append(f"  {answer.reason}", style="not bold red"), soft_wrap=True)
+            self._console.print(head.append(f"  {printable(answer.reason)}", style="not bold red"), soft_wrap=True)
             return
         best = _best(answer, self._heads, self._top)
         classes = ", ".join(f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in best)
@@ -105,7 +107,10 @@ class Terminal:
 
 
 class LabelTracks:
-    """One Audacity label track per file, named after it, in one folder; none for a failed file."""
+    """One Audacity label track per file, named after it, in one folder; none for a failed file.
+
+    A track whose name would have more than 255 bytes is named after the beginning of the file's name and its hash.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -120,8 +125,10 @@ class LabelTracks:
         more = (f"{name}-{i}" for i in itertools.count(2))  # of files of one name in several folders
         name = next(each for each in itertools.chain([name], more) if each not in self._taken)
         self._taken.add(name)
-        with (self._folder / f"{name}.txt").open("w", encoding="utf-8", newline="") as file:
-            file.writelines(audacity(answer.events))
+        if len(os.fsencode(name)) > LONGEST:
+            digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+            name = f"{os.fsencode(name)[:200].decode(errors='ignore')}~{digest}"
+        atomic_write(self._folder / f"{name}.txt", "".join(audacity(answer.events)).encode())
 
 
 def audacity(events: Iterable[Event]) -> Iterator[str]:
@@ -152,8 +159,7 @@ def _table(events: Iterable[Event]) -> Table:
     for column in (table.columns[0], table.columns[1], table.columns[3]):
         column.justify = "right"
     for event in events:
-        label = Text(printable(event.label))
-        table.add_row(clock(event.onset), clock(event.offset), label, f"{event.score:.1%}")
+        table.add_row(clock(event.onset), clock(event.offset), Text(printable(event.label)), f"{event.score:.1%}")
     return table
 
 
@@ -162,5 +168,5 @@ def _score(value: float) -> float:
 
 
 def _one_line(label: str) -> str:
-    """A label without tabs and line breaks, which would end it."""
-    return re.sub(r"\s+", " ", label).strip()
+    """A label without tabs and line breaks, which would end it, and without control characters."""
+    return printable(re.sub(r"\s+", " ", label).strip())

@@ -5,20 +5,22 @@ Shapes: N clips, S classes.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax import metrics
 from datar_jax.data.dataset import Dataset
-from datar_jax.filesystem import atomic_write, printable
+from datar_jax.escaping import CsvWriter
+from datar_jax.filesystem import atomic_writer, text_of
 from datar_jax.labels import Labels, head_slices
-from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten
+from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten, text_width
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 DRAWN = 20  # clips in the picture
 HEADS = ("truth", "taken for")
@@ -78,19 +80,34 @@ def worst_clips(
         clip = dataset.clips[clips_N[n]]
         truth, taken = names(target_NxS[n] > 0), names(taken_NxS[n])
         both = float(np.exp(-loss_N[n])), float(np.exp(-taken_loss_N[n]))
-        place = printable(clip.name), clip.row, clip.start, clip.end
+        place = clip.name, clip.row, clip.start, clip.end
         answers.append(Answer(*place, truth, taken, *both, float(loss_N[n])))
     return answers
 
 
 def write_worst_clips_csv(path: Path, answers: Sequence[Answer]) -> None:
-    """Writes the table of all clips atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Answer._fields)
-    for answer in answers:
-        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in answer)
-    atomic_write(path, text.getvalue().encode())
+    """Writes the table of all clips."""
+    rows = ([float(f"{value:.6g}") if isinstance(value, float) else value for value in answer] for answer in answers)
+    write_csv(path, Answer._fields, rows)
+
+
+def write_confusions_csv(path: Path, matrix_SxS: csr_array, names: Sequence[str]) -> None:
+    """Writes all cells of a confusion matrix that are not zero: confusions first, then right answers, by count."""
+    cells = matrix_SxS.tocoo()
+    order = np.lexsort((-cells.data, cells.row == cells.col))
+    cell_rows = ((names[cells.row[i]], names[cells.col[i]], int(cells.data[i])) for i in order)
+    write_csv(path, ("true", "predicted", "clips"), cell_rows)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a table atomically and creates its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_writer(path) as file:
+        text = text_of(file)
+        writer = CsvWriter(text, header)
+        for row in rows:
+            writer.row(row)
+        text.detach()
 
 
 def save_worst_clips_figure(path: str | Path, answers: Sequence[Answer]) -> None:
@@ -106,8 +123,10 @@ def save_worst_clips_figure(path: str | Path, answers: Sequence[Answer]) -> None
     texts = [[shorten(answer.truth) or "nothing", shorten(answer.predicted_instead) or "nothing"] for answer in drawn]
     names = [shorten(answer.clip, _LONGEST) for answer in drawn]
     character, bars, gap = 0.0082 * _SIZE, 1.9, 0.15  # inches
-    left = character * max(map(len, names))
-    truth, taken = (gap + character * max(len(head), *map(len, column)) for head, column in zip(HEADS, zip(*texts)))
+    left = character * max(map(text_width, names))
+    truth, taken = (
+        gap + character * max(len(head), *map(text_width, column)) for head, column in zip(HEADS, zip(*texts))
+    )
     width, height = left + bars + truth + taken, 0.8 + 0.24 * len(drawn)
     figure = sheet(width, height)
     figure.set_layout_engine("none")  # the columns are measured already

@@ -47,7 +47,7 @@ def score_clips(
     sharding = batch_sharding(mesh)
     row = {int(clip): i for i, clip in enumerate(indices)}
     total = np.zeros((len(indices), spec.classes))
-    target = np.zeros_like(total)
+    target = np.zeros(total.shape, bool)
     views = np.zeros((len(indices), 1))
     size = spec.config.train.eval_batch_size
     loaded = eval_batches(
@@ -72,7 +72,8 @@ def score_clips(
             views[at] += 1
     if not np.isfinite(total).all():
         raise TrainingError("the model's scores are not finite; lower optim.learning_rate and train anew")
-    return total / views, target
+    total /= views
+    return total, target
 
 
 def _all_processes(local: np.ndarray) -> np.ndarray:

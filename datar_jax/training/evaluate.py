@@ -5,16 +5,14 @@ Shapes: N clips, S classes.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,15 +25,26 @@ from datar_jax.data.duplicates import learned_note
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
+from datar_jax.escaping import printable
 from datar_jax.filesystem import write_json
 from datar_jax.labels import Labels, class_names, head_slices
 from datar_jax.models.spec import ModelSpec
-from datar_jax.training.error_analysis import save_worst_clips_figure, worst_clips, write_worst_clips_csv
+from datar_jax.terminal import Console
+from datar_jax.training.error_analysis import (
+    save_worst_clips_figure,
+    worst_clips,
+    write_confusions_csv,
+    write_csv,
+    write_worst_clips_csv,
+)
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.input_pipeline import open_source
 from datar_jax.training.monitoring.metric_writer import Row
-from datar_jax.training.plots import save_confusion_figure
+from datar_jax.training.plots import save_confusion_figure, try_drawing
 from datar_jax.training.sharding import make_mesh
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Split = Literal["train", "validation", "test", "all"]
 Array = NDArray[np.float64]
@@ -50,7 +59,8 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
       saved: the model; it has weights.
       config: where the data are and how they are divided, and how many are scored at a time.
       split: whose clips; `all` takes every one.
-      out: folder for `result.json`, `classes.csv`, `confusion.png`, `hardest.csv`, `hardest.png`, and the cache.
+      out: folder for the results, numbers before pictures, and the cache: `result.json`, `classes.csv`, `hardest.csv`,
+        `confusion.csv`, `hardest.png`, `confusion.png`.
       console: for progress and results.
 
     Returns:
@@ -76,7 +86,7 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
     dataset = read_dataset(config.data)
     chosen = np.arange(len(dataset)) if split == "all" else getattr(divide(dataset, config.data), split)
     for note in dataset.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.say(note)
     dataset = remap_labels(model, dataset)
     check_heads(config.data, dataset)
     store = open_source(config, dataset, out, console)
@@ -85,7 +95,7 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
         raise ConfigError(f"{dataset.source}: no {split} clip; choose another --split")
     learned = learned_note(store, indices, model.provenance.data.clips_crc32)
     for note in seen(model, config, dataset, split) if learned is None else filter(None, [learned]):
-        console.print(note, markup=False, soft_wrap=True)
+        console.say(note)
 
     spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(head.size for head in model.heads))
     statistics = np.array(model.normalization, np.float32)
@@ -93,27 +103,40 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
     numbers = metrics.evaluate(score, target, labels, dataset.heads)
     classes = by_class(score, target, dataset, labels)
     result: Row = {"model": saved.source, "data": dataset.source, "split": split, **numbers}
+    confusions = [f"{prefix}confusion" for prefix in head_slices(dataset.heads)]
+    for name in ("classes", "hardest", *confusions):  # of an earlier result, beside which the new one must not lie
+        for kind in ("csv", "png"):
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
     write_json(out / "result.json", result)
-    with (out / "classes.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.DictWriter(file, list(classes[0]), lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(classes)
-    save_test_figures(out, dataset, indices, score, target, labels)
+    write_csv(out / "classes.csv", list(classes[0]), (row.values() for row in classes))
     console.print(table_of(classes))
+    save_test_results(out, dataset, indices, score, target, labels, console.say)
     return result
 
 
-def save_test_figures(
-    folder: Path, dataset: Dataset, clips_N: NDArray[np.int64], score_NxS: Array, target_NxS: Array, labels: Labels
+def save_test_results(
+    folder: Path,
+    dataset: Dataset,
+    clips_N: NDArray[np.int64],
+    score_NxS: Array,
+    target_NxS: Array,
+    labels: Labels,
+    say: Callable[[str], None],
 ) -> None:
-    """Writes the worst clips and, for single-label data, a confusion matrix per head."""
+    """Writes the worst clips and, for single-label data, the confusions of each head; then a picture of each.
+
+    A picture that cannot be drawn is one line for `say`.
+    """
     answers = worst_clips(dataset, clips_N, score_NxS, target_NxS, labels)
     write_worst_clips_csv(folder / "hardest.csv", answers)
-    save_worst_clips_figure(folder / "hardest.png", answers)
-    if labels == "single":
-        for prefix, part in head_slices(dataset.heads).items():
-            matrix = metrics.confusion(score_NxS[:, part], target_NxS[:, part])
-            save_confusion_figure(folder / f"{prefix}confusion.png", matrix, dataset.labels[part])
+    heads = head_slices(dataset.heads) if labels == "single" else {}
+    matrices = {prefix: metrics.confusion(score_NxS[:, part], target_NxS[:, part]) for prefix, part in heads.items()}
+    for prefix, matrix in matrices.items():
+        write_confusions_csv(folder / f"{prefix}confusion.csv", matrix, dataset.labels[heads[prefix]])
+    try_drawing(say, save_worst_clips_figure, folder / "hardest.png", answers)
+    for prefix, matrix in matrices.items():
+        names = dataset.labels[heads[prefix]]
+        try_drawing(say, save_confusion_figure, folder / f"{prefix}confusion.png", matrix, names)
 
 
 def remap_labels(model: ModelInfo, dataset: Dataset) -> Dataset:
@@ -155,20 +178,29 @@ def by_class(score_NxS: Array, target_NxS: Array, dataset: Dataset, labels: str)
     """
     rows: list[Row] = []
     for prefix, part in head_slices(dataset.heads).items():
-        score, target = score_NxS[:, part], target_NxS[:, part]
+        score, target, names = score_NxS[:, part], target_NxS[:, part], dataset.labels[part]
+        precision_S, auc_S = metrics.class_rankings(score, target)
         matrix = metrics.confusion(score, target)
-        for s, label in enumerate(dataset.labels[part]):
-            row: Row = {"head": prefix.removesuffix("_"), "class": label, "clips": int((target[:, s] > 0).sum())}
+        right_S, taken_S, instead_S = matrix.diagonal(), matrix.sum(axis=0), _predicted_instead(matrix)
+        for s, clips in enumerate((target > 0).sum(axis=0).tolist()):
+            row: Row = {"head": prefix.removesuffix("_"), "class": names[s], "clips": clips}
             if labels == "single":
-                right, taken = matrix[s, s], matrix[:, s].sum()
-                others = np.where(np.arange(len(matrix)) == s, 0, matrix[s])
-                row["recall"] = float(right / row["clips"]) if row["clips"] else None
-                row["precision"] = float(right / taken) if taken else None
-                row["predicted_instead"] = dataset.labels[part][int(others.argmax())] if others.any() else ""
-            row["average_precision"] = metrics.average_precision(score[:, s], target[:, s])
-            row["roc_auc"] = metrics.roc_auc(score[:, s], target[:, s])
+                row["recall"] = float(right_S[s] / clips) if clips else None
+                row["precision"] = float(right_S[s] / taken_S[s]) if taken_S[s] else None
+                row["predicted_instead"] = names[instead_S[s]] if s in instead_S else ""
+            row["average_precision"] = precision_S[s]
+            row["roc_auc"] = auc_S[s]
             rows.append(row)
     return rows
+
+
+def _predicted_instead(matrix: csr_array) -> dict[int, int]:
+    """The class that each class is most often taken for, of those that are; of equally many the first."""
+    cells = matrix.tocoo()
+    wrong = cells.row != cells.col
+    row, column, count = cells.row[wrong], cells.col[wrong], cells.data[wrong]
+    order = np.lexsort((-column, count))  # the last one of a class counts
+    return dict(zip(row[order].tolist(), column[order].tolist()))
 
 
 def table_of(classes: Sequence[Row]) -> Table:
@@ -191,4 +223,4 @@ def table_of(classes: Sequence[Row]) -> Table:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))

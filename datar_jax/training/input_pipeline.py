@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import msgspec
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from datar_jax.config import Config, ConfigError
@@ -24,6 +23,7 @@ from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import Splits, check_classes, check_heads, split
 from datar_jax.filesystem import storage_path
 from datar_jax.models.spec import ModelSpec
+from datar_jax.terminal import Console
 from datar_jax.training.distributed import wait_for_all
 
 STATISTICS_CLIPS = 2048  # clips whose statistics are computed where prepared data have none for this front end
@@ -89,7 +89,7 @@ class InputPipeline:
         splits = {fold: usable_split(dataset, source, each, console) for fold, each in data.splits.items()}
         for note in dict.fromkeys(copies_note(dataset, source, each) for each in splits.values()):
             if note:
-                console.print(note, markup=False, soft_wrap=True)
+                console.say(note)
         frames = config.audio.frames(config.data.window_seconds) if config.data.window_seconds else 0
         frames = frames or max(default_window_frames(source, each.train, config.audio) for each in splits.values())
         return cls(config, dataset, source, splits, frames)
@@ -171,7 +171,7 @@ def open_source(config: Config, dataset: Dataset, workdir: Path, console: Consol
     if not jax.process_index():
         wait_for_all("sounds")
     if report := bad_clips_report(store, config.data.max_bad_fraction):
-        console.print(report, markup=False, soft_wrap=True)
+        console.print(report, soft_wrap=True)
     return store
 
 
@@ -184,7 +184,7 @@ def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) ->
             config.audio,
             cache,
             lambda done, total: bar.update(task, completed=done, total=total),
-            lambda line: console.print(line, markup=False, soft_wrap=True),
+            console.say,
         )
 
 
@@ -207,6 +207,6 @@ def usable_split(dataset: Dataset, store: ClipSource, each: Splits, console: Con
     for name in SPLITS:
         clips[name], dropped = usable(store, getattr(each, name))
         if dropped:
-            console.print(f"{dropped} {name} clips cannot be used and are left out", markup=False)
+            console.print(f"{dropped} {name} clips cannot be used and are left out")
     check_classes(dataset, clips["train"], clips["test"])
     return replace(each, **clips)

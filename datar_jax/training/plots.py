@@ -7,52 +7,92 @@ F mel bins, T frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datar_jax.checkpoints.integrity import short_message
 from datar_jax.metrics import format_metric
-from datar_jax.plotting import FAINT, INK, save, sheet, shorten
+from datar_jax.plotting import FAINT, INK, save, sheet, shorten, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from scipy.sparse import csr_array
 
 Row = Mapping[str, Any]
 
 _COLOURS = {"train": "#3b6fb6", "validation": "#d9822b", "test": "#2e8b57"}
 _LONG = 60  # points from which a curve counts as long
 _COUNTED = 20  # classes up to which every cell carries its count
+MAX_CLASSES = 60  # in a confusion matrix; names of more cannot be read
 
 
-def save_confusion_figure(path: str | Path, matrix_SxS: NDArray[Any], names: Sequence[str]) -> None:
+def try_drawing(say: Callable[[str], None], draw: Callable[..., None], path: Path, *given: Any) -> None:
+    """Draws a picture of results that are stored already; if that fails, says so in one line.
+
+    An older picture under that name is then removed: it does not show these results.
+
+    Args:
+      say: prints a line.
+      draw: draws the picture.
+      path: of the picture, the first argument of `draw`.
+      given: the other arguments.
+    """
+    try:
+        draw(path, *given)
+    except Exception as error:  # matplotlib and the fonts of a machine raise many kinds, and a disk may be full
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        say(f"{path}: could not be drawn ({short_message(error)}); the numbers are complete")
+
+
+def most_confused(matrix_SxS: csr_array, most: int = MAX_CLASSES) -> NDArray[np.int64]:
+    """The classes of the most frequent confusions, in the order of the matrix; all, if there are no more than `most`.
+
+    Without so many confusions, the classes of most clips complete them.
+    """
+    cells = matrix_SxS.tocoo()
+    wrong = np.flatnonzero(cells.row != cells.col)
+    wrong = wrong[np.argsort(-cells.data[wrong], kind="stable")]
+    largest = np.argsort(-matrix_SxS.sum(axis=1), kind="stable")
+    order = np.concatenate([np.stack([cells.row[wrong], cells.col[wrong]], axis=1).ravel(), largest])
+    return np.sort(list(dict.fromkeys(order.tolist()))[:most])
+
+
+def save_confusion_figure(path: str | Path, matrix_SxS: NDArray[Any] | csr_array, names: Sequence[str]) -> None:
     """Draws a confusion matrix: true classes in rows, predicted ones in columns.
 
     Colour is the share of the row, on a scale that shows small shares well; up to 20 classes every cell that is not
-    zero also carries its count.
+    zero also carries its count. Of more than 60 classes, the most confused are drawn.
 
     Args:
       path: the PNG to write; its folder is made.
-      matrix_SxS: counts, such as `metrics.confusion` gives.
+      matrix_SxS: counts, dense or sparse, such as `metrics.confusion` gives.
       names: of the S classes.
 
     Raises:
       ValueError: the matrix and the names do not fit.
     """
     from matplotlib.colors import PowerNorm
+    from scipy.sparse import csr_array
 
-    matrix = np.asarray(matrix_SxS)
-    classes = len(names)
-    if matrix.shape != (classes, classes) or not classes:
-        raise ValueError(f"matrix {matrix.shape} for {classes} names: it must be (classes, classes), not empty")
-    total = matrix.sum()
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    counts = csr_array(matrix_SxS)
+    if counts.shape != (len(names), len(names)) or not len(names):
+        raise ValueError(f"matrix {counts.shape} for {len(names)} names: it must be (classes, classes), not empty")
+    drawn = most_confused(counts)
+    classes, matrix = len(drawn), counts[drawn][:, drawn].toarray()
+    share = matrix / np.maximum(counts.sum(axis=1)[drawn, None], 1)
+    heading = f"accuracy {counts.trace() / max(counts.sum(), 1):.1%} of {counts.sum():,} clips"
+    if classes < len(names):
+        heading += f"\nthe {classes} most confused of {len(names):,} classes; {Path(path).stem}.csv has all"
     cell = float(np.interp(classes, (2, _COUNTED, 60), (0.62, 0.42, 0.16)))  # inches
     text = float(np.interp(cell, (0.16, 0.42), (6.5, 9)))  # points
-    shown = [shorten(name) for name in names]
-    margin = 0.6 + max(map(len, shown)) * text * 0.0088
+    shown = [shorten(names[s]) for s in drawn]
+    margin = 0.6 + max(map(text_width, shown)) * text * 0.0088
     side = classes * cell
     title = float(np.interp(side, (6, 16), (11, 18)))
     figure = sheet(max(side, 2.4) + margin + 1.2, max(side, 1.6) + margin + 0.6)
@@ -70,7 +110,7 @@ def save_confusion_figure(path: str | Path, matrix_SxS: NDArray[Any], names: Seq
     axes.spines[:].set_color("#cccccc")
     axes.set_xlabel("predicted", fontsize=title - 1)
     axes.set_ylabel("true", fontsize=title - 1)
-    axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.1%} of {total:,} clips", fontsize=title, color=INK)
+    axes.set_title(heading, fontsize=title, color=INK)
     if classes <= _COUNTED:
         size = min(9.0, cell * 60 / max(len(str(matrix.max())), 2))
         for row, column in np.argwhere(matrix):

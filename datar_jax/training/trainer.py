@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
 
 from datar_jax import metrics
 from datar_jax.checkpoints.manager import CheckpointManager
@@ -24,13 +23,14 @@ from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.data.duplicates import pack_checksums
 from datar_jax.models.flops import count_parameters, macs_per_clip
 from datar_jax.models.spec import ModelSpec
+from datar_jax.terminal import Console
 from datar_jax.training.eval_loop import score_clips
-from datar_jax.training.evaluate import save_test_figures
+from datar_jax.training.evaluate import save_test_results
 from datar_jax.training.finetune import initialize_from, provenance, read_init_source, source_provenance, started_run
 from datar_jax.training.input_pipeline import FoldPipeline, InputPipeline, LabelledData
 from datar_jax.training.monitoring.console import make_console, show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, NullWriter, Row, read_rows
-from datar_jax.training.plots import save_training_curves
+from datar_jax.training.plots import save_training_curves, try_drawing
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_loop import Trained, fit
 from datar_jax.training.workdir import check_labels, check_workdir, write_on_first_process
@@ -89,7 +89,7 @@ def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> 
     _check_batches(config, mesh)
     data = LabelledData.read(config)
     for note in data.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.say(note)
     crossed = config.data.fold == 0
     folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in data.splits}
     for folder in folders.values():
@@ -151,8 +151,8 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     finally:
         report.end()
         checkpoints.close()
-    _save_figures(folder, dataset, rows, [scores], config)
     write_on_first_process(folder / "result.json", scores.result)
+    _save_figures(folder, dataset, rows, [scores], config, report.say)
     return scores
 
 
@@ -186,8 +186,8 @@ def _cross_validation(job: Job, workdir: Path, scores: dict[int, FoldScores]) ->
     headline = metrics.primary_metric(config.data.labels, dataset.heads)
     result = _summarize([each.result for each in scores.values()], list(scores), headline)
     rows = [{**row, "fold": n} for n in scores for row in read_rows(workdir / f"fold_{n}" / "metrics.jsonl")[0]]
-    _save_figures(workdir, dataset, rows, list(scores.values()), config)
     write_on_first_process(workdir / "result.json", result)
+    _save_figures(workdir, dataset, rows, list(scores.values()), config, job.console.say)
     return result
 
 
@@ -205,17 +205,24 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
             )
 
 
-def _save_figures(folder: Path, dataset: Dataset, rows: list[Row], done: list[FoldScores], config: Config) -> None:
-    """Draws training curves, confusion matrices and the worst test clips."""
+def _save_figures(
+    folder: Path,
+    dataset: Dataset,
+    rows: list[Row],
+    done: list[FoldScores],
+    config: Config,
+    say: Callable[[str], None],
+) -> None:
+    """Draws training curves, confusion matrices and the worst test clips, with tables of the latter two."""
     if jax.process_index():
         return
     clips = np.concatenate([each.clips for each in done])
     score = np.concatenate([each.score for each in done])
     target = np.concatenate([each.target for each in done])
-    save_test_figures(folder, dataset, clips, score, target, config.data.labels)
+    save_test_results(folder, dataset, clips, score, target, config.data.labels, say)
     chosen = [each.result["chosen_step"] for each in done]
     headline = metrics.primary_metric(config.data.labels, dataset.heads)
-    save_training_curves(folder / "curves.png", rows, headline, chosen)
+    try_drawing(say, save_training_curves, folder / "curves.png", rows, headline, chosen)
 
 
 def _summarize(results: list[Row], folds: list[int], headline: str) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import importlib.util
 import json
@@ -28,6 +27,7 @@ from datar_jax.checkpoints.model_info import ModelError, find_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
 from datar_jax.cli.main import COMMANDS, command, main
 from datar_jax.data.synthetic_sounds import render
+from datar_jax.escaping import read_csv
 from datar_jax.inference.predict import predict_files
 from datar_jax.training import evaluate
 from datar_jax.training import train_loop as loop
@@ -197,7 +197,7 @@ def test_an_export_scores_as_its_run_and_evaluate_agrees(
     assert {"top1", "loss", "clips", "mean_average_precision"} <= same
     assert {name: result[name] for name in same} == pytest.approx({name: numbers[name] for name in same}, abs=1e-5)
     with (tmp_path / "ev" / "classes.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        rows = list(read_csv(file))
     assert [row["class"] for row in rows] == list(KINDS) and sum(int(row["clips"]) for row in rows) == 9
     right = sum(float(row["recall"]) * int(row["clips"]) for row in rows)
     assert right / 9 == pytest.approx(result["top1"])
@@ -243,7 +243,7 @@ def test_predict_and_embed_answer_what_they_can(
     rows = [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()]
     assert sorted(row["path"] for row in rows) == sorted([*good, str(folder / "empty.wav")])
     with (tmp_path / "csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        told = {(row["path"], row["label"]): float(row["score"]) for row in csv.DictReader(file)}
+        told = {(row["path"], row["label"]): float(row["score"]) for row in read_csv(file)}
     assert len(told) == 9
     for row in rows:
         if "error" not in row:
@@ -251,7 +251,7 @@ def test_predict_and_embed_answer_what_they_can(
             assert row["scores"] == pytest.approx(scores, abs=1e-6)
             assert {label: told[row["path"], label] for label in scores} == row["scores"]
     with events.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        counted = [row["path"] for row in csv.DictReader(file)]
+        counted = [row["path"] for row in read_csv(file)]
     assert counted and sorted(counted) == sorted(row["path"] for row in rows for _ in row.get("events", ()))
     assert {path.name for path in tracks.iterdir()} == {f"{Path(path).name}.txt" for path in good}
     assert sum(len(path.read_text().splitlines()) for path in tracks.iterdir()) == len(counted)
@@ -268,7 +268,7 @@ def test_predict_and_embed_answer_what_they_can(
     assert main(["embed", *given, f"--out={tmp_path / 'parquet'}", "--format=parquet"]) == 1
     clips, columns = (np.load(tmp_path / "npy" / f"{name}.npy") for name in ("clips", "columns"))
     with (tmp_path / "npy" / "columns.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        times = list(csv.DictReader(file))
+        times = list(read_csv(file))
     assert clips.shape == (3, 8) and columns.shape == (len(times), 8)
     short = [row for row in times if row["path"] == good[0]]  # one window
     batch = {name: np.stack([row[name]]) for row in rows_of(model, good[0]) for name in row}
@@ -332,7 +332,7 @@ def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
     assert (before["mean_db"], before["std_db"]) == load_pretrained(work).description.normalization
     assert main(["export", str(tuned), str(tmp_path / "card")]) == 0
     card = (tmp_path / "card" / "README.md").read_text()
-    assert f"pretraining: initialized from {source} (step 1), trained on sounds without fold 1" in card
+    assert f"pretraining: initialized from `{source} (step 1)`, trained on sounds without fold 1" in card
     capsys.readouterr()
     assert train.main(training("finetune", sounds, tmp_path / "new", init__from=str(source))) == 2
     assert f"init.from={str(source)!r}: {source}: no such file or folder" in capsys.readouterr().err

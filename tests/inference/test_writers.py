@@ -1,18 +1,18 @@
 """Answers written and read back: JSON lines, CSV, Audacity's labels, and what a person sees."""
 
-import csv
 import io
 import json
 import os
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from datar_jax.escaping import read_csv
 from datar_jax.inference.events import Event
 from datar_jax.inference.predict import Prediction
 from datar_jax.inference.windows import FailedFile
 from datar_jax.inference.writers import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
+from datar_jax.terminal import Console
 from tests.helpers import head
 
 LABELS = ("dog, barking", 'a "bell"\tand\nmore', "Vögel")
@@ -56,15 +56,15 @@ def test_json_lines_come_back_as_they_were():
 
 
 def test_events_come_back_from_csv_to_the_last_digit():
-    header, *rows = csv.reader(written(EventsCsv))
-    assert header == ["path", "onset", "offset", "label", "score"]
+    rows = [list(row.values()) for row in read_csv(written(EventsCsv))]
+    assert next(written(EventsCsv)) == "path,onset,offset,label,score\n"
     found = [Event(label, float(onset), float(offset), float(score)) for _, onset, offset, label, score in rows]
     assert found == [event._replace(score=round(event.score, 6)) for event in EVENTS]
     assert {path for path, *_ in rows} == {"a/b.wav"}
 
 
 def test_the_best_scores_come_back_from_csv():
-    rows = list(csv.DictReader(written(ScoresCsv, LABELS, (), 2)))
+    rows = list(read_csv(written(ScoresCsv, LABELS, (), 2)))
     assert [(row["path"], row["label"], float(row["score"])) for row in rows] == [
         ("a/b.wav", LABELS[2], 1.0),
         ("a/b.wav", LABELS[1], 0.5),
@@ -72,7 +72,7 @@ def test_the_best_scores_come_back_from_csv():
         (BYTES, LABELS[1], 0.25),
     ]
     assert [float(row["seconds"]) for row in rows] == [86_400.0, 86_400.0, 1 / 3, 1 / 3]
-    heads = csv.DictReader(written(ScoresCsv, LABELS, (head("verb", 1), head("noun", 2)), 1))
+    heads = read_csv(written(ScoresCsv, LABELS, (head("verb", 1), head("noun", 2)), 1))
     assert [row["label"] for row in heads] == [f"verb: {LABELS[0]}", f"noun: {LABELS[2]}"] * 2
 
 
@@ -80,7 +80,7 @@ def test_csv_of_odd_names_can_be_written_to_a_file(tmp_path):
     with open(tmp_path / "a.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         ScoresCsv(file, LABELS).write(ANSWERS[2])
     with open(tmp_path / "a.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        assert list(csv.reader(file))[1][0] == BYTES
+        assert next(read_csv(file))["path"] == BYTES
 
 
 def test_a_label_track_has_one_line_an_event_in_microseconds():

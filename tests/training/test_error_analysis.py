@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from datar_jax.data.dataset import Clip, Dataset
+from datar_jax.escaping import read_csv
 from datar_jax.labels import Head
 from datar_jax.training import error_analysis as page
 from datar_jax.training.error_analysis import save_worst_clips_figure, worst_clips, write_worst_clips_csv
@@ -63,7 +63,7 @@ def test_the_table_reads_back(tmp_path: Path) -> None:
     write_worst_clips_csv(tmp_path / "hardest.csv", answers)
     assert [path.name for path in tmp_path.iterdir()] == ["hardest.csv"]
     with (tmp_path / "hardest.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(read_csv(file))
     assert [(row["clip"], row["truth"], row["predicted_instead"]) for row in rows] == [
         (a.clip, a.truth, a.predicted_instead) for a in answers
     ]

@@ -7,6 +7,7 @@ import sys
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from datar_jax.training import plots as plot
 
@@ -52,7 +53,7 @@ def test_confusion_of_any_size(tmp_path, drawn, classes):
     assert frame_is_white(tmp_path / "new" / "c.png")
     axes = drawn().axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(set(shown)) == classes  # shortened names still tell the classes apart
+    assert len(set(shown)) == min(classes, 60)  # shortened names still tell the classes apart
     counts = sorted(int(text.get_text()) for text in axes.texts)
     assert counts == (sorted(matrix[matrix > 0]) if classes <= 20 else [])
 
@@ -65,6 +66,37 @@ def test_confusion_states_the_accuracy_with_truth_in_rows(tmp_path, drawn):
     np.testing.assert_allclose(np.ravel(axes.collections[0].get_array()), [0.75, 0.25, 0, 0])
     place = {text.get_text(): text.get_position() for text in axes.texts}
     assert place == {"3": (0, 0), "1": (1, 0)} and axes.yaxis_inverted()
+
+
+def test_of_many_classes_the_most_confused_are_drawn_in_their_order(tmp_path, drawn):
+    classes = 3_000
+    matrix = csr_array((np.ones(classes, int), (range(classes), range(classes))), shape=(classes, classes)).tolil()
+    for i in range(20):
+        matrix[100 * i + 7, 100 * i + 3] = 5 + i
+    matrix[2_999, 2_999] = 9  # no confusion: the largest class comes after those
+    names = [f"class {i}" for i in range(classes)]
+    plot.save_confusion_figure(tmp_path / "c.png", matrix.tocsr(), names)
+    axes = drawn().axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    confused = {f"class {100 * i + j}" for i in range(20) for j in (3, 7)}
+    assert len(shown) == 60 and confused | {"class 2999"} <= set(shown)
+    assert shown == sorted(shown, key=names.index)
+    assert axes.get_title().endswith("the 60 most confused of 3,000 classes; c.csv has all")
+    at = shown.index("class 1907"), shown.index("class 1903")
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_array()).reshape(60, 60)[at], 24 / 25)
+
+
+def test_a_failed_picture_is_a_line_and_leaves_no_older_one(tmp_path):
+    def fail(path):
+        raise MemoryError
+
+    lines = []
+    (tmp_path / "c.png").write_bytes(b"older")
+    plot.try_drawing(lines.append, fail, tmp_path / "c.png")
+    assert lines == [f"{tmp_path / 'c.png'}: could not be drawn (MemoryError); the numbers are complete"]
+    assert not list(tmp_path.iterdir())
+    plot.try_drawing(lines.append, plot.save_confusion_figure, tmp_path / "c.png", np.eye(2, dtype=int), "ab")
+    assert len(lines) == 1 and (tmp_path / "c.png").exists()
 
 
 def test_confusion_refuses_names_that_do_not_fit(tmp_path):

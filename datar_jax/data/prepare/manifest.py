@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import hashlib
 import io
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan
 from datar_jax.data.prepared import DatasetInfo, Moments, Statistics
+from datar_jax.escaping import CsvWriter
 from datar_jax.filesystem import StoragePath
 
 
@@ -61,9 +61,9 @@ def write_manifest(
     if lacking := [split for split in ("train", "test") if not {split, ""} & splits]:
         log(f"no {' and no '.join(lacking)} clip is here: a run needs one")
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(shards.MANIFEST_COLUMNS)
-    writer.writerows(rows)
+    writer = CsvWriter(text, shards.MANIFEST_COLUMNS)
+    for row in rows:
+        writer.row(row)
     (out / shards.MANIFEST).write(text.getvalue().encode("utf-8", "surrogateescape"))
     sums: dict[str, Moments] = collections.defaultdict(Moments)
     for plan in plans:

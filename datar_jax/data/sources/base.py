@@ -19,7 +19,10 @@ LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
 
 
 class DataError(ValueError):
-    """Sounds that cannot be trained on; its text says what to do."""
+    """Sounds that cannot be trained on; its text says what to do, a line an argument."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ClipSource(abc.ABC):
@@ -117,7 +120,7 @@ def bad_clips_report(store: ClipSource, max_bad_fraction: float) -> str:
     if bad == total or bad > max_bad_fraction * total:
         more = [f"  and {bad - 20} more"] if bad > 20 else []
         advice = f"more than data.max_bad_fraction={max_bad_fraction:g}; repair or remove them, or raise that share"
-        raise DataError("\n".join([f"{head}, {advice}:", *lines[:20], *more]))
+        raise DataError(f"{head}, {advice}:", *lines[:20], *more)
     return "\n".join([f"{head} and are left out:", *lines])
 
 

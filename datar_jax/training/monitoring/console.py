@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
 from datar_jax.metrics import format_metric
+from datar_jax.terminal import Console
 from datar_jax.training.monitoring.metric_writer import Row
 
 
@@ -34,17 +34,14 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
-    figures = sorted(path.name for path in (*folder.glob("*.png"), *folder.glob("hardest.csv")))
+    figures = sorted(path.name for path in (*folder.glob("*.png"), *folder.glob("*.csv")))
     own = "metrics.jsonl, tensorboard/, checkpoints/, model.json"
-    console.print(
+    console.say(
         f"In {folder}: result.json, {', '.join(figures)}, config.json, "
         + (f"and in each fold_N/ {own}" if "folds" in result else own),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
 def make_console() -> Console:
     """Standard output of the first process; plain text when it is not a terminal."""
-    return Console(file=sys.stdout, highlight=False, quiet=jax.process_index() > 0)
+    return Console(file=sys.stdout, quiet=jax.process_index() > 0)

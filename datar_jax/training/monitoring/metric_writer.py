@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from datar_jax.filesystem import atomic_write
 from datar_jax.metrics import format_metric
+from datar_jax.terminal import Console
 
 LINE_SECONDS = 10.0  # at least so long between two plain lines
 
@@ -97,7 +97,7 @@ class MetricWriter:
 
     def say(self, line: str) -> None:
         """Prints one line."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.say(line)
 
     def sync(self) -> None:
         """Flushes to disk, so that a checkpoint that follows can rely on it."""

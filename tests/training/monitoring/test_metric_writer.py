@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from datar_jax import metrics
+from datar_jax.terminal import Console
 from datar_jax.training.monitoring.console import show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, read_rows
 from datar_jax.training.trainer import _summarize

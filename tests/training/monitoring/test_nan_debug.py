@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.config import DataConfig
@@ -20,6 +19,7 @@ from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.splits import Splits
 from datar_jax.models.spec import ModelSpec
+from datar_jax.terminal import Console
 from datar_jax.training.eval_loop import TrainingError
 from datar_jax.training.input_pipeline import FoldPipeline
 from datar_jax.training.monitoring.metric_writer import MetricWriter
