@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from datar_jax.audio.containers import Section, SectionFile, find_sections, is_placeholder
+from datar_jax.audio.containers import Section, SectionFile, find_sections
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.media import MEDIA_SUFFIXES, UNKNOWN, MediaFile
 
@@ -53,26 +52,32 @@ def open_sound(path: str | Path, note: Note) -> SoundReader:
     Raises:
       AudioError: the file is missing, no file, empty, of no known format, or truncated.
     """
-    _check_file(path)
+    size = _checked_size(path)
     try:
         found = find_sections(path)
         if found.note:
             note(found.note)
+        file: SoundReader
         if found.sections:
-            return _Joined(path, found.sections)
-        if Path(path).suffix.lower() in MEDIA_SUFFIXES:
-            return MediaFile(path)
-        try:
-            file = _Forward(os.fsencode(path))  # as str, a name that is no UTF-8 is an error
-        except soundfile.LibsndfileError:
-            if media := MediaFile.recognized(path):
-                return media
-            raise
+            file = _Joined(path, found.sections)
+        elif Path(path).suffix.lower() in MEDIA_SUFFIXES:
+            file = MediaFile(path)
+        else:
+            try:
+                file = _Forward(os.fsencode(path))  # as str, a name that is no UTF-8 is an error
+            except soundfile.LibsndfileError:
+                if not (media := MediaFile.recognized(path)):
+                    raise
+                file = media
+        left = os.stat(path).st_size
     except (soundfile.LibsndfileError, OSError) as error:
         raise undecodable(error) from None
-    if reason := _shortfall(file):
+    if file.format == "RAW":  # libsndfile's guess by the ending: any text named .au or .vox would be noise
         file.close()
-        raise AudioError(reason)
+        raise AudioError("no known format, or samples without a header; save them as wav")
+    if left < size:  # libsndfile took what is left for all
+        file.close()
+        raise AudioError("cut short while it was read")
     return file
 
 
@@ -83,8 +88,8 @@ def undecodable(error: Exception) -> AudioError:
     return AudioError(f"cannot be decoded ({getattr(error, 'error_string', error)})")
 
 
-def _check_file(path: str | Path) -> None:
-    """Refuses anything but a regular file, before opening it: opening a pipe would block."""
+def _checked_size(path: str | Path) -> int:
+    """Bytes of a file. Refuses anything but a regular one, before opening it: opening a pipe would block."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
@@ -97,6 +102,7 @@ def _check_file(path: str | Path) -> None:
         raise AudioError("empty file")
     if Path(path).suffix.lower() == ".raw":
         raise AudioError("samples without a header; save them as wav")
+    return status.st_size
 
 
 class _Forward(soundfile.SoundFile):
@@ -156,7 +162,7 @@ class _Joined:
         section = self._sections[number]
         self._under = SectionFile(self._path, section)
         try:
-            self._file = _Forward(self._under, **section.raw)
+            self._file = _Forward(self._under)
         except BaseException:
             self._under.close()
             raise
@@ -168,20 +174,3 @@ class _Joined:
             yield
         finally:
             self.close()
-
-
-def _shortfall(file: soundfile.SoundFile) -> str:
-    """The reason why the file is truncated or no recording; an empty text if it is neither.
-
-    libsndfile silently shortens what it reads to what is there, so that counting samples does not tell; containers of
-    plain samples tell by the size of their data chunk.
-    """
-    if file.format == "RAW":  # libsndfile's guess by the ending: any text named .au or .vox would be noise
-        return "no known format, or samples without a header; save them as wav"
-    found = re.search(r"^ *(?:SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if found and int(found[2]) < int(found[1]) and not is_placeholder(int(found[1])):
-        return f"truncated: {found[2]} of {found[1]} promised bytes are there"
-    found = re.search(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)", file.extra_info)
-    if found and int(found[1]) < int(found[2]):
-        return f"truncated: {found[1]} of {found[2]} promised samples are there"
-    return ""

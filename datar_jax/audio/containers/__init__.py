@@ -7,16 +7,15 @@ the parts to be read one after another, or raises the reason why the file cannot
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
 from datar_jax.audio.containers.flac import flac_sections
 from datar_jax.audio.containers.mpeg import mpeg_frame, mpeg_sections, skip_id3
 from datar_jax.audio.containers.ogg import ogg_sections
-from datar_jax.audio.containers.riff import RIFF, is_placeholder, riff_sections
-from datar_jax.audio.containers.section import Section, SectionFile, Sections
+from datar_jax.audio.containers.section import Bytes, Section, SectionFile, Sections
+from datar_jax.audio.containers.sized import sized_sections
 
-__all__ = ["Section", "SectionFile", "Sections", "find_sections", "is_placeholder"]
+__all__ = ["Section", "SectionFile", "Sections", "find_sections"]
 
 
 def find_sections(path: str | Path) -> Sections:
@@ -26,11 +25,11 @@ def find_sections(path: str | Path) -> Sections:
       AudioError: the file is truncated, or holds more than its header states in a form that cannot be read.
       OSError, ValueError: it cannot be read.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content[:12]
-        if start[:4] in RIFF and start[8:] == b"WAVE":
-            return riff_sections(content)
-        if start[:4] == b"OggS":
+    with open(path, "rb", buffering=0) as file:
+        content = Bytes(file)
+        if (sections := sized_sections(content)) is not None:
+            return sections
+        if content[:4] == b"OggS":
             return ogg_sections(content)
         first = skip_id3(content, 0)
         if content[first : first + 4] == b"fLaC":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from datar_jax.audio.containers.section import Bytes, Section, Sections, joined
+from datar_jax.audio.containers.section import BLOCK, Bytes, Section, Sections, joined
 
 START = b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"  # marker and header of the first block, its only length
-BLOCK = 1 << 24  # bytes that are searched at a time
 TAIL = 1 << 17  # bytes at the end of a stream that hold its last frame
 
 
@@ -26,17 +27,13 @@ def flac_sections(content: Bytes, first: int) -> Sections:
     return Sections((Section(first + 26, len(content), unknown),), note)
 
 
-def _later_starts(content: Bytes, at: int) -> list[int]:
+def _later_starts(content: Bytes, first: int) -> Iterator[int]:
     """Where further streams begin. numpy compares bytes several times as fast as `find` looks for four of them."""
-    starts = []
-    for begin in range(at, len(content), BLOCK):
-        byte_N = np.frombuffer(content, np.uint8, min(BLOCK, len(content) - begin), begin)
-        first_M = np.flatnonzero(byte_N[:-1] == START[0][0])
+    for begin, part in content.blocks(first):
+        byte_N = np.frombuffer(part, np.uint8)
+        first_M = np.flatnonzero(byte_N[: min(BLOCK, len(part) - 1)] == START[0][0])
         first_M = first_M[byte_N[first_M + 1] == START[0][1]]
-        starts += [begin + i for i in first_M.tolist() if content[begin + i : begin + i + 8] in START]
-        if byte_N[-1] == START[0][0] and content[begin + BLOCK - 1 : begin + BLOCK + 7] in START:
-            starts.append(begin + BLOCK - 1)
-    return starts
+        yield from (begin + i for i in first_M.tolist() if part[i : i + 8] in START)
 
 
 def _last_sample(content: Bytes, block: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def _runs(content: Bytes, at: int) -> Iterator[Run]:
     run: Run | None = None
     bitrate, size = 0, len(content)
     known: dict[bytes, Frame] = {}
-    marks = iter([*(found.start() for found in re.finditer(rb"Xing|Info|VBRI", content)), size])
+    marks = itertools.chain(content.matches(rb"Xing|Info|VBRI"), [size])
     mark = next(marks)
     while at + 4 <= size:
         key = content[at : at + 3]

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import io
-import mmap
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Bytes = mmap.mmap
-TOLERANCE = 4096  # bytes by which a size in a header may be off: a header counted as sound, a last block
+TOLERANCE = 4096  # bytes by which a size in a header may be off, at most: a header counted as sound, a last block
+WINDOW, BLOCK = 1 << 16, 1 << 20  # bytes read at a time: around what is asked for, and in a search of the whole file
+OVERLAP = 64
+
+
+class Bytes:
+    """The bytes of an open file. Where another process cuts the file short meanwhile, slices end before."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._file = file.fileno()
+        self._size = os.fstat(self._file).st_size
+        self._first, self._held = 0, b""  # the part that was read last, and where it begins
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, last = part.start or 0, self._size if part.stop is None else min(part.stop, self._size)
+        if first < self._first or last > self._first + len(self._held):
+            if last <= first:
+                return b""
+            self._first, self._held = first, os.pread(self._file, max(WINDOW, last - first), first)
+        return self._held[first - self._first : last - self._first]
+
+    def find(self, what: bytes, first: int) -> int:
+        """Where some bytes are next, as `bytes.find`."""
+        while first < self._size and self[first : first + 1]:
+            if (at := self._held.find(what, first - self._first)) >= 0:
+                return self._first + at
+            first = max(first + 1, self._first + len(self._held) - len(what) + 1)
+        return -1
+
+    def blocks(self, first: int, last: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yields the bytes from `first` on in blocks, with where each begins; each reaches `OVERLAP` into the next."""
+        for begin in range(first, self._size if last is None else min(last, self._size), BLOCK):
+            yield begin, os.pread(self._file, BLOCK + OVERLAP, begin)
+
+    def matches(self, pattern: bytes, first: int = 0, last: int | None = None) -> Iterator[int]:
+        """Yields where an expression of at most `OVERLAP` bytes matches from `first` to about `last`."""
+        for begin, part in self.blocks(first, last):
+            yield from (begin + found.start() for found in re.finditer(pattern, part) if found.start() < BLOCK)
 
 
 @dataclass(frozen=True)
@@ -19,7 +60,6 @@ class Section:
     first: int
     last: int
     prefix: bytes = b""
-    raw: dict[str, Any] = field(default_factory=dict)  # how soundfile opens samples without a header; empty: by header
 
 
 class Sections(NamedTuple):
