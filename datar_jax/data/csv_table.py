@@ -128,6 +128,13 @@ class Table:
             self.fail(column, f"give a whole number, {least} or more")
         return int(text)
 
+    def checksum(self, column: str) -> int:
+        """The CRC-32 in a column of this row, eight hexadecimal digits."""
+        text = self._values[column]
+        if not re.fullmatch("[0-9a-f]{8}", text):
+            self.fail(column, "give eight hexadecimal digits")
+        return int(text, 16)
+
     def clock(self, column: str) -> float:
         """The time in a column of this row, `HH:MM:SS` with or without a fraction, in seconds."""
         found = _CLOCK.fullmatch(self._values[column])

@@ -26,6 +26,7 @@ class Clip:
     group: str = ""  # clips of one group stay in one split; empty: the clip is a group by itself
     record: int = 0  # in a shard: the first one of this clip
     samples: int = 0  # number of samples, for clips in shards; 0 if unknown before decoding
+    crc32: int | None = None  # of its samples, for clips in shards; None if they were written without
 
 
 @dataclasses.dataclass(frozen=True)

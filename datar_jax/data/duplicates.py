@@ -14,14 +14,16 @@ MOST_KEPT = 20_000  # clips whose checksums go into model.json: 107 kB of base64
 def copies(source: ClipSource, split: Splits) -> list[tuple[int, int]]:
     """Pairs of a test clip and an equal training or validation clip, by checksum and then by content.
 
-    None where the source has no checksums of clips, as prepared shards.
+    None where the source has no checksums of clips, as shards that 0.1 prepared.
     """
-    checksums = source.checksums
-    if checksums is None:
+    if source.checksums is None:
         return []
-    known = {(checksums[i], int(source.frames[i])): int(i) for i in (*split.validation, *split.train)}
-    pairs = ((int(i), known.get((checksums[i], int(source.frames[i])))) for i in split.test)
-    return [(i, j) for i, j in pairs if j is not None and np.array_equal(source.get(i), source.get(j))]
+    key_C = source.checksums.astype(np.uint64) << np.uint64(32) | source.frames.astype(np.uint64)
+    learned = np.concatenate([split.validation, split.train])
+    tested = split.test[np.isin(key_C[split.test], key_C[learned])]
+    known = {int(key_C[i]): int(i) for i in learned[np.isin(key_C[learned], key_C[tested])]}
+    pairs = ((int(i), known[int(key_C[i])]) for i in tested)
+    return [(i, j) for i, j in pairs if np.array_equal(source.get(i), source.get(j))]
 
 
 def pack_checksums(source: ClipSource, split: Splits) -> bytes:

@@ -31,6 +31,7 @@ MANIFEST_COLUMNS = (
     *("id", "labels", "split", "fold", "status", "reason"),
     *("file", "shard", "record", "samples", "list", "row"),
 )
+CHECKSUM = "crc32"  # column of the manifest: of a clip's int16 samples, in hexadecimal; manifests of 0.1 have none
 FOUND, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
 PIECE = 20.0  # seconds of a clip that lie in one record, at most
 WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random

@@ -218,7 +218,8 @@ def _read_prepared(root: str) -> Dataset:
     labels: dict[str, tuple[int, ...]] = {}  # equal ones are one
     clips = []
     with (folder / shards.MANIFEST).as_local() as path:
-        table = Table(path, shards.MANIFEST_COLUMNS, renamed={"side": "split"})  # as version 0.1 wrote it
+        renamed = {"side": "split"}  # as version 0.1 wrote it
+        table = Table(path, shards.MANIFEST_COLUMNS, [shards.CHECKSUM], renamed=renamed)
         for row in table.rows():
             if row["status"] != shards.FOUND:
                 continue
@@ -234,6 +235,7 @@ def _read_prepared(root: str) -> Dataset:
                 split=sys.intern(row["split"]) or None,
                 record=table.whole("record", 0),
                 samples=table.whole("samples", 1),
+                crc32=table.checksum(shards.CHECKSUM) if row.get(shards.CHECKSUM) else None,
             )
             clips.append(clip)
     if len(clips) != card.here:

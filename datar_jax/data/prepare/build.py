@@ -175,7 +175,7 @@ def _write_shard(
                 continue
             for record in each.records:
                 writer.write(record)
-            outcomes.append(Outcome(records, each.samples, note=each.note))
+            outcomes.append(Outcome(records, each.samples, note=each.note, crc32=each.crc32))
             records += len(each.records)
             part = segment.split or f"fold {segment.fold}"
             sums[part] += each.sums

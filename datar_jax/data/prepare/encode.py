@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -53,6 +54,7 @@ class EncodedClip:
     records: list[bytes]
     samples: int
     sums: Moments
+    crc32: int  # of its samples
     note: str = ""  # what is odd about its file
 
 
@@ -80,7 +82,7 @@ def _encode_clip(audio: StoragePath, options: EncodeOptions, segment: Segment, f
     mel_FxT = log_mel(kept_N * np.float32(scale), options.audio).astype(np.float64)
     sums = Moments(mel_FxT.size, float(mel_FxT.sum()), float(np.square(mel_FxT).sum()))
     records = shards.encode(segment.id, segment.labels, kept_N, scale, options.audio.sample_rate, options.coding)
-    return EncodedClip(records, len(kept_N), sums, "; ".join(notes))
+    return EncodedClip(records, len(kept_N), sums, zlib.crc32(kept_N.astype("<i2").data), "; ".join(notes))
 
 
 def _bounds(path: Path, segment: Segment) -> tuple[float, float]:

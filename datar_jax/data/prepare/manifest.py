@@ -47,9 +47,10 @@ def write_manifest(
         about = (segment.id, labels, segment.split or "", segment.fold or "")
         if status == shards.FOUND:
             clips.update(repr(about).encode())
+        checksum = "" if outcome.crc32 is None else f"{outcome.crc32:08x}"
         at = (shard, outcome.record, outcome.samples) if status == shards.FOUND else ("", "", "")
         reason = outcome.reason or outcome.note
-        rows.append((*about, status, reason, file.name if file else "", *at, segment.source, segment.row))
+        rows.append((*about, status, reason, file.name if file else "", *at, segment.source, segment.row, checksum))
     if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
         first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
         if not counts[shards.FOUND]:
@@ -61,7 +62,7 @@ def write_manifest(
     if lacking := [split for split in ("train", "test") if not {split, ""} & splits]:
         log(f"no {' and no '.join(lacking)} clip is here: a run needs one")
     text = io.StringIO()
-    writer = CsvWriter(text, shards.MANIFEST_COLUMNS)
+    writer = CsvWriter(text, (*shards.MANIFEST_COLUMNS, shards.CHECKSUM))
     for row in rows:
         writer.row(row)
     (out / shards.MANIFEST).write(text.getvalue().encode("utf-8", "surrogateescape"))

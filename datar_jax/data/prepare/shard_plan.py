@@ -22,6 +22,7 @@ class Outcome(msgspec.Struct, frozen=True):
     samples: int = 0
     reason: str = ""  # why it is unreadable
     note: str = ""  # what is odd about its file
+    crc32: int | None = None  # of its samples; None: written by 0.1
 
 
 class Part(msgspec.Struct, frozen=True):

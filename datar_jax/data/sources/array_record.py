@@ -36,6 +36,8 @@ class ClipLocation(Protocol):
     def record(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def crc32(self) -> int | None: ...
 
 
 def open_shards(
@@ -61,6 +63,7 @@ def open_shards(
             (folder / shard.name).copy_to(path)
         if not path.exists() or path.stat().st_size != shard.size:
             raise DataError(f"{path}: missing, or not of {shard.size:,} bytes; prepare the data again")
+    checksums = [clip.crc32 for clip in clips]
     names = tuple(shard.name for shard in card.shards)
     number = {name: i for i, name in enumerate(names)}
     return ArrayRecordSource(
@@ -71,6 +74,7 @@ def open_shards(
         np.array([number[clip.path] for clip in clips], np.int32),
         np.array([clip.record for clip in clips], np.int32),
         np.array([_mark(clip.labels) for clip in clips], np.uint32),
+        checksums=None if None in checksums else np.array(checksums, np.uint32),
     )
 
 
@@ -86,6 +90,7 @@ class ArrayRecordSource(WaveformSource):
     record_C: np.ndarray  # int32 (clips,), its first record there
     mark_C: np.ndarray  # uint32 (clips,), checksum of its labels: a shard of another preparation may fit in all else
     bad: tuple[tuple[str, str], ...] = ()  # what could not be used was left out when the shards were written
+    checksums: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)  # not for workers
     frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
     _files: _Files = dataclasses.field(init=False, repr=False, compare=False)
 

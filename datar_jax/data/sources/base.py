@@ -32,7 +32,7 @@ class ClipSource(abc.ABC):
     audio: AudioConfig
     bad: tuple[tuple[str, str], ...]  # (name, reason) of the unusable clips
     frames: np.ndarray  # int64 (clips,), columns of each clip; 0 for an unusable one
-    checksums: np.ndarray | None = None  # of what is stored of each clip, where that is known
+    checksums: np.ndarray | None = None  # CRC-32 of the samples, or of the spectrogram, that is stored of each clip
 
     @abc.abstractmethod
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:

@@ -28,6 +28,7 @@ from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.datasets import CORPORA
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
+from datar_jax.data.duplicates import copies, copies_note
 from datar_jax.data.prepare import build as room
 from datar_jax.data.prepare.build import build_dataset
 from datar_jax.data.prepare.encode import EncodeOptions, encode_all
@@ -36,6 +37,7 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import open_cache
+from datar_jax.data.splits import split
 from datar_jax.filesystem import StoragePath, storage_path
 from datar_jax.labels import Head
 from datar_jax.training.input_pipeline import normalization_statistics
@@ -140,6 +142,30 @@ def test_shards_hold_what_the_files_hold(small, tmp_path, coding):
         np.testing.assert_array_equal(some, samples[100:300])
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again.get(3, 2, 9), store.get(3, 2, 9))
+
+
+@pytest.mark.parametrize("coding", ["pcm", "flac"])
+def test_equal_sounds_in_two_splits_are_counted_where_the_index_has_checksums(tmp_path, coding):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    for i, name in enumerate(("a", "b", "c")):
+        soundfile.write(audio / f"{name}.wav", sound(AUDIO, 0.5, i), 8_000)
+    soundfile.write(audio / "same.flac", *soundfile.read(audio / "a.wav"))
+    names = {"a": "train", "b": "train", "c": "test", "same": "test"}
+    segments = [segment(name, 0, split, (name,)) for name, split in names.items()]
+    out = tmp_path / "out"
+    run((spec(lambda lists: listing(tmp_path, *segments)), audio), out, dataclasses.replace(RECIPE, coding=coding))
+    dataset, store = opened(out)
+    each = split(dataset, DataConfig(root=str(out), kind="prepared"))
+    assert copies(store, each) == [(3, 0)]
+    assert copies_note(dataset, store, each).startswith("1 of 2 test clips are copies of training")
+    rows = [row.rsplit(",", 1) for row in (out / "manifest.csv").read_text().splitlines()]
+    (out / "manifest.csv").write_text("".join(f"{row}\n" for row, _ in rows))  # as version 0.1 wrote it
+    dataset, store = opened(out)
+    assert store.checksums is None and copies(store, each) == []
+    (out / "manifest.csv").write_text("".join(f"{row},{['crc32', 'x1'][i > 0]}\n" for i, (row, _) in enumerate(rows)))
+    with pytest.raises(ConfigError, match=r"manifest\.csv, row 2, column crc32='x1'"):
+        opened(out)
 
 
 def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
