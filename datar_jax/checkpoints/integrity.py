@@ -134,6 +134,32 @@ def verify_checksums(leaves: Mapping[str, Any], state: Any) -> None:
                 raise Mismatch(f"{name} differs from what was written")
 
 
+def tensor_checksums(tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Dtype, shape and CRC-32 of each stored tensor of an export, as one text."""
+    return {name: f"{tensor.dtype}{list(tensor.shape)} {_crc(tensor):08x}" for name, tensor in tensors.items()}
+
+
+def tensor_shapes(checksums: Mapping[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of each tensor from `tensor_checksums`.
+
+    Raises:
+      ValueError: a text that is none of them.
+    """
+    found = {}
+    for name, text in checksums.items():
+        dtype, _, rest = text.partition("[")
+        shape, end, _ = rest.partition("] ")
+        if not end:
+            raise ValueError(f"{name}: {text!r} is not a checksum of a tensor")
+        found[name] = jax.ShapeDtypeStruct(tuple(map(int, filter(None, shape.split(", ")))), jax.numpy.dtype(dtype))
+    return found
+
+
+def file_checksum(content: bytes) -> str:
+    """Size and CRC-32 of a file of an export, as one text."""
+    return f"{len(content)} bytes {zlib.crc32(content):08x}"
+
+
 def _part(leaf: jax.Array, span: _Span) -> np.ndarray | None:
     """A span of a leaf, if this process can address all of it."""
     for shard in leaf.addressable_shards:

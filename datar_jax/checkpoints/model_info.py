@@ -1,12 +1,15 @@
 """Describes a trained model without its weights: settings, classes, window, normalization, provenance. Imports no jax.
 
 `model.json` holds it, beside the checkpoints of a run and beside the weights of an export. Exports of version 0.1 call
-the file `config.json`, which otherwise means the settings of a run.
+the file `config.json`, which otherwise means the settings of a run. Its checksums are of each of its own fields and, in
+an export, of each stored tensor or of the program's file: this one file, which is written last, commits an export.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +34,13 @@ class ModelError(ValueError):
     """A model cannot be used; the message is one line that names the file and says what to do."""
 
 
+class Checksums(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """CRC-32 of what belongs to a description, in hexadecimal, by name."""
+
+    fields: dict[str, str] = {}  # of the description, such as `config.audio.sample_rate`
+    weights: dict[str, str] = {}  # of an export: its tensors as stored, or the file of its program
+
+
 class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything about a trained model except its weights."""
 
@@ -43,6 +53,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     std_db: float | None
     structure: str = ""  # of an export: `pretrained.structure_checksum` of its weights
     provenance: Provenance = Provenance()
+    checksums: Checksums = Checksums()  # none in descriptions of earlier versions
 
     def __post_init__(self) -> None:
         sizes = tuple(self.head_sizes.values())
@@ -78,8 +89,10 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def write_model_info(path: Path, description: ModelInfo) -> None:
-    """Writes a model description as JSON, atomically."""
-    write_json(path, json.loads(msgspec.json.encode(description)))
+    """Writes a model description as JSON with a checksum of each of its fields, atomically."""
+    tree = json.loads(msgspec.json.encode(description))
+    tree["checksums"] |= {"fields": dict(_field_checksums(tree))}
+    write_json(path, tree)
 
 
 def read_model_info(path: Path) -> ModelInfo:
@@ -89,18 +102,47 @@ def read_model_info(path: Path) -> ModelInfo:
       ModelError: the file is missing, damaged, of a later version, or inconsistent.
     """
     try:
-        return decode_json(read_regular(path, MAX_BYTES), ModelInfo, _upgrade)
+        content = read_regular(path, MAX_BYTES)
+        description = decode_json(content, ModelInfo, _upgrade)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
     except JsonError as error:
         raise ModelError(f"{path}: not a model description of this version ({error})") from None
+    if written := description.checksums.fields:
+        compare_checksums(path, written, dict(_field_checksums(msgspec.json.decode(content))))
+    return description
 
 
 def _upgrade(tree: Any) -> Any:
     """The plain values of a description, with the settings of an earlier version under today's names."""
     return {**tree, "config": upgrade(tree["config"])} if isinstance(tree, dict) and "config" in tree else tree
+
+
+def compare_checksums(path: Path, written: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compares checksums with those that were written.
+
+    Raises:
+      ModelError: the first name that was changed, added or removed.
+    """
+    for name in [*written, *found]:
+        if written.get(name) != found.get(name):
+            change = "was added" if name not in written else "differs" if name in found else "is missing"
+            raise ModelError(
+                f"{path}: {name} {change} since it was written; copy or export the model again "
+                f"(if it was changed on purpose, remove checksums from {MODEL_FILE})"
+            )
+
+
+def _field_checksums(tree: dict[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
+    """Name and checksum of each field of a description, of settings by their dotted names."""
+    for name, value in tree.items():
+        field = f"{section}{name}"
+        if isinstance(value, dict) and field.partition(".")[0] == "config":
+            yield from _field_checksums(value, f"{field}.")
+        elif field not in ("format", "checksums"):  # a later format has checks of its own
+            yield field, f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
 def find_model_info(path: str | Path) -> Path:

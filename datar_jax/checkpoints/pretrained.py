@@ -18,15 +18,19 @@ import numpy as np
 from datar_jax.checkpoints.integrity import (
     BadCheckpoint,
     Mismatch,
+    file_checksum,
     rank_by_score,
     read_metadata,
     short_message,
+    tensor_checksums,
+    tensor_shapes,
     verify_checksums,
 )
 from datar_jax.checkpoints.model_info import (
     OFFICIAL,
     ModelError,
     ModelInfo,
+    compare_checksums,
     find_model_info,
     is_run,
     read_model_info,
@@ -47,14 +51,36 @@ class PretrainedModel:
       description: everything except the weights.
       params: tree of float32 parameters; None if there is only a program.
       program: file of a StableHLO or ONNX program; None if there are weights.
-      notes: warnings, such as checkpoints that were skipped.
+      skipped: a line for each checkpoint that could not be used.
+      unverified: a line for an export without checksums.
     """
 
     source: str
     description: ModelInfo
     params: Any
     program: Path | None = None
-    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user has to know of how it was loaded."""
+        return self.skipped + self.unverified
+
+    def read_program(self) -> bytes:
+        """Reads and verifies the file of the program.
+
+        Raises:
+          ModelError: it cannot be read, or differs from its checksum.
+        """
+        assert self.program
+        try:
+            content = self.program.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{self.program}: {error.strerror}") from None
+        if written := self.description.checksums.weights:
+            compare_checksums(self.program.parent, written, {self.program.name: file_checksum(content)})
+        return content
 
 
 def load_pretrained(path: str | Path) -> PretrainedModel:
@@ -75,8 +101,8 @@ def load_pretrained(path: str | Path) -> PretrainedModel:
     if is_run(found):
         step = int(Path(path).name) if Path(path).name.isdecimal() and Path(path).parent != folder.parent else None
         step, params, bad = _from_checkpoint(folder / "checkpoints", step)
-        notes = tuple(f"{folder / 'checkpoints'}: {each}; skipped, the weights are of step {step}" for each in bad)
-        return PretrainedModel(f"{folder} (step {step})", description, params, notes=notes)
+        skipped = tuple(f"{folder / 'checkpoints'}: {each}; skipped, the weights are of step {step}" for each in bad)
+        return PretrainedModel(f"{folder} (step {step})", description, params, skipped=skipped)
     return _from_export(folder, description, Path(path))
 
 
@@ -109,16 +135,19 @@ def _from_export(folder: Path, description: ModelInfo, path: Path) -> Pretrained
         raise ModelError(
             f"{folder}: no checkpoint can be read (there is none yet), nor exported weights; train or export the model"
         )
+    checksums = description.checksums.weights
+    note = f"{folder / name}: has no checksums, as in exports of earlier versions: damage would not be noticed"
+    unverified = () if checksums else (note,)
     if name in (STABLEHLO, ONNX):
-        return PretrainedModel(str(folder), description, None, folder / name)
+        return PretrainedModel(str(folder), description, None, folder / name, unverified=unverified)
     if name == SAFETENSORS:
         from datar_jax.checkpoints.safetensors import load_safetensors
 
-        params = load_safetensors(folder / name)
+        params = load_safetensors(folder / name, checksums)
     else:
-        params = read_params(folder / name)
+        params = read_params(folder / name, checksums)
     _check(folder, description, params)
-    return PretrainedModel(str(folder), description, params)
+    return PretrainedModel(str(folder), description, params, unverified=unverified)
 
 
 def structure_checksum(description: ModelInfo, params: Any) -> str:
@@ -154,21 +183,31 @@ def _shapes(description: ModelInfo) -> dict[str, Any]:
     return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
 
 
-def read_params(folder: Path) -> Any:
+def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any:
     """Reads parameters that `export` stored with orbax, as a tree of numpy arrays.
 
+    Args:
+      folder: of orbax.
+      checksums: of the arrays, by path, from the description of the export; none: they are not verified.
+
     Raises:
-      ModelError: they cannot be read.
+      ModelError: they cannot be read, or one differs from its checksum.
     """
     import orbax.checkpoint as ocp  # takes seconds to import
 
     try:
         with ocp.StandardCheckpointer() as reader:
-            shapes = reader.metadata(folder.absolute()).item_metadata.tree
+            if checksums:  # has what the metadata would have to be read for
+                shapes = flax.traverse_util.unflatten_dict(tensor_shapes(checksums), sep="/")
+            else:
+                shapes = reader.metadata(folder.absolute()).item_metadata.tree
             params = reader.restore(folder.absolute(), jax.tree.map(_on_one_device, shapes))
     except Exception as error:  # orbax raises six kinds for a damaged folder
         raise ModelError(f"{folder}: cannot be read ({short_message(error)}); export the model again") from None
-    return jax.tree.map(np.asarray, params)
+    params = jax.tree.map(np.asarray, params)
+    if checksums:
+        compare_checksums(folder, checksums, tensor_checksums(flax.traverse_util.flatten_dict(params, sep="/")))
+    return params
 
 
 def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any, list[str]]:

@@ -11,25 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
-import jax.numpy as jnp
 import numpy as np
 
-from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.integrity import tensor_checksums
+from datar_jax.checkpoints.model_info import ModelError, compare_checksums
 from datar_jax.checkpoints.quantization import Quantized, WeightDtype, dequantize, quantize
+from datar_jax.filesystem import atomic_write
 
-_DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "I8": np.dtype(np.int8)}
+_DTYPES = ("F32", "BF16", "I8")
 
 
 def save_safetensors(
     path: str | Path, params: Any, form: WeightDtype, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes parameters to one file, which any safetensors reader opens.
+) -> dict[str, str]:
+    """Writes parameters to one file, which any safetensors reader opens; its folder must exist.
 
     Args:
       path: output file.
       params: nested dictionaries of floating arrays.
       form: see `quantization.quantize`.
       metadata: strings for the header of the file.
+
+    Returns:
+      The checksums of its tensors, for `load_safetensors`.
     """
     from safetensors.numpy import save
 
@@ -38,20 +42,27 @@ def save_safetensors(
         tensors |= {name: leaf.values, f"{name}.scale": leaf.scale} if isinstance(leaf, Quantized) else {name: leaf}
     # The writer ignores strides.
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    Path(path).write_bytes(save(contiguous, dict(metadata or {})))
+    atomic_write(Path(path), save(contiguous, dict(metadata or {})))
+    return tensor_checksums(contiguous)
 
 
-def load_safetensors(path: str | Path) -> Any:
+def load_safetensors(path: str | Path, checksums: Mapping[str, str] | None = None) -> Any:
     """Reads parameters that `save_safetensors` wrote, in any dtype.
+
+    Args:
+      path: the file.
+      checksums: of its tensors, from the description of the export; none: they are not verified.
 
     Returns:
       Nested dictionaries of float32 numpy arrays.
 
     Raises:
-      ModelError: no such file, not a safetensors file, a tensor of another dtype, an int8 tensor without a scale of
-        the right shape, a value that is not finite.
+      ModelError: no such file, not a safetensors file, a tensor that differs from its checksum or is of another dtype,
+        an int8 tensor without a scale of the right shape, a value that is not finite.
     """
     tensors = _read(Path(path))
+    if checksums:
+        compare_checksums(Path(path), checksums, tensor_checksums(tensors))
     flat: dict[tuple[str, ...], np.ndarray] = {}
     for name, tensor in tensors.items():
         parent = tensors.get(name.removesuffix(".scale")) if name.endswith(".scale") else None
@@ -61,7 +72,7 @@ def load_safetensors(path: str | Path) -> Any:
             raise ModelError(f"{path}: {name}: a scale for a {parent.dtype} tensor; only int8 tensors have one")
         if tensor.dtype == np.int8:
             tensor = _scaled(path, name, tensor, tensors.get(f"{name}.scale"))
-        flat[tuple(name.split("."))] = _finite(path, name, tensor.astype(np.float32))
+        flat[tuple(name.split("."))] = _finite(path, name, tensor.astype(np.float32, copy=False))
     for key in flat:
         for depth in range(1, len(key)):
             if key[:depth] in flat:
@@ -71,18 +82,18 @@ def load_safetensors(path: str | Path) -> Any:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a file by name, in their stored dtype."""
-    from safetensors import SafetensorError, deserialize
+    from safetensors import SafetensorError, safe_open
 
+    tensors = {}
     try:
-        found = deserialize(path.read_bytes())
+        with safe_open(path, framework="numpy") as file:  # maps the file: each tensor is copied once
+            for name in file.keys():  # noqa: SIM118  # it has no iterator
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _DTYPES:
+                    raise ModelError(f"{path}: {name}: stored as {dtype}; weights are stored as {', '.join(_DTYPES)}")
+                tensors[name] = file.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
-    tensors = {}
-    for name, tensor in found:
-        if tensor["dtype"] not in _DTYPES:
-            known = ", ".join(_DTYPES)
-            raise ModelError(f"{path}: {name}: stored as {tensor['dtype']}; weights are stored as {known}")
-        tensors[name] = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     return tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import discard_output, escape_output, report, report_error
 from datar_jax.config import ConfigError
 from datar_jax.version import __version__
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         discard_output()
         report(f"error: {error.filename or 'standard output'}: {error.strerror}")
         return 2
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         report_error(error)
         return 2
     except KeyboardInterrupt:

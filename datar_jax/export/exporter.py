@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+import flax.traverse_util
 import msgspec
 
 from datar_jax.audio.framing import window_samples
+from datar_jax.checkpoints.integrity import file_checksum, tensor_checksums
 from datar_jax.checkpoints.model_info import (
     LEGACY_EXPORT_FILE,
     MAX_BYTES,
     MODEL_FILE,
+    Checksums,
     ModelError,
     ModelInfo,
     find_model_info,
@@ -32,6 +37,7 @@ from datar_jax.checkpoints.provenance import Metrics
 from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
+from datar_jax.filesystem import atomic_write
 from datar_jax.foreign_files import read_regular
 from datar_jax.models.flops import count_parameters
 from datar_jax.ops.sampling import Method
@@ -44,6 +50,7 @@ Format = Literal["params", "safetensors", "stablehlo", "onnx"]
 
 FILES = {"params": PARAMS, "safetensors": SAFETENSORS, "stablehlo": STABLEHLO, "onnx": ONNX}
 CARD = "README.md"
+PARTIAL = ".partial-"  # begins the name of a folder of what is being written
 
 
 def export(
@@ -65,8 +72,8 @@ def export(
       ModelError: the model cannot be read, the folder holds something else, or the format is not available.
     """
     saved = load_pretrained(path)
-    if saved.notes:  # a checkpoint was skipped: its metrics may belong to other weights
-        raise ModelError(f"{saved.notes[0]}; to export those, give that checkpoint: {Path(path).name}/checkpoints/STEP")
+    if saved.skipped:  # its metrics may belong to other weights
+        raise ModelError(f"{saved.skipped[0]}; to export those, give it: {Path(path).name}/checkpoints/STEP")
     if saved.params is None:
         raise ModelError(f"{saved.source}: a program, without weights to export; give the run, or an export of weights")
     if form in ("stablehlo", "onnx") and saved.description.normalization is None:
@@ -79,19 +86,31 @@ def export(
         raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
     _prepare_folder(out, form)
     description = with_metrics(saved.description, Path(path))
-    target = out / FILES[form]
-    if form == "params":  # orbax writes atomically
-        _WRITERS[form](target, saved, weights)
-    else:
-        partial = out / f"{target.name}.partial"
-        _WRITERS[form](partial, saved, weights)
-        partial.replace(target)
-    description = msgspec.structs.replace(description, structure=structure_checksum(description, saved.params))
-    write_model_info(out / MODEL_FILE, description)
-    (out / LEGACY_EXPORT_FILE).unlink(missing_ok=True)  # of the export of version 0.1 that was replaced
-    card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
-    (out / CARD).write_text(card, encoding="utf-8")
+    target, partial = out / FILES[form], Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+    try:
+        checksums = Checksums(weights=_WRITERS[form](partial / FILES[form], saved, weights))
+        structure = structure_checksum(description, saved.params)
+        description = msgspec.structs.replace(description, structure=structure, checksums=checksums)
+        card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
+        _commit(partial / FILES[form], target, description, card)
+    finally:
+        shutil.rmtree(partial)
     return target
+
+
+def _commit(finished: Path, target: Path, description: ModelInfo, card: str) -> None:
+    """Replaces the export in the folder of `target`; a kill leaves the old one, the new one, or one that does not load.
+
+    The description of the old export goes first and that of the new one comes last: between them there is none.
+    """
+    out = target.parent
+    for name in (MODEL_FILE, LEGACY_EXPORT_FILE):
+        (out / name).unlink(missing_ok=True)
+    if target.is_dir():
+        target.rename(finished.with_suffix(".old"))
+    finished.replace(target)
+    atomic_write(out / CARD, card.encode())
+    write_model_info(out / MODEL_FILE, description)
 
 
 def with_metrics(model: ModelInfo, path: Path) -> ModelInfo:
@@ -109,45 +128,56 @@ def _prepare_folder(out: Path, form: str) -> None:
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: a file; give a folder")
     known = {MODEL_FILE, LEGACY_EXPORT_FILE, CARD, FILES[form]}
-    names = (each.name.removesuffix(".partial") for each in out.iterdir()) if out.exists() else ()
-    other = sorted(name for name in names if name not in known)
+    names = (each.name for each in out.iterdir()) if out.exists() else ()
+    other = sorted(name for name in names if name not in known and not name.startswith("."))
     if other:
         raise ModelError(f"{out}: holds {', '.join(other[:5])}; give a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for stale in out.glob(f"{PARTIAL}*"):  # of an export that was killed
+            shutil.rmtree(stale)
     except OSError as error:
         raise ModelError(f"{out}: {error.strerror}; give another folder") from None
 
 
-def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
+# Each writes one file or folder, whose parent exists, and returns the checksums of what it holds.
+
+
+def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) -> dict[str, str]:
     import orbax.checkpoint as ocp
 
+    params = quantize(saved.params, weights)
     with ocp.StandardCheckpointer() as writer:
-        writer.save(target.absolute(), quantize(saved.params, weights), force=True)
+        writer.save(target.absolute(), params)
+    return tensor_checksums(flax.traverse_util.flatten_dict(params, sep="/"))
 
 
-def _write_safetensors(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
+def _write_safetensors(target: Path, saved: PretrainedModel, weights: WeightDtype) -> dict[str, str]:
     metadata = {"format": "flax", "program": saved.description.provenance.program}
-    save_safetensors(target, saved.params, weights, metadata)
+    return save_safetensors(target, saved.params, weights, metadata)
 
 
-def _write_stablehlo(target: Path, saved: PretrainedModel, weights: WeightDtype) -> None:
+def _write_stablehlo(target: Path, saved: PretrainedModel, weights: WeightDtype) -> dict[str, str]:
     from datar_jax.export.stablehlo import to_stablehlo
 
-    model = saved.description
-    waveform_model, samples = _waveform_model(model)
-    target.write_bytes(to_stablehlo(waveform_model, quantize(saved.params, weights), samples))
+    waveform_model, samples = _waveform_model(saved.description)
+    return _write_program(target, to_stablehlo(waveform_model, quantize(saved.params, weights), samples))
 
 
-def _write_onnx(target: Path, saved: PretrainedModel, _weights: WeightDtype) -> None:
+def _write_onnx(target: Path, saved: PretrainedModel, _weights: WeightDtype) -> dict[str, str]:
     from datar_jax.export.onnx import for_onnx, to_onnx
 
     model = msgspec.structs.replace(saved.description, config=for_onnx(saved.description.config))
     waveform_model, samples = _waveform_model(model, sampler="gather")
     try:
-        target.write_bytes(to_onnx(waveform_model, saved.params, samples))
+        return _write_program(target, to_onnx(waveform_model, saved.params, samples))
     except ImportError as error:
         raise ModelError(f"--format=onnx: {error}") from None
+
+
+def _write_program(target: Path, program: bytes) -> dict[str, str]:
+    atomic_write(target, program)
+    return {target.name: file_checksum(program)}
 
 
 def _waveform_model(model: ModelInfo, sampler: Method = "auto") -> tuple[WaveformModel, int]:

@@ -89,6 +89,8 @@ def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.
     except Exception as error:  # onnxruntime does not export its error types
         raise ValueError(f"not an ONNX file that onnxruntime reads ({str(error).splitlines()[0][:120]})") from None
     names = [each.name for each in session.get_inputs()]
+    if names != ["waveform", "length", "start"]:
+        raise ValueError(f"a program of {', '.join(names) or 'nothing'}; exported models take waveform, length, start")
     return lambda *given: session.run(None, dict(zip(names, given)))[0]
 
 

@@ -1,4 +1,7 @@
-"""Exports a model with its weights as one StableHLO file, which needs only jax to run.
+"""Exports a model with its weights as one StableHLO file, which needs only jax to run, and runs such files.
+
+A StableHLO file is a program of its author. Before it is compiled it is checked to hold only operations that exports of
+this package need: none of them reaches files, devices or functions of the process, and every loop counts to a constant.
 
 jax guarantees to read files of an older jax for at least six months.
 
@@ -7,7 +10,8 @@ Shapes: B batch, N samples, S classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +19,12 @@ import jax.numpy as jnp
 from jax import Array, export
 
 from datar_jax.checkpoints.quantization import dequantize
+from datar_jax.export.stablehlo_check import check_program, parse_module
 from datar_jax.export.waveform_model import WaveformModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+Program = Callable[[Any, Any, Any], Any]  # waveform float32 (B, N), length and start int32 (B,) to float32 (B, S)
 
 
 def to_stablehlo(
@@ -41,17 +48,46 @@ def to_stablehlo(
     (b,) = export.symbolic_shape("b")
     number_B = jax.ShapeDtypeStruct((b,), jnp.int32)
     shapes = jax.ShapeDtypeStruct((b, samples), jnp.float32), number_B, number_B
-    return bytes(export.export(jax.jit(with_weights), platforms=platforms)(*shapes).serialize())
+    with _without_source_paths():
+        return bytes(export.export(jax.jit(with_weights), platforms=platforms)(*shapes).serialize())
 
 
-def from_stablehlo(file: bytes) -> Callable[[Array, Array, Array], Array]:
+@contextlib.contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Leaves the paths of this machine's source files out of what is lowered."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
+
+
+def from_stablehlo(file: bytes, samples: int, classes: int) -> Program:
     """Loads the function from a file of `to_stablehlo`; it is compiled once per batch size.
 
+    Args:
+      file: content of the file.
+      samples: N that it has to take.
+      classes: S that it has to return.
+
     Raises:
-      ValueError: not such a file, or of a format that this jax does not support.
+      ValueError: not such a file, of a format that this jax does not support, a function of other shapes, or a program
+        that does what exports of this package do not do.
     """
     try:
         exported = export.deserialize(bytearray(file))
+        found = [(aval.dtype.name, tuple(map(str, aval.shape))) for aval in (*exported.in_avals, *exported.out_avals)]
+        module = parse_module(exported.mlir_module_serialized)
     except Exception as error:  # struct.error, IndexError, UnicodeDecodeError and more
-        raise ValueError(f"not a jax.export program, or of an unsupported version ({error})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"not a jax.export program, or of an unsupported version ({reason})") from None
+    expected = [("float32", (str(samples),)), ("int32", ()), ("int32", ()), ("float32", (str(classes),))]
+    if len(exported.out_avals) != 1 or [(dtype, shape[1:]) for dtype, shape in found] != expected:
+        shapes = ", ".join(f"{dtype}[{','.join(shape)}]" for dtype, shape in found)
+        raise ValueError(
+            f"a program of {shapes}; its description needs float32[b,{samples}], int32[b], int32[b] to "
+            f"float32[b,{classes}]"
+        )
+    check_program(module)
     return jax.jit(exported.call)

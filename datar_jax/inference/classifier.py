@@ -6,7 +6,7 @@ Shapes: B batch, N samples, F mel bins, T frames, C channels, S classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datar_jax.audio.errors import AudioError
-from datar_jax.audio.framing import eval_window_starts
+from datar_jax.audio.framing import eval_window_starts, window_samples
 from datar_jax.audio.recording import NOT_FINITE, Batch, InputKind, Recording, measure, recording_of_samples
+from datar_jax.checkpoints.integrity import short_message
 from datar_jax.checkpoints.model_info import ModelError, ModelInfo
 from datar_jax.checkpoints.pretrained import ONNX, PretrainedModel, load_pretrained
 from datar_jax.config import AudioConfig
@@ -75,7 +76,7 @@ class AudioClassifier:
         self.audio, self.frames = saved.description.audio, saved.description.frames
         if saved.program:
             self.input_kind = "waveform"
-            self._program = _open_program(saved.program)
+            self._program = _open_program(saved)
             return
         if saved.description.normalization is None:
             raise ModelError(f"{saved.source}: never trained on sound; fine-tune it first (configs/finetune.py)")
@@ -118,7 +119,7 @@ class AudioClassifier:
     def score(self, batch: Batch) -> NDArray[np.float32]:
         """Probabilities of a batch of windows, (B, S); the batch as `reads` says."""
         if self.input_kind == "waveform":
-            return self._program(batch["waveform"], batch["length"], batch["start"])
+            return self._run_program(batch)
         return np.asarray(self._forward(self._weights, self._statistics, batch)["scores"])
 
     def embed(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
@@ -134,6 +135,20 @@ class AudioClassifier:
         if self.input_kind == "waveform":
             raise ModelError(f"{self.source}: a program gives probabilities only; use an export of its weights")
         return {name: np.asarray(x) for name, x in self._forward(self._weights, self._statistics, batch).items()}
+
+    def _run_program(self, batch: Batch) -> NDArray[np.float32]:
+        """Scores from an exported program; what it returns is checked, since anyone may have written it."""
+        shape = len(batch["waveform"]), len(self.labels)
+        try:
+            scores_BxS = np.asarray(self._program(batch["waveform"], batch["length"], batch["start"]))
+        except Exception as error:  # of XLA and onnxruntime, which do not export their error types
+            raise ModelError(f"{self.source}: its program cannot be run ({short_message(error)})") from None
+        if scores_BxS.shape != shape or scores_BxS.dtype != np.float32:
+            raise ModelError(
+                f"{self.source}: its program returned {scores_BxS.dtype}{list(scores_BxS.shape)}, not "
+                f"float32{list(shape)}; it is of another model than its description"
+            )
+        return scores_BxS
 
     def _recording(self, sound: str | Path | ArrayLike, sample_rate: int | None) -> Recording:
         if isinstance(sound, (str, Path)):
@@ -159,16 +174,16 @@ def _batches(recording: Recording, starts: NDArray[np.int64], model: AudioClassi
         yield {name: np.stack([row[name] for row in block]) for name in block[0]}
 
 
-def _open_program(path: Path) -> Any:
-    """A function of waveforms and lengths from an exported file."""
+def _open_program(saved: PretrainedModel) -> Callable[..., Any]:
+    """A function of waveforms, lengths and starts from the file of an exported program."""
+    content, description = saved.read_program(), saved.description
     try:
-        if path.name == ONNX:
+        if saved.program and saved.program.name == ONNX:
             from datar_jax.export.onnx import from_onnx
 
-            return from_onnx(path.read_bytes())
+            return from_onnx(content)
         from datar_jax.export.stablehlo import from_stablehlo
 
-        program = from_stablehlo(path.read_bytes())
-        return lambda *given: np.asarray(program(*given))
-    except (ImportError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: {error}") from None
+        return from_stablehlo(content, window_samples(description.audio, description.frames), len(description.labels))
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"{saved.program}: {error}") from None

@@ -204,7 +204,7 @@ def test_a_file_needs_jax_alone_and_takes_batches_of_any_size(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "agreed\n", done.stderr
     np.testing.assert_allclose(
-        from_stablehlo(file)(waves[:1], lengths[:1], 0 * lengths[:1]), expected[:1], rtol=0, atol=1e-6
+        from_stablehlo(file, SAMPLES, CLASSES)(waves[:1], lengths[:1], 0 * lengths[:1]), expected[:1], rtol=0, atol=1e-6
     )
 
 
@@ -226,7 +226,7 @@ def test_weights_lie_in_the_file_in_the_form_that_they_were_given_in():
 @pytest.mark.parametrize("file", [b"", b"no program", bytes(1000)])
 def test_other_files_are_refused(file):
     with pytest.raises(ValueError, match=r"not a jax\.export program"):
-        from_stablehlo(file)
+        from_stablehlo(file, SAMPLES, CLASSES)
 
 
 # The other file.
