@@ -55,12 +55,13 @@ def to_stablehlo(
 @contextlib.contextmanager
 def _without_source_paths() -> Iterator[None]:
     """Leaves the paths of this machine's source files out of what is lowered."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    limit = "jax_traceback_in_locations_limit"
+    before = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
+    jax.config.update(limit, 0)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+        jax.config.update(limit, before)
 
 
 def from_stablehlo(file: bytes, samples: int, classes: int) -> Program:

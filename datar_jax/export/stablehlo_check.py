@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import func as _func  # registers the dialect  # noqa: F401
-from jaxlib.mlir.dialects import stablehlo
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import sdy, stablehlo
 
 _STABLEHLO = """
     abs add and broadcast_in_dim case clamp compare composite concatenate constant convert convolution
@@ -36,6 +35,8 @@ def parse_module(serialized: bytes) -> ir.Module:
     """
     context = ir.Context()
     stablehlo.register_dialect(context)
+    sdy.register_dialect(context)
+    context.attach_diagnostic_handler(lambda _: True)  # MLIR prints what it raises too
     return stablehlo.deserialize_portable_artifact(context, serialized)
 
 
@@ -49,7 +50,7 @@ def check_program(module: ir.Module) -> None:
     wrong: list[str] = []
     calls: dict[str, set[str]] = {}
 
-    def check(operation: ir.Operation) -> ir.WalkResult:
+    def check(operation: Any) -> ir.WalkResult:
         if reason := _reason(operation):
             wrong.append(reason)  # MLIR hides what is raised in here
             return ir.WalkResult.INTERRUPT
@@ -64,7 +65,7 @@ def check_program(module: ir.Module) -> None:
         raise ValueError(wrong[0])
 
 
-def _reason(operation: ir.Operation) -> str:
+def _reason(operation: Any) -> str:
     """Why an operation is refused; empty if it is not."""
     name, attributes = operation.name, operation.attributes
     if name not in OPERATIONS:
@@ -78,7 +79,7 @@ def _reason(operation: ir.Operation) -> str:
     return ""
 
 
-def _counts(loop: ir.Operation) -> bool:
+def _counts(loop: Any) -> bool:
     """Whether a loop has the form that jax gives to a scan: `i < LIMIT` before each step, and `i + 1` after it."""
     condition, body = (region.blocks[0] for region in loop.regions)
     if [each.operation.name for each in condition.operations] != ["stablehlo.compare", "stablehlo.return"]:
@@ -102,15 +103,15 @@ def _counts(loop: ir.Operation) -> bool:
     )
 
 
-def _constant(value: ir.Value, default: int) -> int:
+def _constant(value: Any, default: int) -> int:
     """The number that a value is; the default unless it is a constant scalar."""
     if isinstance(value.owner, ir.Block) or value.owner.operation.name != "stablehlo.constant":
         return default
-    number: Any = value.owner.attributes["value"]
+    number = value.owner.attributes["value"]
     return int(number[0]) if isinstance(number, ir.DenseIntElementsAttr) and len(number) == 1 else default
 
 
-def _function(operation: ir.Operation) -> str:
+def _function(operation: Any) -> str:
     """The name of the function that an operation is in."""
     while operation.name != "func.func":
         operation = operation.parent.operation
