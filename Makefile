@@ -40,8 +40,9 @@ format: $(DEVELOPMENT)  ## rewrite the code in the house format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-fuzz: $(RUNTIME)  ## send 2,000 spoiled sound files through the pipeline and check what becomes of them
+fuzz: $(RUNTIME)  ## read 2,000 spoiled sound files and 2,000 exports with a flipped bit, and check what becomes of them
 	$(RUN) benchmarks/robustness/fuzz_audio.py
+	$(RUN) benchmarks/robustness/flip_exports.py
 
 docs: $(DOCUMENTATION)  ## run the example notebooks and build the documentation in build/site
 	PYTHONPATH=$(CURDIR) $(RUN) -m nbconvert --to markdown --execute --output-dir docs/examples examples/*.ipynb

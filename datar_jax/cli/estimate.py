@@ -27,7 +27,9 @@ def main(arguments: list[str]) -> int:
       ConfigError: an invalid option, setting or slice, or libtpu is not installed.
     """
     parser = make_parser("estimate", USAGE, SUMMARY, EXAMPLE)
-    parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
+    parser.add_argument(
+        "--config", required=True, help="a Python file, which is run (see configs/), or a run's config.json"
+    )
     parser.add_argument("--topology", required=True, help="generation and shape of a slice, such as v5e:16x16")
     parser.add_argument("--batch", type=positive_int, default=16, help="clips per chip (16)")
     parser.add_argument("--seconds", type=duration, default=10.0, help="length of a clip (10)")

@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
     """
     parser = make_parser("evaluate", USAGE, SUMMARY, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="a run's work directory, one of its checkpoints, or an export")
-    parser.add_argument("--config", required=True, help="a Python file with get_config(); its data are scored")
+    parser.add_argument(
+        "--config", required=True, help="a Python file, which is run, or a run's config.json; its data are scored"
+    )
     parser.add_argument(
         "--split", choices=("test", "validation", "train", "all"), default="test", help="clips to score"
     )

@@ -14,7 +14,8 @@ SUMMARY = """Writes a folder with model.json, a model card (README.md), and one 
   params       weights for orbax, jax and flax
   safetensors  weights for PyTorch, numpy and others
   stablehlo    a program from waveform to probabilities, run by jax alone
-  onnx         the same program for ONNX runtimes (pip install "datar-jax[onnx]")"""
+  onnx         the same program for ONNX runtimes (pip install "datar-jax[onnx]")
+StableHLO and ONNX files are programs of their author: run only those that you trust."""
 EXAMPLE = "datar-jax export runs/quickstart exported --format=safetensors"
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from datar_jax.checkpoints.model_info import ModelError
-from datar_jax.cli.options import discard_output, escape_output, report, report_error
+from datar_jax.cli.options import discard_output, escape_output, quiet_libraries, report, report_error
 from datar_jax.config import ConfigError
 from datar_jax.version import __version__
 
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in COMMANDS:
             hint = f"it is called {RENAMED[name]} now" if name in RENAMED else f"choose one of {', '.join(COMMANDS)}"
             raise ConfigError(f"{name}: no such command; {hint} (datar-jax --help)")
-        status = command(name)(arguments[1:])
+        with quiet_libraries():
+            status = command(name)(arguments[1:])
         print(end="", flush=True)  # so that a full disk is reported here and not by the interpreter at exit
         return status
     except BrokenPipeError:  # the reader of a pipe closed it, as `head` does

@@ -6,8 +6,10 @@ import argparse
 import codecs
 import contextlib
 import io
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from datar_jax.escaping import printable
@@ -64,6 +66,25 @@ def is_utf8(stream: io.TextIOWrapper) -> bool:
 def discard_output() -> None:
     """Points standard output at nothing, so that the interpreter does not retry a failed write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silences logs of orbax, tensorstore threads and XLA; the same errors are raised, and reported in one line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls its own slow compilation an error, twice
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        if not any(part in str(error.exc_value) for part in ("Event loop is closed", "TensorStore")):
+            show(error)
+
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = show
 
 
 def path(text: str) -> Path:

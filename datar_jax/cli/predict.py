@@ -41,7 +41,8 @@ SUMMARY = """Prints the best classes of every sound, scored as in evaluation: a 
 cut into views whose scores are averaged. Overlapping windows also give a timeline of events with onset,
 offset and score. Sounds may be hours long. Files that cannot be read are reported and skipped; the exit
 status is then 1. --out and --events get their names at the end; if it is interrupted, what there is stays
-as FILE.partial. --format=csv: a cell that a spreadsheet might run begins with a quote (docs/guides/inference.md)."""
+as FILE.partial. --format=csv: a cell that a spreadsheet might run begins with a quote (docs/guides/inference.md).
+A StableHLO or ONNX file is a program of its author, which this runs: give only models that you trust."""
 EXAMPLE = "datar-jax predict runs/quickstart runs/quickstart-data/alarm --top=3"
 
 

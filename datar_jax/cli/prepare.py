@@ -84,7 +84,7 @@ def _parser(names: str) -> argparse.ArgumentParser:
     parser.add_argument("--audio", help="folder or URL of the sounds, searched at any depth")
     parser.add_argument("--fetch", type=path, help="folder to download the published archive to, instead of those two")
     parser.add_argument("--out", required=True, help="folder or URL to write to")
-    parser.add_argument("--config", help="a Python file with get_config(), for its front end (rate, statistics)")
+    parser.add_argument("--config", help="a Python file, which is run, or a run's config.json, for its front end")
     parser.add_argument(
         "--coding", choices=("pcm", "flac"), default="pcm", help="flac is half as large and slower to read"
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datar_jax.cli.options import escape_output, make_parser, path, report, report_error
+from datar_jax.cli.options import escape_output, make_parser, path, quiet_libraries, report, report_error
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.training.distributed import Cluster, start
@@ -19,6 +18,8 @@ from datar_jax.training.distributed import Cluster, start
 USAGE = "datar-jax train --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 SUMMARY = """Trains and evaluates DATAR on labelled sounds. The same command continues a run that was stopped or
 killed, and only evaluates a finished one. Every setting can be given as --config.path.to.field=value.
+--config=FILE.py runs that file, so give only a file that you trust; the config.json of a run, or TOML with the same
+fields, runs nothing.
 
 Exit status: 0 done; 2 bad input, explained in one line; 75 ended by SIGTERM with its state saved, start it
 again; 130 ended by Ctrl-C with its state saved."""
@@ -43,7 +44,7 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
     except ConfigError as error:
         return _fail(program, error)
 
-    with _terminable(program), _quiet_libraries():
+    with _terminable(program), quiet_libraries():
         # Imported here: a mistake in the options is reported before jax takes its seconds to load.
         from datar_jax.backend import require_backend
         from datar_jax.checkpoints.manager import CheckpointError
@@ -81,7 +82,9 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
       ConfigError: an unknown option, or a configuration that is invalid.
     """
     parser = make_parser("train", USAGE, SUMMARY, EXAMPLE)
-    parser.add_argument("--config", required=True, help="a Python file with get_config(); see configs/")
+    parser.add_argument(
+        "--config", required=True, help="a Python file, which is run (see configs/), or a run's config.json"
+    )
     parser.add_argument("--workdir", required=True, type=path, help="folder of the run: checkpoints, metrics, pictures")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster manager provides it")
     parser.add_argument("--processes", type=int, help="number of processes")
@@ -113,27 +116,6 @@ def _terminable(program: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Silences logs of orbax, tensorstore threads and XLA; the same errors are raised, and reported in one line."""
-    import logging
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls its own slow compilation an error, twice
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    show = sys.unraisablehook
-
-    def unraisable(error: sys.UnraisableHookArgs) -> None:
-        if not any(part in str(error.exc_value) for part in ("Event loop is closed", "TensorStore")):
-            show(error)
-
-    sys.unraisablehook = unraisable
-    try:
-        yield
-    finally:
-        sys.unraisablehook = show
 
 
 def _fail(program: str, error: Exception) -> int:

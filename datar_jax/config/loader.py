@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -15,9 +16,10 @@ from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStr
 from datar_jax.config.migration import renamed, upgrade
 from datar_jax.config.mixers import LETTERS, MIXER_SETTINGS
 from datar_jax.foreign_files import read_regular
-from datar_jax.typed_json import JsonError, decode_json
+from datar_jax.typed_json import decode_json
 
 MAX_BYTES = 1 << 20  # of a stored configuration
+STORED = (".json", ".toml")  # suffixes of configurations that run nothing
 PACKAGE = Path(__file__).parent.parent
 CONFIGS = PACKAGE / "configs", PACKAGE.parent / "configs"  # as installed, and in a checkout
 
@@ -30,30 +32,41 @@ def load_config(
     """Loads the configuration of a file and applies command-line overrides.
 
     Args:
-      path: a Python file with `get_config() -> Config`, or the name of one in configs/, such as "folder".
+      path: a Python file with `get_config() -> Config`, which is run, or the name of one in configs/, such as "folder";
+        or the `config.json` of a run, or TOML with the same fields, which run nothing.
       overrides: dotted field (`optim.learning_rate`) to its value as text. `model` takes the name of a variant.
       base: gives the sections that come with the model of `init.from`, such as its front end; overrides are
-        applied after them. None: the sections of the file.
+        applied after them. None: the sections of the file. A stored configuration has these sections already; they
+        are asked for only if the overrides name another model.
 
     Raises:
       ConfigError: no such file, no such field, a value of another type, or values that contradict each other.
     """
-    path = config_file(path)
+    path, overrides = config_file(path), overrides or {}
+    stored = path.suffix in STORED
+    tree = msgspec.to_builtins(read_stored(path, "give a file that a run wrote") if stored else _run_python(path))
+    source = overrides.get("init.from", "" if stored else tree["init"]["from"])
+    if source and base:
+        tree |= base(source)
+    for field, text in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        _override(tree, field, text)
+    return from_dict(tree)
+
+
+def _run_python(path: Path) -> Config:
+    """The configuration that a Python file makes."""
     if path.suffix != ".py":
-        raise ConfigError(f"--config={path}: not a Python file; give one with get_config(), such as those in configs/")
+        raise ConfigError(
+            f"--config={path}: not a Python file with get_config(), such as those in configs/, nor the "
+            f"configuration of a run ({', '.join(STORED)})"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={path}: has no get_config(); see the files in configs/")
-    tree = msgspec.to_builtins(_get_config(path, module.get_config))
-    source = (overrides or {}).get("init.from", tree["init"]["from"])
-    if source and base:
-        tree |= base(source)
-    for field, text in sorted((overrides or {}).items(), key=lambda item: item[0].count(".")):
-        _override(tree, field, text)
-    return from_dict(tree)
+    return _get_config(path, module.get_config)
 
 
 def config_file(path: str | Path) -> Path:
@@ -125,18 +138,23 @@ def from_dict(tree: dict[str, Any]) -> Config:
         raise ConfigError(f"{str(error).replace('`$.', '`')}; {advice}") from None
 
 
-def read_stored(path: Path) -> Config:
-    """Reads the `config.json` of a run, also one of an earlier version.
+def read_stored(path: Path, remedy: str = "delete it, or give another --workdir") -> Config:
+    """Reads the `config.json` of a run, also one of an earlier version, or TOML with today's fields.
 
     Raises:
-      ConfigError: as `load_config`, or it cannot be read; names the file.
+      ConfigError: as `load_config`, or it cannot be read; names the file, and what to do.
     """
     try:
-        return decode_json(read_regular(path, MAX_BYTES), Config, upgrade)
+        content = read_regular(path, MAX_BYTES)
+        if path.suffix == ".toml":
+            return decode_json(msgspec.json.encode(tomllib.loads(content.decode())), Config)
+        return decode_json(content, Config, upgrade)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except JsonError as error:
-        raise ConfigError(f"{path}: {error}; delete it, or give another --workdir") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply; {remedy}") from None
+    except (ValueError, TypeError) as error:  # of JSON, of TOML, of UTF-8, and of a date, which JSON has none of
+        raise ConfigError(f"{path}: {error}; {remedy}") from None
 
 
 def _override(tree: dict[str, Any], field: str, text: str) -> None:

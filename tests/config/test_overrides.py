@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from datar_jax import config as c
 from datar_jax.config import loader as settings
+from datar_jax.filesystem import write_json
 from tests.helpers import assert_one_line
 
 
@@ -120,3 +122,60 @@ def test_a_missing_file_lists_its_neighbours(plain: Path) -> None:
     with pytest.raises(c.ConfigError) as error:
         settings.load_config(plain.parent / "nowhere" / "a.py")
     assert_one_line(error, "no such file", "by name there are", "folder")
+
+
+# A configuration that a run wrote.
+
+
+def toml(tree: dict[str, Any], section: str = "") -> str:
+    """Plain values as TOML; its arrays, numbers, truth values and strings are those of JSON here."""
+    lines = [f"{name} = {json.dumps(item)}" for name, item in tree.items() if not isinstance(item, dict)]
+    inner = ((f"{section}{name}", item) for name, item in tree.items() if isinstance(item, dict))
+    return "\n".join([*lines, *(f"[{name}]\n{toml(item, f'{name}.')}" for name, item in inner)])
+
+
+@pytest.mark.parametrize("suffix", ["json", "toml"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py")))
+def test_what_a_run_wrote_is_read_back(tmp_path, name, suffix):
+    config = settings.load_config(name, {"train.epochs": "7", "data.root": "a 'b' \\ \u00e9"})
+    tree = json.loads(msgspec.json.encode(config))
+    path = tmp_path / f"config.{suffix}"
+    if suffix == "json":
+        write_json(path, msgspec.to_builtins(config))  # as `workdir.check_workdir`
+    else:
+        path.write_text(toml(tree), encoding="utf-8")
+
+    def base(source: str) -> dict[str, Any]:
+        raise AssertionError(f"{source}: it has the sections of its model already")
+
+    assert settings.load_config(path, base=base) == config
+    assert settings.load_config(path, {"train.epochs": "3"}, base).train.epochs == 3
+
+
+def test_another_pretrained_model_brings_its_sections(tmp_path):
+    write_json(tmp_path / "config.json", msgspec.to_builtins(c.Config()))
+    given = {"audio": msgspec.to_builtins(c.AudioConfig(n_mels=64))}
+    assert settings.load_config(tmp_path / "config.json", {"init.from": "it"}, lambda _: given).audio.n_mels == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("c.json", "import os", "malformed|Expecting value"),
+        ("c.json", '{"train": {"epochs": "many"}}', "train.epochs"),
+        ("c.json", '{"train": {"epox": 1}}', "epox"),
+        ("c.json", "[" * 100_000, "nested too deeply"),
+        ("c.toml", "x = ", "Invalid value"),
+        ("c.toml", "seed = 2026-01-01", "seed"),
+        ("c.toml", "[train]\nepochs = 0", "train.epochs=0"),
+        ("c.toml", "x = " + "[" * 100_000, "nested too deeply"),
+        ("c.toml", "\udcff", "utf-8"),
+        ("c.yaml", "", "not a Python file with get_config"),
+    ],
+)
+def test_a_stored_configuration_that_is_wrong_is_one_line(tmp_path, name, text, said):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(c.ConfigError, match=said) as error:
+        settings.load_config(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -584,7 +584,7 @@ def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
         (["--lists=a", "--audio=b", "--fetch=c"], "--fetch=c: replaces --lists and --audio"),
         (["--lists=META", "--audio=b", "--out="], "--out='': give a folder or a URL"),
         (["--lists=META", "--audio=META/esc50.csv"], "no such folder"),
-        (["--lists=META", "--audio=b", "--config=README.md"], "README.md: not a Python file"),
+        (["--lists=META", "--audio=b", "--config=README.md"], "README.md: not a Python file with"),
         (["--lists=META", "--audio=b", "--shard-clip=3"], "--shard-clip=3: not an option"),
     ],
 )
