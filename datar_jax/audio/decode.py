@@ -16,6 +16,7 @@ from datar_jax.audio.media import UNKNOWN, MediaFile
 from datar_jax.audio.sound_file import Note, SoundReader, open_sound, undecodable
 
 LOUDEST = 100.0  # a peak beyond this is no sound at full scale 1: samples of 16 bits reach 32,768
+LOUD, FAINT = 8.0, 1e-4  # peaks beyond which samples are perhaps at another scale: 18 dB above full scale, 80 dB below
 CANCELLED = 1e-3  # energy of the mean by that of the loudest channel, below which channels cancel each other out
 SILENT = "silent: every sample has the same value"
 SLACK = 0.1  # seconds by which a listed end may pass the end of the file: lists round
@@ -50,14 +51,17 @@ def decode(
 
 
 def duration(path: str | Path) -> float:
-    """Length of a sound file in seconds, by its headers; a very large number where they leave it open.
+    """Length of a sound file in seconds: by its headers, or counted where they leave it open.
 
     Raises:
       AudioError: the file cannot be opened.
     """
     try:
         with contextlib.closing(open_sound(path, lambda _: None)) as file:
-            return float(file.frames / file.samplerate)
+            if isinstance(file, MediaFile) and file.seconds:
+                return file.seconds
+            frames = file.frames if file.frames < UNKNOWN else sum(map(len, _blocks(file, UNKNOWN)))
+            return float(frames / file.samplerate)
     except (soundfile.LibsndfileError, OSError) as error:
         raise undecodable(error) from None
 
@@ -116,6 +120,8 @@ def stream(
         raise AudioError("holds no samples")
     if low == high:
         raise AudioError(SILENT)
+    for each in peak_notes(float(max(high, -low))):
+        note(each)
     samples_N = resampler.resample_chunk(np.zeros(0, np.float32), last=True) if resampler else np.zeros(0, np.float32)
     if not made + samples_N.size:
         raise AudioError(f"too short: no sample is left at {sample_rate} Hz")
@@ -136,6 +142,13 @@ def check_peak(peak: float) -> None:
         raise AudioError(
             f"peak of {peak:.3g}, but the full scale of floating-point samples is 1; divide 16-bit samples by 32768"
         )
+
+
+def peak_notes(peak: float) -> list[str]:
+    """A note on samples that are perhaps at another scale."""
+    if FAINT <= peak <= LOUD:
+        return []
+    return [f"peak of {peak:.3g}, where the full scale is 1: perhaps {'not scaled' if peak > LOUD else 'silence'}"]
 
 
 def cancelling(samples_NxC: np.ndarray, mix_N: np.ndarray, peak: float) -> int | None:

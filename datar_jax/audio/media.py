@@ -18,7 +18,20 @@ _NAMES = "m4a m4b aac mp4 m4v mov webm 3gp 3g2 mka mkv amr wma"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split(" "))
 UNKNOWN = 2**62  # frames; libsndfile gives 2**63 - 1 for a FLAC stream whose writer could not go back to count
 ADTS_PRIMING = 1024  # samples that every AAC encoder puts in front; a container says how many, a bare stream does not
+MARKS = b"\x1aE\xdf\xa3", b"caff", b"#!AMR", b"0&\xb2u"  # how Matroska, CAF, AMR and WMA begin; MP4 has ftyp at 4
+ESTIMATED = {
+    "aac",
+    "ac3",
+    "eac3",
+    "mp3",
+    "loas",
+    "amr",
+}  # whose length FFmpeg estimates by the first frames
 SLACK = 0.5  # seconds by which a container's duration may pass its last sample
+
+
+class NoDecoder(AudioError):
+    """PyAV is not installed."""
 
 
 class MediaFile:
@@ -36,7 +49,7 @@ class MediaFile:
         try:
             import av
         except ImportError:
-            raise AudioError(f"{Path(path).suffix or 'this format'} needs PyAV to be decoded: pip install av") from None
+            raise NoDecoder(f"{Path(path).suffix or 'this format'} needs PyAV to be decoded: pip install av") from None
         self._error = av.error.FFmpegError
         try:
             self._container: Any = av.open(os.fspath(path), metadata_errors="ignore")
@@ -50,6 +63,7 @@ class MediaFile:
         self._waiting = np.zeros((0, 1), np.float32)
         self._priming = ADTS_PRIMING if self._container.format.name == "aac" else 0
         self._count = 0
+        self.seconds = self._promised()  # by the headers; 0 where they do not state it
         self._blocks = self._decoded()
         self._waiting = next(self._blocks, self._waiting)
         if not len(self._waiting):
@@ -59,9 +73,19 @@ class MediaFile:
 
     @classmethod
     def recognized(cls, path: str | Path) -> MediaFile | None:
-        """The file if PyAV is installed and knows its content, whatever its name; else None."""
+        """The file if PyAV knows its content, whatever its name; else None.
+
+        Raises:
+          AudioError: PyAV is not installed, and the file begins as one that it knows.
+        """
         try:
             return cls(path)
+        except NoDecoder:
+            with open(path, "rb") as file:
+                head = file.read(8)
+            if head.startswith(MARKS) or head[4:] == b"ftyp":
+                raise
+            return None
         except AudioError:
             return None
 
@@ -86,7 +110,6 @@ class MediaFile:
 
     def _decoded(self) -> Iterator[np.ndarray]:
         """Yields all samples in blocks; raises AudioError where the stream is damaged or ends early."""
-        promised = self._promised()
         try:
             for frame in self._container.decode(self._stream):
                 for even in self._resampler.resample(frame):
@@ -95,11 +118,15 @@ class MediaFile:
                 yield from self._block(even)
         except (self._error, EOFError) as error:
             raise AudioError(f"truncated or damaged ({_reason(error)})") from None
-        if self._count and self._count / self._rate < promised - SLACK:
-            raise AudioError(f"truncated: {self._count / self._rate:.3g} of {promised:.3g} promised seconds are there")
+        if self._count and self._count / self._rate < self.seconds - SLACK:
+            raise AudioError(
+                f"truncated: {self._count / self._rate:.3g} of {self.seconds:.3g} promised seconds are there"
+            )
 
     def _promised(self) -> float:
         """Seconds of sound by the headers; 0 where they do not say."""
+        if self._container.format.name in ESTIMATED:
+            return 0.0
         length, unit = self._stream.duration, self._stream.time_base
         if length and unit:
             return float(length * unit)

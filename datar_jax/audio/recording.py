@@ -19,7 +19,7 @@ import numpy as np
 import soxr
 from numpy.typing import ArrayLike
 
-from datar_jax.audio.decode import SILENT, cancelling, check_peak, check_rate, stream
+from datar_jax.audio.decode import SILENT, cancelling, check_peak, check_rate, peak_notes, stream
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import (
     eval_window_starts,
@@ -183,6 +183,8 @@ def recording_of_samples(samples: ArrayLike, sample_rate: float, audio: AudioCon
       AudioError: the samples are silent, not finite, far beyond full scale, too few, or of a rate outside `RATES`.
       ValueError: an array that is no sound by its type or its shape.
     """
+    if np.ma.is_masked(samples):
+        raise ValueError("samples with a mask; fill or cut out what it hides")
     samples_NxC = _columns(np.asarray(samples))
     check_rate(sample_rate)
     peak = float(np.abs(samples_NxC).max())
@@ -193,6 +195,7 @@ def recording_of_samples(samples: ArrayLike, sample_rate: float, audio: AudioCon
         notes.append(f"its channels cancel each other out; channel {loudest + 1} is used")
     if samples_N.min() == samples_N.max():
         raise AudioError(SILENT)
+    notes += peak_notes(float(np.abs(samples_N).max()))
     if sample_rate != audio.sample_rate:
         samples_N = soxr.resample(samples_N, sample_rate, audio.sample_rate)
     if not samples_N.size:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
+from collections.abc import Iterable
 
 from datar_jax.data.prepared import DatasetInfo
 from datar_jax.escaping import printable
@@ -49,3 +51,14 @@ class Dataset:
         clip = self.clips[index]
         name = printable(clip.name)
         return f"{name} (row {clip.row} of {self.source})" if clip.row else name
+
+
+def similar_labels_note(labels: Iterable[str]) -> tuple[str, ...]:
+    """One line on the first two class names that look alike; nothing if none do."""
+    known: dict[str, str] = {}
+    for label in labels:
+        plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+        if (other := known.setdefault(plain, label)) != label:
+            names = f"{printable(other)!r} and {printable(label)!r}"
+            return (f"classes {names} differ only in case, spaces or width: give one name if they are one",)
+    return ()

@@ -18,8 +18,8 @@ from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
-from datar_jax.data.dataset import SPLITS, Clip, Dataset
-from datar_jax.data.split_folders import split_level, split_names
+from datar_jax.data.dataset import SPLITS, Clip, Dataset, similar_labels_note
+from datar_jax.data.split_folders import Levels, beside_splits, split_levels, split_names
 from datar_jax.data.unlisted import unlisted_note
 from datar_jax.escaping import from_csv_cell, printable
 from datar_jax.filesystem import storage_path, walk_folders
@@ -51,6 +51,7 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
         dataset = _with_lists(dataset, root, config)
     if not dataset.clips:
         raise ConfigError(f"data.root={config.root!r}: no sound is listed in {dataset.source}; is it the right folder?")
+    dataset = dataclasses.replace(dataset, notes=dataset.notes + similar_labels_note(dataset.labels))
     return _with_groups(dataset, config.group)
 
 
@@ -60,8 +61,11 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
     Folders that are all named as splits (train, test, ...), above or below those of the classes, are the splits.
     """
     names = [name for name in _walk(root) if Path(name).suffix.lower() in SUFFIXES and "/" in name]
-    if not config.train_list and (level := split_level(names)) is not None:
-        return _read_split_folders(root, config, names, level)
+    if not config.train_list and (levels := split_levels(names)):
+        return _read_split_folders(root, config, names, levels)
+    if not config.train_list and (beside := beside_splits(names)):
+        remedy = f"but {beside[0]} is not; move it away, or give lists (data.train_list, data.test_list)"
+        raise ConfigError(f"data.root={config.root!r}: some of its folders are named as splits, {remedy}")
     files: dict[str, list[str]] = defaultdict(list)
     others, loose = 0, 0
     for name in _walk(root):
@@ -90,20 +94,20 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
     )
 
 
-def _read_split_folders(root: Path, config: DataConfig, names: list[str], level: int) -> Dataset:
-    """Class = sub-folder of a split's folder (level 0), or the other way round (level 1)."""
+def _read_split_folders(root: Path, config: DataConfig, names: list[str], levels: Levels) -> Dataset:
+    """Class = sub-folder of a split's folder, or the other way round."""
     parts = [name.split("/") for name in names]
-    splits = split_names({each[level] for each in parts})
-    loose = next((name for name, each in zip(names, parts) if len(each) < 3), None)
+    splits = split_names({each[levels.split] for each in parts})
+    loose = next((name for name, each in zip(names, parts) if len(each) < levels.label + 2), None)
     if loose:
         raise ConfigError(
             f"data.root={config.root!r}: its folders {', '.join(sorted(splits))} are named as splits, but {loose} lies "
             "in none of a class; give train/CLASS/..., or lists (data.train_list, data.test_list)"
         )
-    labels = tuple(sorted({_class(each[1 - level]) for each in parts}))
+    labels = tuple(sorted({_class(each[levels.label]) for each in parts}))
     index = {label: i for i, label in enumerate(labels)}
     clips = tuple(
-        Clip(str(root / name), _nfc(name), (index[_class(each[1 - level])],), split=splits[each[level]])
+        Clip(str(root / name), _nfc(name), (index[_class(each[levels.label])],), split=splits[each[levels.split]])
         for name, each in zip(names, parts)
     )
     counts = Counter(clip.split for clip in clips)

@@ -7,10 +7,12 @@ lists say so, and that no class gives its last training clip to validation.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Sequence
 
 import numpy as np
@@ -181,7 +183,10 @@ def _refuse_overlaps(dataset: Dataset, files: Sequence[str], splits: Sequence[st
 
 
 def _real_paths(dataset: Dataset) -> list[str]:
-    """The path of each clip without links and other spellings; folders are looked up once."""
+    """The file of each clip without links and other spellings; folders are looked up once.
+
+    One of several names of a file is the device and number of the file instead.
+    """
     folders: dict[str, str] = {}
     paths = []
     for clip in dataset.clips:
@@ -189,7 +194,13 @@ def _real_paths(dataset: Dataset) -> list[str]:
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         path = os.path.normpath(os.path.join(folders[folder], name))
-        paths.append(os.path.realpath(path) if os.path.islink(path) else path)
+        with contextlib.suppress(OSError, ValueError):  # reported as it is decoded
+            if stat.S_ISLNK((status := os.lstat(path)).st_mode):
+                path = os.path.realpath(path)
+                status = os.stat(path)
+            if status.st_nlink > 1:
+                path = f"{status.st_dev}:{status.st_ino}"
+        paths.append(path)
     return paths
 
 

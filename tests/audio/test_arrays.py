@@ -87,6 +87,20 @@ def test_a_type_without_a_full_scale_is_refused(dtype):
         recording_of_samples(np.ones(16_000).astype(dtype), 16_000, AUDIO)
 
 
+@pytest.mark.parametrize(("scale", "notes"), [(1.0, 0), (14.0, 0), (50.0, 1), (1e-5, 1), (1e-30, 1), (1e-3, 0)])
+def test_a_peak_of_perhaps_another_scale_is_noted(tmp_path, scale, notes):
+    soundfile.write(tmp_path / "a.wav", SOUND * scale, 16_000, subtype="FLOAT")
+    for recording in (recording_of_samples(SOUND * scale, 16_000, AUDIO), measure(tmp_path / "a.wav", AUDIO)):
+        assert ["full scale is 1" in note for note in recording.notes] == notes * [True]
+
+
+def test_samples_that_a_mask_hides_are_no_sound():
+    masked = np.ma.masked_array(SOUND, np.arange(SOUND.size) % 2 == 0)
+    with pytest.raises(ValueError, match="mask"):
+        recording_of_samples(masked, 16_000, AUDIO)
+    assert recording_of_samples(np.ma.masked_array(SOUND), 16_000, AUDIO).length == SOUND.size
+
+
 def test_channels_that_cancel_each_other_are_noted():
     recording = recording_of_samples(np.stack([SOUND, -SOUND]), 16_000, AUDIO)
     np.testing.assert_array_equal(samples_of(recording), SOUND)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datar_jax.audio.decode import decode
+from datar_jax.audio.decode import decode, duration
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.media import MEDIA_SUFFIXES
 from datar_jax.audio.sound_file import SUFFIXES
@@ -79,6 +79,15 @@ def test_a_part_is_the_slice_of_the_whole(tmp_path):
             decode(path, RATE, start, end)
 
 
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_a_bare_stream_is_as_long_as_its_frames(tmp_path, loud_first):
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 8 * 48_000).astype(np.float32)
+    loud = np.arange(noise.size) < noise.size // 2
+    encode(tmp_path / "a.aac", np.where(loud == loud_first, noise, 1e-4 * noise), "adts", "aac", 48_000)
+    assert decode(tmp_path / "a.aac", RATE).size / RATE == pytest.approx(8, abs=0.1)
+    assert duration(tmp_path / "a.aac") == pytest.approx(8, abs=0.1)
+
+
 @pytest.mark.parametrize("suffix", ["m4a", "webm"])
 def test_truncated_and_foreign_files_are_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
@@ -104,7 +113,13 @@ def test_a_film_without_sound_is_refused(tmp_path):
         decode(tmp_path / "a.mp4", RATE)
 
 
-def test_without_pyav_every_media_file_is_named_with_the_command(tmp_path, monkeypatch):
+def test_the_length_of_a_recording_is_known_before_its_end(tmp_path):
+    for name, container, codec in (("a.m4a", "ipod", "aac"), ("a.webm", "webm", "libopus"), ("a.aac", "adts", "aac")):
+        encode(tmp_path / name, click(48_000, 3.0), container, codec, 48_000)
+        assert duration(tmp_path / name) == pytest.approx(3, abs=0.1)
+
+
+def without_pyav(monkeypatch):
     real = builtins.__import__
 
     def without(name, *rest):
@@ -114,6 +129,10 @@ def test_without_pyav_every_media_file_is_named_with_the_command(tmp_path, monke
 
     monkeypatch.delitem(sys.modules, "av", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
+
+
+def test_without_pyav_every_media_file_is_named_with_the_command(tmp_path, monkeypatch):
+    without_pyav(monkeypatch)
     assert MEDIA_SUFFIXES < SUFFIXES
     for suffix in MEDIA_SUFFIXES:
         (tmp_path / f"a{suffix}").write_bytes(b"x" * 99)
@@ -121,3 +140,20 @@ def test_without_pyav_every_media_file_is_named_with_the_command(tmp_path, monke
             decode(tmp_path / f"a{suffix}", RATE)
     (tmp_path / "notes.txt").touch()
     assert len(list(iter_audio_files([tmp_path]))) == len(MEDIA_SUFFIXES)
+
+
+@pytest.mark.parametrize("name", ["a.caf", "a.wav", "a.mp3", "a"])
+def test_without_pyav_its_formats_are_named_under_other_endings(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    encode(path, click(RATE), *(("caf", "alac") if name == "a.caf" else ("ipod", "aac")), RATE)
+    content = bytearray(path.read_bytes())
+    if name == "a.caf":  # a codec that libsndfile does not know
+        at = content.index(b"desc") + 12 + 8
+        content[at : at + 4] = b"aac "
+    path.write_bytes(content)
+    without_pyav(monkeypatch)
+    with pytest.raises(AudioError, match="needs PyAV to be decoded: pip install av"):
+        decode(path, RATE)
+    path.write_text("no sound at all, but a letter")
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        decode(path, RATE)

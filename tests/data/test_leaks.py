@@ -38,6 +38,8 @@ def listed(root, rows, header="path,label,split,start,end"):
         ("a.wav,dog,train,0,0", "sub/../a.wav,dog,test,0.1,0"),
         ("a.wav,dog,train,0,0", "link.wav,dog,test,0,0"),
         ("a.wav,dog,train,0,0", "linked/a.wav,dog,test,0,0"),
+        ("a.wav,dog,train,0,0", "hard.wav,dog,test,0,0"),
+        ("a.wav,dog,train,0,0.3", "hard.wav,dog,test,0.2,0.5"),
     ],
 )
 @pytest.mark.parametrize("swapped", [False, True])
@@ -47,6 +49,7 @@ def test_one_sound_in_two_splits_is_refused_with_its_rows(tmp_path, first, secon
     (tmp_path / "sub").mkdir()
     (tmp_path / "link.wav").symlink_to(tmp_path / "a.wav")
     (tmp_path / "linked").symlink_to(tmp_path)
+    os.link(tmp_path / "a.wav", tmp_path / "hard.wav")
     rows = [second, first] if swapped else [first, second]
     dataset = listed(tmp_path, "\n".join(["b.wav,dog,train,0,0", *rows, "c.wav,dog,test,0,0"]) + "\n")
     with pytest.raises(ConfigError, match=r"row [34] .*row [34] ") as caught:
@@ -71,10 +74,10 @@ def test_copies_of_training_clips_are_counted_and_named(tmp_path, front_end):
     for i in range(4):
         write(tmp_path / f"{i}.wav", i)
     shutil.copy(tmp_path / "0.wav", tmp_path / "copy.wav")
-    os.link(tmp_path / "1.wav", tmp_path / "hard.wav")
+    shutil.copy(tmp_path / "1.wav", tmp_path / "again.wav")
     soundfile.write(tmp_path / "2.flac", *soundfile.read(tmp_path / "2.wav"))  # the same samples
     rows = "".join(f"{i}.wav,dog,train,0,0\n" for i in range(4))
-    rows += "".join(f"{name},dog,test,0,0\n" for name in ("copy.wav", "hard.wav", "2.flac", "4.wav", "5.wav"))
+    rows += "".join(f"{name},dog,test,0,0\n" for name in ("copy.wav", "again.wav", "2.flac", "4.wav", "5.wav"))
     for i in (4, 5):
         write(tmp_path / f"{i}.wav", i)
     dataset = listed(tmp_path, rows)

@@ -27,12 +27,16 @@ def tree(root, names):
         (("train", "dev", "test"), ("train", "validation", "test")),
         (("train", "val"), ("train", "test")),
         (("train", "dev"), ("train", "test")),
+        (("train_set", "test_set"), ("train", "test")),
+        (("trainset", "valset", "testset"), ("train", "validation", "test")),
+        (("train-clean-100", "dev-clean", "test-clean"), ("train", "validation", "test")),
+        (("01 Training data", "02 Test data"), ("train", "test")),
     ],
 )
-@pytest.mark.parametrize("below", [False, True])
-def test_folders_of_splits_are_recognised(tmp_path, folders, expected, below):
+@pytest.mark.parametrize("form", ["{f}/{c}/{i}.wav", "{c}/{f}/{i}.wav", "data/{f}/{c}/{i}.wav", "{c}/x/{f}/{i}.wav"])
+def test_folders_of_splits_are_recognised(tmp_path, folders, expected, form):
     classes = ("dog", "cat")
-    names = [f"{c}/{f}/{i}.wav" if below else f"{f}/{c}/{i}.wav" for f in folders for c in classes for i in range(3)]
+    names = [form.format(f=f, c=c, i=i) for f in folders for c in classes for i in range(3)]
     config = msgspec.structs.replace(tree(tmp_path, [*names, "readme.txt"]), validation_fraction=0.0)
     dataset = read_dataset(config)
     assert dataset.labels == ("cat", "dog")
@@ -56,6 +60,24 @@ def test_folders_of_splits_are_recognised(tmp_path, folders, expected, below):
 def test_a_class_may_be_named_like_a_split(tmp_path, names):
     dataset = read_dataset(tree(tmp_path, names))
     assert dataset.labels == tuple(sorted({name.split("/")[0] for name in names}))
+
+
+@pytest.mark.parametrize("beside", ["unlabeled/1.wav", "extra/dog/1.wav"])
+def test_a_folder_beside_splits_makes_them_no_classes(tmp_path, beside):
+    with pytest.raises(ConfigError, match=rf"named as splits, but {beside.split('/')[0]} is not.*train_list"):
+        read_dataset(tree(tmp_path, ("train/dog/1.wav", "train/cat/1.wav", "test/dog/1.wav", beside)))
+
+
+@pytest.mark.parametrize(
+    "names", [("Dog", "dog"), ("big dog", "big\u00a0dog"), ("big dog", "big  dog"), ("dog", "\uff44\uff4f\uff47")]
+)
+def test_classes_that_look_alike_are_noted(tmp_path, names):
+    config = tree(tmp_path, ("a.wav", "b.wav", "c.wav"))
+    for labels, notes in ((names, 1), (("dog", "cat"), 0)):
+        rows = [f"{path}.wav,{label},train\n" for path, label in zip("abc", (*labels, "cat"))]
+        (tmp_path / "manifest.csv").write_text("path,label,split\n" + "".join(rows), encoding="utf-8")
+        found = read_dataset(msgspec.structs.replace(config, kind="csv")).notes
+        assert ["differ only in case, spaces or width" in note for note in found] == notes * [True]
 
 
 def test_splits_without_classes_are_refused(tmp_path):

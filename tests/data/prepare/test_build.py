@@ -41,6 +41,7 @@ from datar_jax.data.splits import split
 from datar_jax.filesystem import StoragePath, storage_path
 from datar_jax.labels import Head
 from datar_jax.training.input_pipeline import normalization_statistics
+from tests.audio.test_media import encode
 from tests.data.datasets.test_annotations import LISTS
 from tests.data.sources.test_sources import SMALL
 from tests.helpers import sound
@@ -166,6 +167,24 @@ def test_equal_sounds_in_two_splits_are_counted_where_the_index_has_checksums(tm
     (out / "manifest.csv").write_text("".join(f"{row},{['crc32', 'x1'][i > 0]}\n" for i, (row, _) in enumerate(rows)))
     with pytest.raises(ConfigError, match=r"manifest\.csv, row 2, column crc32='x1'"):
         opened(out)
+
+
+def test_recordings_of_phones_are_cut_as_those_of_others(tmp_path):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    wave = sound(AUDIO, 6.0, 9)
+    for name, samples in (("whole", wave), ("cut", wave[32_000:40_000])):  # the second is what the list names
+        encode(audio / f"{name}.m4a", samples, "ipod", "aac", 8_000)
+        soundfile.write(audio / f"{name}_wav.wav", samples, 8_000)
+    names = ("whole", "cut", "whole_wav", "cut_wav")
+    segments = [segment(name, 0, "train", (), (name,), 4.0, 5.0) for name in names]
+    run((spec(lambda lists: listing(tmp_path, *segments)), audio), tmp_path / "out")
+    _, store = opened(tmp_path / "out")
+    assert len(store.frames) == 4
+    for i in (0, 1):
+        samples, scale = store.read(i, 0, 8_000)
+        wanted, other = store.read(i + 2, 0, 8_000)
+        assert np.corrcoef(samples * scale, wanted * other)[0, 1] > 0.95
 
 
 def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
