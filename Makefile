@@ -28,8 +28,9 @@ test-slow: $(DEVELOPMENT)  ## run the slow tests
 
 test-all: test test-slow  ## lint, check types and run every test
 
-chaos: $(RUNTIME)  ## kill a training run thirty times and compare it with one left alone
+chaos: $(RUNTIME)  ## kill a training run thirty times, and every command at every write; fill the disk at some
 	$(RUN) benchmarks/robustness/kill_and_resume.py
+	$(RUN) benchmarks/robustness/torn_writes.py
 
 lint: $(DEVELOPMENT)  ## check style, format and types
 	$(VENV)/bin/ruff check .

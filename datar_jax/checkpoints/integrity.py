@@ -69,6 +69,7 @@ def short_message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = line.partition(" [os_error_code=")[0]  # where tensorstore adds its settings
     return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import make_parser, path, print_line
 from datar_jax.config import ConfigError
@@ -36,13 +38,16 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.export.exporter import export
 
+    new = not given.out.exists()
     licences = {"weights": given.licence, "data": given.data_licence}
     try:
         written = export(given.model, given.out, given.format, given.weights, licences)
-    except ModelError as error:
-        raise ConfigError(str(error)) from None
-    except OSError as error:
-        raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
+    except (ModelError, OSError) as error:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something
+                given.out.rmdir()
+        why = f"{error.filename or given.out}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise ConfigError(why) from None
     size = sum(each.stat().st_size for each in [written, *written.rglob("*")] if each.is_file())
     print_line(f"{written}: {size / 1e6:.1f} MB; with model.json and README.md beside it")
     return 0

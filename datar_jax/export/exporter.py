@@ -12,7 +12,7 @@ import flax.traverse_util
 import msgspec
 
 from datar_jax.audio.framing import window_samples
-from datar_jax.checkpoints.integrity import file_checksum, tensor_checksums
+from datar_jax.checkpoints.integrity import file_checksum, short_message, tensor_checksums
 from datar_jax.checkpoints.model_info import (
     LEGACY_EXPORT_FILE,
     MAX_BYTES,
@@ -147,8 +147,12 @@ def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) ->
     import orbax.checkpoint as ocp
 
     params = quantize(saved.params, weights)
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(target.absolute(), params)
+    try:
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(target.absolute(), params)
+    except Exception as error:  # OSError from Python's files, ValueError from tensorstore's
+        why = short_message(error)
+        raise ModelError(f"{target}: cannot be written ({why}); make room, or give another folder") from None
     return tensor_checksums(flax.traverse_util.flatten_dict(params, sep="/"))
 
 

@@ -11,6 +11,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -341,6 +343,20 @@ def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
     capsys.readouterr()
     assert train.main(training("finetune", sounds, tmp_path / "new", init__from=str(source))) == 2
     assert f"init.from={str(source)!r}: {source}: no such file or folder" in capsys.readouterr().err
+
+
+def test_an_export_on_a_full_disk_is_one_line_and_leaves_nothing(work: Path, tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from datar_jax.cli.main import main; import orbax.checkpoint;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2);"
+        "sys.exit(main(['export', sys.argv[2], sys.argv[3], '--format=params']))"
+    )
+    for size in (100, 1500):  # the first file is too large, or a later one
+        given = [sys.executable, "-c", program, str(size), str(work), str(tmp_path / "out")]
+        run = subprocess.run(given, check=False, cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 2 and len(run.stderr.splitlines()) == 1, run.stderr
+        assert run.stderr.startswith(f"datar-jax: error: {tmp_path / 'out'}") and "File too large" in run.stderr
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_model_is_told_by_name(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from datar_jax.escaping import read_csv
 from datar_jax.inference.events import Event
 from datar_jax.inference.predict import Prediction
 from datar_jax.inference.windows import FailedFile
-from datar_jax.inference.writers import EventsCsv, JsonLines, ScoresCsv, Terminal, audacity, clock
+from datar_jax.inference.writers import EventsCsv, JsonLines, LabelTracks, ScoresCsv, Terminal, audacity, clock
 from datar_jax.terminal import Console
 from tests.helpers import head
 
@@ -93,6 +93,17 @@ def test_a_label_track_has_one_line_an_event_in_microseconds():
         (86_399.123456, 86_400.0, "Vögel"),
     ]
     assert fields[0][0] == "0.000000"
+
+
+def test_label_tracks_of_the_longest_names_are_named_apart(tmp_path):
+    tracks = LabelTracks(tmp_path)
+    paths = [f"{'x' * 250}{i}.wav" for i in range(2)] + [f"{'雨' * 83}a.wav", os.fsdecode(b"\xff" * 255)]
+    for path in [*paths, "a.wav"]:
+        tracks.write(Prediction(path, 1.0, np.zeros(3), EVENTS))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 5 and "a.wav.txt" in names
+    assert all(len(os.fsencode(name)) <= 255 and name.endswith(".txt") for name in names)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"".join(audacity(EVENTS))}
 
 
 def test_a_terminal_shows_every_file_and_every_event():
