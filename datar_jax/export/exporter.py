@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -94,7 +95,7 @@ def export(
         card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
         _commit(partial / FILES[form], target, description, card)
     finally:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)  # what is left has a partial name, and goes with the next export
     return target
 
 
@@ -152,8 +153,19 @@ def _write_params(target: Path, saved: PretrainedModel, weights: WeightDtype) ->
             writer.save(target.absolute(), params)
     except Exception as error:  # OSError from Python's files, ValueError from tensorstore's
         why = short_message(error)
-        raise ModelError(f"{target}: cannot be written ({why}); make room, or give another folder") from None
+        _remove_as_it_grows(target.parent)
+        path = target.parent.parent / target.name
+        raise ModelError(f"{path}: cannot be written ({why}); make room, or give another folder") from None
     return tensor_checksums(flax.traverse_util.flatten_dict(params, sep="/"))
+
+
+def _remove_as_it_grows(folder: Path) -> None:
+    """Removes a folder that threads of a failed checkpoint still write to, when they have ended."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
 
 
 def _write_safetensors(target: Path, saved: PretrainedModel, weights: WeightDtype) -> dict[str, str]:

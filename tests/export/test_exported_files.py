@@ -172,7 +172,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, moment: int, after: bool) -> list[s
     for name in ("unlink", "rename", "replace"):
         monkeypatch.setattr(Path, name, watched(name))
     real = shutil.rmtree  # what a killed program leaves, stays
-    monkeypatch.setattr(exporter.shutil, "rmtree", lambda path: None if len(calls) >= moment else real(path))
+    monkeypatch.setattr(
+        exporter.shutil, "rmtree", lambda *of, **how: None if len(calls) >= moment else real(*of, **how)
+    )
     return calls
 
 
