@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +33,12 @@ def build(module: Any, shape: tuple[int, ...], seed: int = 0) -> tuple[Any, np.n
     x = np.random.default_rng(seed + 1).normal(size=shape).astype(np.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     return noisy(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params), seed), x
+
+
+def golden_folders() -> list[Path]:
+    """Folders with numbers of the official code: those that `DATAR_GOLDEN` names, or the one beside this checkout."""
+    beside = Path(__file__).parents[2] / "shared" / "golden"
+    return [Path(folder) for folder in os.environ.get("DATAR_GOLDEN", str(beside)).split(os.pathsep)]
 
 
 def head(name: str, size: int) -> Head:

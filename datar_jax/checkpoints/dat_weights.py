@@ -22,6 +22,9 @@ from datar_jax.checkpoints.torch_file import read_arrays
 from datar_jax.config import ConfigError, DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
 from datar_jax.models.datar import create_model
 
+KERNELS = (9, 7, 5, 3)  # of the offset networks, fixed in 2022
+STRIDES = (8, 4, 2, 1)  # in 2023
+
 
 class Official(NamedTuple):
     """Official weights, converted for a model of this package.
@@ -45,9 +48,11 @@ def read_official(path: Path | str) -> Official:
     """Reads a checkpoint of the official DAT or DAT++, without PyTorch and without executing anything in it.
 
     The settings follow from names and shapes: widths, blocks, heads, offset groups, kernels, windows. Neighbourhood
-    attention, a convolutional stem or MLP, local perception or a bias network make it `dat2023` (offsets clamped to the
-    map, strides 8, 4, 2, 1), else it is `dat2022` (offsets of range 2, stride 1): as all published models have it. A
-    window block is a shifted one where the file has its mask; in a file without masks, where it follows another.
+    attention, a convolutional stem or MLP, local perception, a bias network, a bias of each pair or kernels other than
+    9, 7, 5, 3 make it `dat2023` (offsets clamped to the map, strides 8, 4, 2, 1), else it is `dat2022` (offsets of
+    range 2, stride 1): as all published models have it. Without position terms, and with offset networks that never
+    were trained, it pools (`no_off`), and these networks are left out. A window block is a shifted one where the file
+    has its mask; in a file without masks, where it follows another.
 
     Args:
       path: a `.pth` or `.npz`, see `torch_file.read_arrays`.
@@ -79,13 +84,16 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
             raise ModelError(f"has no {path}; give the whole state_dict of an official DAT classifier")
         return params[path]
 
+    tables = [x.shape for path, x in params.items() if path.endswith("mixer/table") and x.ndim == 3]
+    # A table of displacements has odd sides; one of pairs has even ones, but for maps of an odd size.
+    fixed = any(side % 2 == 0 for shape in tables for side in shape[1:])
     stages: list[_Stage] = []
     for i in range(4):
         count = len({path.split("/")[0] for path in params if path.startswith(f"stage_{i}_")})
         if not count:
             raise ModelError(f"has no blocks in stage {i}; an official DAT has four stages")
         width = find(f"stage_{i}_0/norm_mlp/scale").size
-        stages.append(_stage(i, width, count, find, params, names))
+        stages.append(_stage(i, width, count, fixed, find, params, names))
     ends = {end for path in params if (end := re.sub(r"^stage_\d+_\d+/", "", path)) != path}
     local, conv = "local/kernel" in ends, "mlp/conv/kernel" in ends
     positions = {x for stage in stages for x in stage.positions}
@@ -93,9 +101,12 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
         raise ModelError(f"its deformable blocks have different position terms ({', '.join(sorted(positions))})")
     position = positions.pop() if positions else "table"
     stem: Any = "conv" if "stem/project_1/kernel" in params else "patch"
-    newer = stem == "conv" or conv or local or position == "log_cpb" or any("N" in stage.spec for stage in stages)
+    letters = {letter for stage in stages for letter in stage.spec}
+    offsets = position != "none" or _is_trained(params)
+    newest = position in ("log_cpb", "fixed") or not offsets or tuple(stage.kernel for stage in stages) != KERNELS
+    newer = stem == "conv" or conv or local or newest or "N" in letters
     revision: Any = "dat2023" if newer else "dat2022"
-    sizes, letters = tuple(stage.window for stage in stages), {letter for stage in stages for letter in stage.spec}
+    sizes = tuple(stage.window for stage in stages)
     config = ModelConfig(
         dims=tuple(stage.width for stage in stages),
         spec=tuple(stage.spec for stage in stages),
@@ -105,10 +116,11 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
         deformable=DeformableSettings(
             groups=tuple(stage.groups for stage in stages),
             kernels=tuple(stage.kernel for stage in stages),
-            strides=(8, 4, 2, 1) if newer else (1, 1, 1, 1),
+            strides=tuple(stage.stride for stage in stages) if newer else (1, 1, 1, 1),
             offset_range=-1.0 if newer else 2.0,
             grid=revision,
             position=position,  # type: ignore[arg-type]
+            offsets=offsets,
         )
         if "D" in letters
         else DeformableSettings(),
@@ -118,8 +130,15 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
         local_perception=local,
         adaptor="none",
     )
-    wide = {path: np.asarray(value, np.float32) for path, value in params.items()}
+    used = (path for path in params if offsets or "/mixer/offset/" not in path)
+    wide = {path: np.asarray(params[path], np.float32) for path in used}
     return Official(config, _size(stages), find("head/kernel").shape[-1], wide, revision)
+
+
+def _is_trained(params: dict[str, np.ndarray]) -> bool:
+    """Whether the offset networks ever were: `no_off` freezes them, and a frozen LayerNorm is exactly as it began."""
+    norms = {path: value for path, value in params.items() if "/mixer/offset/norm/" in path}
+    return not norms or any(np.any(value != path.endswith("scale")) for path, value in norms.items())
 
 
 class _Stage(NamedTuple):
@@ -131,13 +150,18 @@ class _Stage(NamedTuple):
     window: tuple[int, int]
     groups: int
     kernel: int
+    stride: int
     positions: set[str]
     maps: set[tuple[int, int]]
 
 
-def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarray], names: Collection[str]) -> _Stage:
+def _stage(
+    i: int, width: int, count: int, fixed: bool, find: Any, params: dict[str, np.ndarray], names: Collection[str]
+) -> _Stage:
+    standard: dict[str, Any] = {"heads": width // 32, "window": (7, 7), "groups": 1}
+    standard |= {"kernel": KERNELS[i], "stride": STRIDES[i]}
     spec, masks = "", any(name.endswith(".attn_mask") for name in names)
-    found: dict[str, set[Any]] = {name: set() for name in ("heads", "window", "groups", "kernel", "position", "map")}
+    found: dict[str, set[Any]] = {name: set() for name in (*standard, "position", "map")}
     for j in range(count):
         mixer = f"stage_{i}_{j}/mixer"
         table = params.get(f"{mixer}/table")
@@ -149,10 +173,14 @@ def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarr
             network = params.get(f"{mixer}/position/heads")
             if table is not None:
                 found["heads"].add(table.shape[0])
-                found["map"].add(tuple((side + 1) // 2 for side in table.shape[1:]))
+                size, stride = tuple((side + 1) // 2 for side in table.shape[1:]), STRIDES[i]
+                if fixed:
+                    size, stride = _pairs(mixer, table)
+                found["map"].add(size)
+                found["stride"].add(stride)
             elif network is not None:
                 found["heads"].add(network.shape[-1] * (width // narrow))
-            kinds = {"table": table is not None, "log_cpb": network is not None, "dwc": True}
+            kinds = {"fixed" if fixed else "table": table is not None, "log_cpb": network is not None, "dwc": True}
             has = table is not None or any(path.startswith(f"{mixer}/position/") for path in params)
             found["position"].add(next(kind for kind, holds in kinds.items() if holds) if has else "none")
             continue
@@ -164,12 +192,23 @@ def _stage(i: int, width: int, count: int, find: Any, params: dict[str, np.ndarr
         found["window"].add(((side + 1) // 2,) * 2)
         shifted = f"stages.{i}.attns.{j}.attn_mask" in names if masks else spec.endswith("L")
         spec += "N" if f"stages.{i}.attns.{j}.rpb" in names else "S" if shifted else "L"
-    standard: dict[str, Any] = {"heads": width // 32, "window": (7, 7), "groups": 1, "kernel": (9, 7, 5, 3)[i]}
     for name, values in found.items():
         if len(values) > 1 and name in standard:
             raise ModelError(f"the blocks of stage {i} differ in {name}: {sorted(values)}")
     one = {name: next(iter(found[name]), value) for name, value in standard.items()}
     return _Stage(width, spec, **one, positions=found["position"], maps=found["map"])
+
+
+def _pairs(mixer: str, table_HxMxN: np.ndarray) -> tuple[tuple[int, int], int]:
+    """Size of the square map, and stride of its keys, that a bias of each pair is for; DAT builds no other maps."""
+    _, queries, keys = table_HxMxN.shape
+    side, across = math.isqrt(queries), math.isqrt(keys)
+    if (side**2, across**2) != (queries, keys):
+        raise ModelError(
+            f"the table of {mixer} has {queries} x {keys} entries: neither of displacements, whose sides are odd, nor "
+            "of the pixels of a square map and its keys"
+        )
+    return (side, side), side // max(across, 1)
 
 
 def _size(stages: list[_Stage]) -> tuple[int, int] | None:

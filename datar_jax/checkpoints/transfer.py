@@ -115,7 +115,7 @@ class _Resize:
         """Returns `value` resized for the new model; other parameters are returned unchanged."""
         found = re.match(r"stage_(\d+)_(\d+)/", name)
         stage = int(found[1]) if found else 0
-        if name.endswith("mixer/table") and value.ndim == 3:
+        if name.endswith("mixer/table") and value.ndim == 3 and self._models[0].deformable.position == "table":
             before, now = self._maps[0][stage], self._maps[1][stage]
             return resize_table(value, before, now, self._grid, self._scale)
         if found and name.endswith("mixer/table") and len(wanted) == 2:

@@ -43,18 +43,23 @@ class WindowSettings(MixerSettings, frozen=True):
 
     field: ClassVar[str] = "window"
     letters: ClassVar[dict[str, str]] = {"L": "window", "S": "shifted window"}
-    per_stage: ClassVar[tuple[str, ...]] = ("sizes",)
-    largest: ClassVar[dict[str, float]] = {"sizes": MAX_WINDOW}
+    per_stage: ClassVar[tuple[str, ...]] = ("sizes", "shifts")
+    largest: ClassVar[dict[str, float]] = {"sizes": MAX_WINDOW, "shifts": MAX_WINDOW}
 
     sizes: Sizes = ((8, 8), (8, 8), (8, 8), (4, 8))
     # Shift and mask an axis, too, that one window covers, as the code of DAT does. Ours leaves it whole: there is no
     # neighboring window to look into, and the mask would only part what belongs together.
     shift_covered: bool = False
+    shifts: Sizes = ()  # pixels that S moves its windows by; empty: half a window, rounded up
 
     def check_stage(self, stage: int, letters: str, heads: int) -> None:
-        field, size = f"model.window.sizes[{stage}]", self.sizes[stage]
-        require(min(size) >= 1, field, size, "give a pair of positive sizes")
-        require(math.prod(size) <= MAX_WINDOW, field, size, f"give a window of at most {MAX_WINDOW} pixels")
+        field, window = f"model.window.sizes[{stage}]", self.sizes[stage]
+        require(min(window) >= 1, field, window, "give a pair of positive sizes")
+        require(math.prod(window) <= MAX_WINDOW, field, window, f"give a window of at most {MAX_WINDOW} pixels")
+        if self.shifts and "S" in letters:
+            field, shift = f"model.window.shifts[{stage}]", self.shifts[stage]
+            inside = all(0 <= pixels < side for pixels, side in zip(shift, window)) and any(shift)
+            require(inside, field, shift, f"give pixels of (frequency, time) below the window {window}, not both 0")
 
 
 class NeighborhoodSettings(MixerSettings, frozen=True):
@@ -93,8 +98,10 @@ class DeformableSettings(MixerSettings, frozen=True):
     kernels: tuple[int, ...] = (9, 7, 5, 3)  # of the offset network
     offset_range: float = 2.0  # bound: half of it in key cells; negative: unbounded, clamped to the map
     grid: Literal["centre", "dat2022", "dat2023"] = "centre"  # reference points: ours, or a published convention
-    # A bias from a table or from a small network (log_cpb), or a convolution of the queries.
-    position: Literal["table", "log_cpb", "dwc", "none"] = "table"
+    # A bias from a table, of each pair of query and key (fixed) or from a small network (log_cpb), or a convolution of
+    # the queries.
+    position: Literal["table", "fixed", "log_cpb", "dwc", "none"] = "table"
+    offsets: bool = True  # false: means of stride x stride pixels in place of samples, DAT++'s `no_off`
 
     def check_stage(self, stage: int, letters: str, heads: int) -> None:
         groups, stride, kernel = self.groups[stage], self.strides[stage], self.kernels[stage]
@@ -105,8 +112,31 @@ class DeformableSettings(MixerSettings, frozen=True):
             f"does not divide model.heads[{stage}]={heads}; give a divisor of it",
         )
         require(stride >= 1, f"model.deformable.strides[{stage}]", stride, "give 1 or more")
-        odd = kernel >= 1 and kernel % 2 == 1
-        require(odd, f"model.deformable.kernels[{stage}]", kernel, "give an odd size")
+        field = f"model.deformable.kernels[{stage}]"
+        require(kernel >= 1, field, kernel, "give 1 or more")
+        # An even kernel has one key more than our grid has cells, each half a pixel beside the middle of its own.
+        odd = self.grid != "centre" or kernel % 2 == 1
+        require(
+            odd,
+            field,
+            kernel,
+            "give an odd size, which has a middle as the cells of grid 'centre' have; or a published grid",
+        )
+        self._check_published()
+
+    def _check_published(self) -> None:
+        """Refuses what only the code of 2023 has under the other grids."""
+        newest = self.grid == "dat2023"
+        why = "a bias of each pair fits maps of one size, and clips have any length; give 'table'"
+        if self.grid == "dat2022":
+            why = "the published code of 2022 fails with it; give 'table', or grid 'dat2023'"
+        require(self.position != "fixed" or newest, "model.deformable.position", self.position, why)
+        why = "the points of grid 'centre' rest, with their position bias, where offset_range=0; give that"
+        if self.grid == "dat2022":
+            why = "the published code of 2022 fails with it; give grid 'dat2023'"
+        require(self.offsets or newest, "model.deformable.offsets", self.offsets, why)
+        why = "has no effect with model.deformable.offsets=False, as published; give 'none'"
+        require(self.offsets or self.position == "none", "model.deformable.position", self.position, why)
 
 
 MIXER_SETTINGS: tuple[type[MixerSettings], ...] = (WindowSettings, NeighborhoodSettings, DeformableSettings)

@@ -95,7 +95,8 @@ class ModelConfig(StrictStruct, frozen=True):
                 require(value == default, f"{kind.section()}.{name}", value, remedy)
             return
         for name in kind.per_stage:
-            self._require_per_stage(f"{kind.section()}.{name}", getattr(settings, name))
+            if getattr(settings, name) or getattr(kind(), name):  # what is empty by default may be left so
+                self._require_per_stage(f"{kind.section()}.{name}", getattr(settings, name))
         for i in used:
             settings.check_stage(i, self.spec[i], self.heads[i])
 

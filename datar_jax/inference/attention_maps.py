@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from datar_jax.config import ModelConfig
 from datar_jax.models.datar import DATAR, create_model
-from datar_jax.models.mixers.deformable import clamp_to_valid, valid_keys
+from datar_jax.models.mixers.deformable import cell_span, clamp_to_valid, valid_keys
 from datar_jax.ops.masking import MASK_VALUE, columns
 from datar_jax.ops.position_bias import position_bias
 from datar_jax.ops.sampling import Grid, bilinear_weights, exact, sampling_positions
@@ -107,10 +107,12 @@ def compute_attention_maps(
       ValueError: the spectrogram has another number of mel bins, or not so many columns; or a position bias that is not
         read from a table, of which nothing is drawn.
     """
-    if config.deformable.position == "log_cpb":
+    if (position := config.deformable.position) in ("log_cpb", "fixed"):
         raise ValueError(
-            "model.deformable.position='log_cpb': its attention cannot be shown; only that of 'table', 'dwc', 'none'"
+            f"model.deformable.position={position!r}: its attention cannot be shown; that of 'table', 'dwc', 'none' can"
         )
+    if not config.deformable.offsets:
+        raise ValueError("model.deformable.offsets=False: a model without sampling points; there is nothing to show")
     if not 1 <= valid <= mel_FxT.shape[1]:
         raise ValueError(f"{valid} columns of sound in a spectrogram {mel_FxT.shape}: give 1 to {mel_FxT.shape[1]}")
     config = msgspec.structs.replace(config, remat=False)  # nothing is differentiated
@@ -209,7 +211,9 @@ def _received(
     position_GxNx2 = position_BxGxFxTx2[0].reshape(groups, -1, 2)
     sound_BxT = columns(valid[None], t, stage + 2)
     assert sound_BxT is not None
-    counted_N = valid_keys(sound_BxT, (rows, times), config.deformable.strides[stage])[0]
+    kernel, stride = config.deformable.kernels[stage], config.deformable.strides[stage]
+    span = cell_span(kernel, stride, config.deformable.grid)
+    counted_N = valid_keys(sound_BxT, (rows, times), stride, span)[0]
     read_GxNx2 = position_GxNx2
     if config.deformable.grid == "centre":
         read_GxNx2 = clamp_to_valid(position_GxNx2[None], sound_BxT)[0]

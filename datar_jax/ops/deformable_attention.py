@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from datar_jax.ops.fusion_barrier import fusion_barrier
-from datar_jax.ops.position_bias import BiasNetwork, fit_table, log_cpb_row, table_bias_row
+from datar_jax.ops.position_bias import BiasNetwork, PairBias, fit_table, log_cpb_row, pair_bias_row, table_bias_row
 from datar_jax.ops.sampling import Grid, Method
 
 PAIRS = 1 << 20  # (query, key) pairs scored at once, heads and examples together: few enough for a CPU's cache
@@ -28,7 +28,7 @@ def deformable_attention(
     q_BxFxTxC: Array,
     k_BxNxHxD: Array,
     v_BxNxHxD: Array,
-    table_HxRxS: Array | BiasNetwork | None,
+    table_HxRxS: Array | BiasNetwork | PairBias | None,
     position_BxGxNx2: Array,
     mask_BxN: Array | None = None,
     grid: Grid = "centre",
@@ -40,7 +40,8 @@ def deformable_attention(
       q_BxFxTxC: queries, a map of C = H D channels; heads are group-major.
       k_BxNxHxD: keys.
       v_BxNxHxD: values.
-      table_HxRxS: of the relative position bias; or a network, which all groups share; None: no bias.
+      table_HxRxS: of the relative position bias; or a network, which all groups share; or a bias of each pair; None: no
+        bias.
       position_BxGxNx2: where each group's keys lie, `(freq, time)` in pixels.
       mask_BxN: added to all scores of a key; takes no gradient.
       grid: convention of the bias.
@@ -58,8 +59,8 @@ def deformable_attention(
         scored = max(heads, groups * table_HxRxS.bias_P.size)
         table = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), table_HxRxS)
     elif table_HxRxS is not None:
-        table = fit_table(table_HxRxS, (f, t), grid)
-        table = table.reshape(groups, heads // groups, *table.shape[1:])
+        table = table_HxRxS if isinstance(table_HxRxS, PairBias) else fit_table(table_HxRxS, (f, t), grid)
+        table = jax.tree.map(lambda leaf: leaf.reshape(groups, heads // groups, *leaf.shape[1:]), table)
     known = b if isinstance(b, int) else 1  # a program that is exported for batches of any size: planned for one clip
     pairs = known * scored * k_BxNxHxD.shape[1] * t
     blocks = min(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or pairs <= n * PAIRS))
@@ -209,6 +210,8 @@ def _bias(tiling: Tiling, block: HeadBlock, row: Array) -> Array:
 def _group_bias(tiling: Tiling, row: Array, table: Any, position_Nx2: Array) -> Array:
     if isinstance(table, BiasNetwork):
         return log_cpb_row(table, position_Nx2, row, tiling.size, tiling.grid)
+    if isinstance(table, PairBias):
+        return pair_bias_row(table, row, position_Nx2.dtype)
     return table_bias_row(table, position_Nx2, row, tiling.size, tiling.grid, tiling.method)
 
 

@@ -18,79 +18,80 @@ from datar_jax.ops.fusion_barrier import fusion_barrier
 
 
 def depthwise(
-    x_BxFxTxC: Array, kernel_KxLxC: Array, stride: int = 1, method: Literal["auto", "conv", "shifted"] = "auto"
+    x_BxFxTxC: Array,
+    kernel_KxLxC: Array,
+    stride: int = 1,
+    method: Literal["auto", "conv", "shifted"] = "auto",
+    padded: bool = True,
 ) -> Array:
-    """Depthwise cross-correlation with an odd kernel, `k // 2` zeros on all four sides.
+    """Depthwise cross-correlation with the same number of zeros on opposite sides.
 
     Args:
       x_BxFxTxC: maps.
-      kernel_KxLxC: one odd-sized kernel per channel.
+      kernel_KxLxC: one kernel per channel.
       stride: of both axes.
       method: formulation; `auto` picks by backend.
+      padded: with `K // 2` zeros above and below, `L // 2` left and right; else with none.
 
     Returns:
-      `(B, ceil(F / stride), ceil(T / stride), C)`, dtype of `x`.
-
-    Raises:
-      ValueError: an even kernel, whose padding would not be symmetric.
+      `(B, (F + 2 p - K) // stride + 1, (T + 2 q - L) // stride + 1, C)`, dtype of `x`, where p and q are those zeros;
+      with padding and odd kernels that is `ceil(F / stride)` by `ceil(T / stride)`.
     """
-    if kernel_KxLxC.shape[0] % 2 == 0 or kernel_KxLxC.shape[1] % 2 == 0:
-        raise ValueError(f"depthwise needs odd kernel sizes, got {kernel_KxLxC.shape[:2]}")
-    forms = {"conv": partial(_conv, stride=stride), "shifted": partial(_shifted, stride)}
+    forms = {"conv": partial(_conv, stride, padded), "shifted": partial(_shifted, stride, padded)}
     if method != "auto":
         return forms[method](x_BxFxTxC, kernel_KxLxC)
     return jax.lax.platform_dependent(x_BxFxTxC, kernel_KxLxC, cpu=forms["shifted"], default=forms["conv"])
 
 
-def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    rows, times, c = kernel.shape
+def _padding(kernel: Array, padded: bool) -> tuple[int, int]:
+    return (kernel.shape[0] // 2, kernel.shape[1] // 2) if padded else (0, 0)
+
+
+def _conv(stride: int, padded: bool, x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
         (stride, stride),
-        [(rows // 2, rows // 2), (times // 2, times // 2)],
+        [(side, side) for side in _padding(kernel, padded)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=c,
+        feature_group_count=kernel.shape[2],
     )
 
 
-def _pad(x: Array, kernel: Array) -> Array:
-    row, time = (side // 2 for side in kernel.shape[:2])
-    return jnp.pad(x, ((0, 0), (row, row), (time, time), (0, 0)))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _shifted(stride: int, padded: bool, x: Array, kernel: Array) -> Array:
+    row, time = _padding(kernel, padded)
+    return fusion_barrier(partial(_taps, stride), jnp.pad(x, ((0, 0), (row, row), (time, time), (0, 0))), kernel)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _shifted(stride: int, x: Array, kernel: Array) -> Array:
-    return fusion_barrier(partial(_taps, stride, (x.shape[1], x.shape[2])), _pad(x, kernel), kernel)
-
-
-def _taps(stride: int, size: tuple[int, int], padded: Array, kernel: Array) -> Array:
-    rows, times = size
+def _taps(stride: int, x: Array, kernel: Array) -> Array:
+    rows, times = (n - side + 1 for n, side in zip(x.shape[1:3], kernel.shape))  # where a kernel may begin
     return reduce(
         jnp.add,
         (
-            padded[:, i : i + rows : stride, j : j + times : stride] * kernel[i, j]
+            x[:, i : i + rows : stride, j : j + times : stride] * kernel[i, j]
             for i in range(kernel.shape[0])
             for j in range(kernel.shape[1])
         ),
     )
 
 
-def _shifted_forward(stride: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _shifted(stride, x, kernel), (x, kernel)
+def _shifted_forward(stride: int, padded: bool, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _shifted(stride, padded, x, kernel), (x, kernel)
 
 
-def _shifted_backward(stride: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _shifted_backward(stride: int, padded: bool, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    return _input_gradient(x, dy, kernel, stride), _kernel_gradient(x, dy, kernel, stride)
+    padding = _padding(kernel, padded)
+    return _input_gradient(x, dy, kernel, stride, padding), _kernel_gradient(x, dy, kernel, stride, padding)
 
 
-def _input_gradient(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
+def _input_gradient(x: Array, dy: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
     """Every stride x stride cell of the padded input together: its pixels get the same few `dy`, by other taps."""
     high, wide, c = kernel.shape
     cells = [-(-side // stride) for side in (high, wide)]  # of a kernel
-    padding = [(0, cell * stride - side) for cell, side in zip(cells, (high, wide))]
-    kernel = jnp.pad(kernel, (*padding, (0, 0))).reshape(cells[0], stride, cells[1], stride, c)
+    rest = [(0, cell * stride - side) for cell, side in zip(cells, (high, wide))]
+    kernel = jnp.pad(kernel, (*rest, (0, 0))).reshape(cells[0], stride, cells[1], stride, c)
     around = jnp.pad(dy, ((0, 0), *((cell - 1, cell - 1) for cell in cells), (0, 0)))
     rows, times = (n + cell - 1 for n, cell in zip(dy.shape[1:3], cells))
 
@@ -104,28 +105,28 @@ def _input_gradient(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
         return reduce(jnp.add, parts)
 
     whole = fusion_barrier(add, around, kernel).reshape(len(x), rows * stride, times * stride, c)
-    (top, left), (f, t) = (high // 2, wide // 2), x.shape[1:3]
+    (top, left), (f, t) = padding, x.shape[1:3]
     missing = [max(0, first + n - m) for first, n, m in zip((top, left), (f, t), whole.shape[1:3])]
     whole = jnp.pad(whole, ((0, 0), *((0, n) for n in missing), (0, 0)))
     return whole[:, top : top + f, left : left + t]
 
 
-def _kernel_gradient(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
+def _kernel_gradient(x: Array, dy: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
     """Sum of every tap times `dy`; row by row, because one long reduction per tap took five times as long.
 
     The sum over the batch is for after the loop, where the devices that share it talk once.
     """
-    high, wide = kernel.shape[:2]
+    (high, wide), (top, left) = kernel.shape[:2], padding
     b, rows, times, c = dy.shape
 
     def add_row(row: Array, total: Array) -> Array:
         grad = jax.lax.dynamic_index_in_dim(dy, row, 1, keepdims=False)
         taps = []
         for i in range(high):
-            at = row * stride + i - high // 2
+            at = row * stride + i - top
             seen = jax.lax.dynamic_index_in_dim(x, jnp.clip(at, 0, x.shape[1] - 1), 1, keepdims=False)
             seen = jnp.where((at >= 0) & (at < x.shape[1]), seen, 0)
-            seen = jnp.pad(seen, ((0, 0), (wide // 2, wide // 2), (0, 0)))  # a row; not the map once more
+            seen = jnp.pad(seen, ((0, 0), (left, left), (0, 0)))  # a row; not the map once more
             taps += [
                 jnp.sum(seen[:, j : j + (times - 1) * stride + 1 : stride] * grad, 1, dtype=total.dtype)
                 for j in range(wide)

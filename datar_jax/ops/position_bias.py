@@ -1,4 +1,4 @@
-"""Relative position bias of deformable attention: a learned table, read bilinearly at (query - key), or a network.
+"""Position bias of deformable attention: a learned table, read bilinearly at (query - key), a network, or each pair's.
 
 All formulations give one row of queries at a time, because the model never needs the bias of all pairs at once
 (`deformable_attention`); `position_bias` puts the rows together for tests and benchmarks.
@@ -158,6 +158,18 @@ def log_cpb_row(
     row_Nx1, time_NxT = spaced
     hidden_NxTxP = jax.nn.relu(row_Nx1[..., None] * kernel[0] + time_NxT[..., None] * kernel[1] + bias)
     return exact("ntp,ph->hnt", hidden_NxTxP, heads)
+
+
+class PairBias(NamedTuple):
+    """A learned bias of every (query, key) pair, wherever the key lies; only for maps of one size."""
+
+    bias_HxFxTxN: Array
+
+
+def pair_bias_row(pairs: PairBias, row: Array, dtype: Any) -> Array:
+    """Bias of one row of queries, `(H, N, T)`."""
+    bias_HxTxN = jax.lax.dynamic_index_in_dim(pairs.bias_HxFxTxN, row, 1, keepdims=False)
+    return bias_HxTxN.swapaxes(1, 2).astype(dtype)
 
 
 def _pairs(

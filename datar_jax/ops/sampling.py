@@ -45,6 +45,14 @@ def reference_points(size: int, keys: int, grid: Grid) -> np.ndarray:
         return np.where(keys > 1, cell / np.float64(keys - 1) * (size - 1), np.inf)
 
 
+def offset_padding(kernel: int, stride: int, grid: Grid) -> int:
+    """Zeros on each side of the map that the offset network reads: half a kernel; none in `dat2023` if kernel = stride.
+
+    An axis of n pixels has `(n + 2 padding - kernel) // stride + 1` keys.
+    """
+    return 0 if grid == "dat2023" and kernel == stride else kernel // 2
+
+
 def query_points(size: int, grid: Grid) -> np.ndarray:
     """Pixel coordinates of the queries along an axis, as the position bias measures them, float64 `(size,)`."""
     pixel = np.arange(size, dtype=np.float64)
@@ -81,6 +89,14 @@ def sampling_positions(raw_xN: Array, size: int, keys: int, offset_range: float,
         return reference + raw_xN * half
     unit_reference = jnp.asarray(2 * (np.arange(keys) + 0.5) / keys - 1, raw_xN.dtype)
     return (jnp.tanh(unit_reference + raw_xN) + 1) * half
+
+
+def pool_cells(x_BxFxTxC: Array, stride: int) -> Array:
+    """Means of stride x stride pixels, `(B, F // stride, T // stride, C)`; pixels that fill no cell are left out."""
+    b, f, t, c = x_BxFxTxC.shape
+    rows, times = f // stride, t // stride
+    cells = x_BxFxTxC[:, : rows * stride, : times * stride].reshape(b, rows, stride, times, stride, c)
+    return cells.mean((2, 4))
 
 
 def split(coordinate: Array) -> tuple[Array, Array]:

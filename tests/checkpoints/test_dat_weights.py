@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from datar_jax.config import MODELS, DeformableSettings, ModelConfig, Neighborho
 from datar_jax.models.datar import DATAR
 from datar_jax.models.stem import Stem
 from tests.checkpoints.test_torch_file import table, tensor, write
+from tests.helpers import golden_folders
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-FOLDER = Path(os.environ.get("DATAR_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+GOLDEN = {path.stem: path for folder in golden_folders() for path in folder.glob("model_*.npz")}
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -66,6 +66,9 @@ def official_shapes(config: ModelConfig, size: tuple[int, int], classes: int, bu
                 shapes |= layer(f"{at}.conv_offset.3", 2, narrow, 1, 1, bias=False)
                 if deformable.position == "table":
                     shapes[f"{at}.rpe_table"] = (heads, 2 * rows - 1, 2 * columns - 1)
+                elif deformable.position == "fixed":
+                    keys = (rows // deformable.strides[i]) * (columns // deformable.strides[i])
+                    shapes[f"{at}.rpe_table"] = (heads, rows * columns, keys)
                 elif deformable.position == "dwc":
                     shapes |= layer(f"{at}.rpe_table", c, 1, 3, 3)
                 elif deformable.position == "log_cpb":
@@ -116,12 +119,18 @@ def published(position: Any = "table", **changes: Any) -> ModelConfig:
     return ModelConfig(**{**base, **changes})  # type: ignore[arg-type]
 
 
-def newer(position: Any = "table", **changes: Any) -> ModelConfig:
+# Only the code of 2023 has other kernels.
+NEWEST = DeformableSettings(kernels=(9, 7, 4, 2), strides=(8, 4, 2, 1), offset_range=-1.0, grid="dat2023")
+
+
+def newer(position: Any = "table", kernels: Any = (9, 7, 5, 3), **changes: Any) -> ModelConfig:
     base = {
         "spec": ("ND", "N", "ND", "D"),
         "window": WindowSettings(),
         "neighborhood": NeighborhoodSettings(sizes=((7, 7),) * 4, fill=True),
-        "deformable": DeformableSettings(strides=(8, 4, 2, 1), offset_range=-1.0, grid="dat2023", position=position),
+        "deformable": DeformableSettings(
+            kernels=kernels, strides=(8, 4, 2, 1), offset_range=-1.0, grid="dat2023", position=position
+        ),
         "stem": "conv",
         "mlp": "conv",
         "local_perception": True,
@@ -136,6 +145,8 @@ CASES = {
     "2023": (newer(), (64, 128)),
     "2023, network": (newer(position="log_cpb"), None),
     "2023, plain": (newer(stem="patch", mlp="plain", local_perception=False), (64, 128)),
+    "2023, kernels": (newer(kernels=(8, 7, 2, 3)), (64, 128)),
+    "2023, kernels of a plain model": (published(deformable=NEWEST), (64, 128)),
 }
 
 
@@ -152,6 +163,32 @@ def test_settings_follow_from_names_and_shapes(tmp_path: Path, config: ModelConf
     assert all(value.dtype == np.float32 for value in official.params.values())
     numbers = sum(x.size for name, x in weights.items() if not name.endswith(("index", "mask")))
     assert sum(x.size for x in official.params.values()) == numbers, "each number once"
+
+
+@pytest.mark.parametrize("side, strides", [(64, (8, 4, 2, 1)), (224, (8, 4, 2, 1)), (96, (4, 2, 1, 1))])
+def test_a_bias_of_each_pair_shows_its_map_and_its_strides(tmp_path: Path, side: int, strides: tuple[int, ...]) -> None:
+    """Also where a table's sides are odd, as those of maps of 7 x 7."""
+    deformable = msgspec.structs.replace(newer("fixed").deformable, strides=strides)
+    config = newer(deformable=deformable, spec=("N", "ND", "ND", "D"))
+    shapes = official_shapes(config, (side, side), 10)
+    official = read_official(as_pth(tmp_path / "a.pth", random_weights(shapes)))
+    known = msgspec.structs.replace(deformable, strides=(8, *strides[1:]))  # of the first stage nothing is known
+    assert (official.config.deformable, official.size) == (known, (side, side))
+    assert official.params["stage_3_0/mixer/table"].shape == shapes["stages.3.attns.0.rpe_table"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_pooling_shows_in_offset_networks_that_never_learned(tmp_path: Path, frozen: bool) -> None:
+    config = newer("none", spec=("ND", "N", "ND", "ND"))
+    weights = random_weights(official_shapes(config, (64, 128), 10))
+    if frozen:
+        weights |= {name: np.full_like(x, name.endswith("weight")) for name, x in weights.items() if ".1.norm." in name}
+    official = read_official(as_pth(tmp_path / "a.pth", weights))
+    assert official.config.deformable == msgspec.structs.replace(config.deformable, offsets=not frozen)
+    assert any("/offset/" in path for path in official.params) != frozen
+    beside = random_weights(official_shapes(newer(spec=config.spec), (64, 128), 10))
+    weights = beside | {name: x for name, x in weights.items() if ".1.norm." in name}
+    assert read_official(as_pth(tmp_path / "b.pth", weights)).config.deformable.offsets, "it has position tables"
 
 
 def test_npz_is_pth_and_half_is_widened(tmp_path: Path) -> None:
@@ -212,7 +249,7 @@ def test_shifted_windows_without_their_masks(tmp_path: Path) -> None:
         ({"stages.2.attns.1.rpe_table": None}, "different position terms .none, table"),
         ({"stages.1.attns.0.relative_position_bias_table": (105, 2)}, "105 entries, which is no square window"),
         ({"stages.0.attns.0.relative_position_bias_table": (9, 1)}, "blocks of stage 0 differ in window"),
-        ({"stages.2.attns.1.rpe_table": (4, 32, 128)}, "do not halve|stage_2_1/mixer/table"),
+        ({"stages.2.attns.1.rpe_table": (4, 32, 128)}, r"table of stage_2_1/mixer has 32 x 128 entries"),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -262,12 +299,11 @@ def test_the_published_sizes() -> None:
 
 
 @pytest.mark.parametrize("name", ["model_cvpr22_LSLSLDLD_64x128", "model_headpp_NDNDNDDD_64x128"])
-@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no fixtures in {FOLDER}; DATAR_GOLDEN names a folder of them")
 def test_a_whole_official_model_gives_its_scores(tmp_path: Path, name: str) -> None:
     """From its file alone, with three channels; and with one, folded, what it gives for that one three times."""
-    if not (FOLDER / f"{name}.npz").exists():
-        pytest.skip("this fixture is not there")
-    with np.load(FOLDER / f"{name}.npz") as file:
+    if name not in GOLDEN:
+        pytest.skip("no such fixture beside this checkout; DATAR_GOLDEN names folders of them")
+    with np.load(GOLDEN[name]) as file:
         weights = {key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(("param/", "buffer/"))}
         x, y, meta = file["x"].transpose(0, 2, 3, 1), file["y"], json.loads(str(file["meta"]))
     np.savez(tmp_path / "a.npz", **weights)

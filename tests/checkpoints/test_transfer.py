@@ -107,6 +107,15 @@ def test_a_parameter_of_one_side_only_stops_unless_it_is_named() -> None:
         transfer(params, source, state_of(wide).params, wide)
 
 
+def test_a_bias_of_each_pair_fits_one_size_only() -> None:
+    settings = c.DeformableSettings(groups=(1, 2), strides=(1, 1), kernels=(3, 3), grid="dat2023", position="fixed")
+    source, longer = (described(frames=n, model={"deformable": settings}) for n in (64, 128))
+    params = state_of(source).params
+    assert "stage_1_0/mixer/table" in transfer(params, source, params, source).values
+    with pytest.raises(c.ConfigError, match="stage_1_0/mixer/table 2x32x32, here 2x64x64"):
+        transfer(params, source, state_of(longer).params, longer)
+
+
 @pytest.mark.parametrize("change", [{"frames": 128}, {"frames": 32}, {"audio": {"hop_ms": 5.0}, "frames": 128}])
 def test_a_table_says_the_same_of_the_same_seconds(change: dict[str, Any]) -> None:
     source, target = described(), described(**change)

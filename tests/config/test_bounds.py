@@ -23,6 +23,7 @@ def absurd(hint: Any, default: Any) -> list[Any]:
     if hint is str:
         return ["a" * 10**6]
     if typing.get_origin(hint) is tuple:
+        default = default or ((0, 0),)  # what is empty by default holds pairs
         inside = [(each, *default[1:]) for each in absurd(typing.get_args(hint)[0], default[0])]
         return [*inside, default * 1000]
     return []

@@ -87,6 +87,47 @@ WRONG: list[tuple[type, dict[str, Any], str, str]] = [
     ),
     (c.ModelConfig, {"deformable": {"strides": (8, 4, 0, 1)}}, "model.deformable.strides[2]=0", "1 or more"),
     (c.ModelConfig, {"deformable": {"kernels": (9, 7, 5, 4)}}, "model.deformable.kernels[3]=4", "odd"),
+    (
+        c.ModelConfig,
+        {"deformable": {"kernels": (9, 7, 5, 0), "grid": "dat2023"}},
+        "model.deformable.kernels[3]=0",
+        "1 or more",
+    ),
+    (
+        c.ModelConfig,
+        {"deformable": {"position": "fixed"}},
+        "model.deformable.position='fixed'",
+        "clips have any length",
+    ),
+    (
+        c.ModelConfig,
+        {"deformable": {"position": "fixed", "grid": "dat2022"}},
+        "model.deformable.position='fixed'",
+        "grid 'dat2023'",
+    ),
+    (c.ModelConfig, {"deformable": {"offsets": False}}, "model.deformable.offsets=False", "offset_range=0"),
+    (
+        c.ModelConfig,
+        {"deformable": {"offsets": False, "grid": "dat2022", "position": "none"}},
+        "model.deformable.offsets=False",
+        "grid 'dat2023'",
+    ),
+    (
+        c.ModelConfig,
+        {"deformable": {"offsets": False, "grid": "dat2023"}},
+        "model.deformable.position='table'",
+        "give 'none'",
+    ),
+    (c.ModelConfig, {"window": {"shifts": ((1, 1),)}}, "model.window.shifts=((1, 1),)", "4 entries"),
+    *(
+        (
+            c.ModelConfig,
+            {"window": {"shifts": ((1, 1), shift, (1, 1), (1, 1))}},
+            f"model.window.shifts[1]={shift}",
+            "(8, 8)",
+        )
+        for shift in ((8, 1), (1, -1), (0, 0))
+    ),
     (c.ModelConfig, {"deformable": {"offset_range": math.inf}}, "model.deformable.offset_range=inf", "finite number"),
     (c.ModelConfig, {"mlp_ratio": 0}, "model.mlp_ratio=0", "1 or more"),
     (c.ModelConfig, {"dropout": 1.0}, "model.dropout=1.0", "less than 1"),
@@ -234,3 +275,11 @@ def test_every_file_in_configs_traces_a_step(path: Path) -> None:
 
 def test_there_are_files_in_configs() -> None:
     assert CONFIGS
+
+
+def test_published_grids_take_what_ours_refuses() -> None:
+    for grid in ("dat2022", "dat2023"):
+        c.ModelConfig(deformable=c.DeformableSettings(kernels=(8, 4, 2, 1), strides=(8, 4, 2, 1), grid=grid))
+    c.ModelConfig(deformable=c.DeformableSettings(grid="dat2023", position="fixed"))
+    c.ModelConfig(deformable=c.DeformableSettings(grid="dat2023", position="none", offsets=False))
+    c.ModelConfig(window=c.WindowSettings(shifts=((0, 0), (0, 7), (9, 9), (9, 9))))  # of stages without S none is read

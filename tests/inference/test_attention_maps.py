@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 
@@ -65,7 +66,7 @@ def test_recomputed_attention_times_the_values_is_the_output_of_the_module(grid:
     query, key, value = (made[name]["__call__"][0] for name in ("query", "key", "value"))
     point = made["positions"][0].reshape(2, groups, -1, 2)
     read = clamp_to_valid(point, jnp.asarray(valid)) if grid == "centre" else point
-    mask = jnp.where(valid_keys(jnp.asarray(valid), made["positions"][0].shape[2:4], 2), 0.0, MASK_VALUE)
+    mask = jnp.where(valid_keys(jnp.asarray(valid), made["positions"][0].shape[2:4], 2, 1), 0.0, MASK_VALUE)
     table = params.get("table")
     assert (table is None) == (position == "none")
     share = 1e-5 * float(jnp.abs(out).max())  # the table's sums are ordered otherwise
@@ -155,6 +156,16 @@ def test_a_pixel_is_centred_on_what_it_sees(stem: Any) -> None:
     bins, frames = np.nonzero(np.abs(slope) > 0)
     for reached, pixel in ((bins, at[0]), (frames, at[1])):
         assert (reached.min() + reached.max()) / 2 == pixel * 8 + first_center(config, 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"position": "log_cpb"}, {"position": "fixed"}, {"position": "none", "offsets": False}]
+)
+def test_attention_that_cannot_be_shown_is_refused(changes: dict[str, Any]) -> None:
+    settings = c.DeformableSettings(groups=(2,), strides=(2,), kernels=(3,), grid="dat2023", **changes)
+    config = msgspec.structs.replace(LONE, deformable=settings)
+    with pytest.raises(ValueError, match=f"^model.deformable.{list(changes)[-1]}="):
+        compute_attention_maps(config, {}, CLASSES, MELS, FRAMES, np.zeros((MELS, FRAMES), np.float32), FRAMES)
 
 
 def test_a_sound_without_columns_is_refused() -> None:

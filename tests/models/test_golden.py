@@ -1,9 +1,12 @@
-"""The modules against numbers of the official DAT code: outputs and gradients, float32 and float64."""
+"""The modules against numbers of the official DAT code: outputs and gradients, float32 and float64.
+
+`DATAR_GOLDEN` names folders of fixtures, with the path separator of the system between them. A fixture that the code
+refuses is a failure, unless `REFUSED` names it.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +21,20 @@ import numpy as np
 import pytest
 
 from datar_jax.checkpoints.dat_names import MIXER, MLP, model_paths, path_in, to_ours
-from datar_jax.config import DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
+from datar_jax.config import ConfigError, DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
 from datar_jax.models.datar import DATAR
 from datar_jax.models.layers import LayerNorm, Mlp
 from datar_jax.models.mixers.deformable import DeformableAttention
 from datar_jax.models.mixers.neighborhood import NeighborhoodAttention
 from datar_jax.models.mixers.window import WindowAttention
+from tests.helpers import golden_folders
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-FOUND = Path(__file__).parent.parent
-FOLDER = Path(os.environ.get("DATAR_GOLDEN", FOUND.parent.parent / "shared" / "golden"))
-OWN = sorted((FOUND / "golden").glob("*.npz"))
-FOREIGN = sorted(FOLDER.glob("*.npz"))
+OWN = sorted((Path(__file__).parent.parent / "golden").glob("*.npz"))
+FOREIGN = [path for folder in golden_folders() for path in sorted(folder.glob("*.npz"))]
+# Fixtures (by name, without .npz) of settings that the code refuses, and why it does.
+REFUSED: dict[str, str] = {}
 NARROW = "holds float32 only"
 Module = Callable[[Any], nn.Module]
 
@@ -52,8 +56,8 @@ def read(path: Path) -> Fixture:
     return Fixture(arrays, json.loads(str(arrays.pop("meta"))))
 
 
-class Outside(Exception):
-    """What a fixture asks for and the official configurations never had."""
+class Refused(Exception):
+    """A setting of a fixture that the code does not have."""
 
 
 def build(fixture: Fixture) -> tuple[Module, Callable[[str], str | None]]:
@@ -61,29 +65,25 @@ def build(fixture: Fixture) -> tuple[Module, Callable[[str], str | None]]:
     meta = fixture.meta
     name = meta["cls"]
     if name == "DAttentionBaseline":
-        refuse({"no_off": meta["no_off"], "fixed_pe": meta["fixed_pe"] and meta["use_pe"]})
-        refuse({f"even kernel {meta['ksize']}": meta["ksize"] % 2 == 0})
-        refuse({"kernel = stride": meta["ksize"] == meta["stride"] > 1 and fixture.grid() == "dat2023"})
-        return (
-            lambda dtype: DeformableAttention(
-                heads=meta["n_heads"],
-                groups=meta["n_groups"],
-                stride=meta["stride"],
-                kernel=meta["ksize"],
-                size=tuple(meta["q_size"]),
-                offset_range=meta["offset_range_factor"],
-                grid=fixture.grid(),
-                position=position(meta["use_pe"], meta["dwc_pe"], meta.get("log_cpb")),
-                dtype=dtype,
-            ),
-            partial(path_in, MIXER),
+        module = partial(
+            DeformableAttention,
+            heads=meta["n_heads"],
+            groups=meta["n_groups"],
+            stride=meta["stride"],
+            kernel=meta["ksize"],
+            size=tuple(meta["q_size"]),
+            offset_range=meta["offset_range_factor"],
+            grid=fixture.grid(),
+            position=position(*(meta.get(name) for name in ("use_pe", "no_off", "dwc_pe", "fixed_pe", "log_cpb"))),
+            offsets=not meta["no_off"],
         )
-    if name in ("LocalAttention", "ShiftWindowAttention"):
-        shifted = name == "ShiftWindowAttention"
-        if shifted:
-            refuse({f"shift {meta['shift_size']}": meta["shift_size"] != -(-meta["window_size"][0] // 2)})
-        module = partial(WindowAttention, meta["heads"], tuple(meta["window_size"]), shifted)
-        return module, partial(path_in, MIXER)
+        return lambda dtype: module(dtype=dtype), partial(path_in, MIXER)
+    if name == "LocalAttention":
+        return partial(WindowAttention, meta["heads"], tuple(meta["window_size"]), False), partial(path_in, MIXER)
+    if name == "ShiftWindowAttention":
+        window, shift = tuple(meta["window_size"]), (meta["shift_size"],) * 2
+        shifted = partial(WindowAttention, meta["heads"], window, True, shift_covered=True, shift=shift)
+        return lambda dtype: shifted(dtype=dtype), partial(path_in, MIXER)
     if name == "NeighborhoodAttention2D":
         kernel = (meta["kernel_size"],) * 2
         return partial(NeighborhoodAttention, meta["heads"], kernel, True), partial(path_in, MIXER)
@@ -108,18 +108,19 @@ def build(fixture: Fixture) -> tuple[Module, Callable[[str], str | None]]:
 
         names = {key.removeprefix("param/") for key in fixture.arrays if key.startswith("param/")}
         return Logits, model_paths(names)
-    raise Outside("its class")
+    raise Refused("its class")
 
 
 def refuse(asked: dict[str, bool]) -> None:
     if names := [name for name, wanted in asked.items() if wanted]:
-        raise Outside(", ".join(names))
+        raise Refused(", ".join(names))
 
 
-def position(use_pe: bool, dwc_pe: bool, log_cpb: bool | None) -> Any:
-    if not use_pe:
+def position(use_pe: Any, no_off: Any, dwc_pe: Any, fixed_pe: Any, log_cpb: Any) -> Any:
+    """The official code asks for them in this order."""
+    if not use_pe or no_off:
         return "none"
-    return "dwc" if dwc_pe else "log_cpb" if log_cpb else "table"
+    return "dwc" if dwc_pe else "fixed" if fixed_pe else "log_cpb" if log_cpb else "table"
 
 
 def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
@@ -127,13 +128,14 @@ def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
     stages = range(len(cfg["dims"]))
     spec = tuple("".join(stage) for stage in cfg["stage_spec"])
     refuse({f"blocks {letter}": letter in "".join(spec) for letter in "PXQE"})
-    refuse({"no_off": any(cfg.get("no_offs", ())), "fixed_pe": any(cfg.get("fixed_pes", ()))})
     deformable = [i for i in stages if "D" in spec[i]]
     kernels = cfg.get("ksizes", (9, 7, 5, 3))
-    terms = zip(cfg["use_pes"], cfg["dwc_pes"], cfg.get("log_cpb", [False] * len(stages)))
+    none = [False] * len(stages)
+    given = (cfg.get(name, none) for name in ("use_pes", "no_offs", "dwc_pes", "fixed_pes", "log_cpb"))
     settings = {
         "offset ranges": {cfg["offset_range_factor"][i] for i in deformable},
-        "position terms": {term for i, term in enumerate(position(*each) for each in terms) if i in deformable},
+        "position terms": {term for i, term in enumerate(map(position, *given)) if i in deformable},
+        "offsets": {not cfg.get("no_offs", none)[i] for i in deformable},
         "MLPs": {*cfg["use_dwc_mlps"]},
         "local perception": {*cfg.get("use_lpus", [False])},
     }
@@ -141,8 +143,6 @@ def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
     newer = grid == "dat2023"
     refuse({"convolutions of 2022": not newer and (cfg["use_conv_patches"] or True in settings["MLPs"])})
     refuse({"layer scale": any(scale > 0 for scale in cfg.get("layer_scale_values", []))})
-    refuse({"even kernels": any(kernels[i] % 2 == 0 for i in deformable)})
-    refuse({"kernel = stride": newer and any(kernels[i] == cfg["strides"][i] > 1 for i in deformable)})
     sizes = tuple((cfg["nat_ksizes" if "N" in spec[i] else "window_sizes"][i],) * 2 for i in stages)
     used = set("".join(spec))
     return ModelConfig(
@@ -158,6 +158,7 @@ def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
             offset_range=(*settings["offset ranges"], 0.0)[0],
             grid=grid,
             position=(*settings["position terms"], "table")[0],
+            offsets=True in settings["offsets"],
         )
         if deformable
         else DeformableSettings(),
@@ -170,12 +171,12 @@ def model_config(cfg: dict[str, Any], grid: Any) -> ModelConfig:
 
 
 def check(path: Path, dtype: Any) -> str:
-    """Compares one fixture; what puts it out of scope, or nothing."""
+    """Compares one fixture; what the code refuses in it, or nothing."""
     fixture = read(path)
     try:
         module, names = build(fixture)
-    except Outside as outside:
-        return f"{fixture.meta['cls']} ({outside})"
+    except (Refused, ConfigError) as refused:
+        return f"{fixture.meta['cls']} ({refused})"
     wide = dtype == jnp.float64
     prefix = "f64/" if wide else ""
     arrays = {k.removeprefix(prefix): v for k, v in fixture.arrays.items() if k.startswith("f64/") == wide}
@@ -199,7 +200,7 @@ def check(path: Path, dtype: Any) -> str:
     deformable = fixture.meta["cls"] in ("DAttentionBaseline", "DAT")
     y_tolerance = 1e-9 if wide else (1e-4 if deformable else 1e-5)
     np.testing.assert_allclose(y, arrays["y"], rtol=0, atol=y_tolerance, err_msg=f"{path.name} y")
-    if "pos" in arrays:
+    if "pos" in arrays and not fixture.meta["no_off"]:  # there the code only returns positions, it reads nothing there
         positions = kept["intermediates"]["positions"][0]
         size = np.array(x.shape[1:3])
         pixels = (arrays["pos"] + 1) / 2 * (size - 1)
@@ -213,7 +214,9 @@ def check(path: Path, dtype: Any) -> str:
     zero_ours = set(to_ours({k: expected[k] for k in zero}, names)) if zero else set()
     ours = tree.flatten_dict(d_params, sep="/")
     theirs = to_ours(expected, names)
-    assert set(ours) == set(theirs)
+    frozen = fixture.meta.get("no_grad_params", [])
+    frozen = set(to_ours({k: fixture.arrays[f"param/{k}"] for k in frozen}, names))
+    assert set(ours) - frozen == set(theirs) and not any(np.any(ours[k]) for k in frozen)
     pairs = [("x", d_x.transpose(0, 3, 1, 2), dx), *((k, ours[k], theirs[k]) for k in theirs)]
     for name, mine, other in pairs:
         largest = 0.0 if name in zero_ours else float(np.abs(other).max())
@@ -223,23 +226,38 @@ def check(path: Path, dtype: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize("path", OWN, ids=lambda p: p.stem)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_fixtures_of_this_repository(path: Path, dtype: str) -> None:
+def assert_reproduced(path: Path, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         reason = check(path, jnp.dtype(dtype).type)
     if reason == NARROW:
         pytest.skip(reason)
-    assert not reason
+    known = REFUSED.get(path.stem)
+    assert bool(reason) == bool(known), f"{path.name}: refused, {reason}" if reason else f"{path.name} is not refused"
+    if known:
+        pytest.skip(f"{known} ({reason})")
 
 
-@pytest.mark.skipif(not FOREIGN, reason=f"no fixtures in {FOLDER}; DATAR_GOLDEN names a folder of them")
+@pytest.mark.parametrize("path", OWN, ids=lambda p: p.stem)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_fixtures_of_a_folder(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with jax.enable_x64(dtype == "float64"):
-        outside = {path.stem: check(path, jnp.dtype(dtype).type) for path in FOREIGN}
-    inside = [name for name, reason in outside.items() if not reason]
-    named = ", ".join(f"{name}: {reason}" for name, reason in outside.items() if reason)
-    with capsys.disabled():
-        print(f"\ngolden numbers, {dtype}: {len(inside)} checked, out of scope: {named or 'none'}")
-    assert inside
+def test_fixtures_of_this_repository(path: Path, dtype: str) -> None:
+    assert_reproduced(path, dtype)
+
+
+@pytest.mark.skipif(not FOREIGN, reason="no fixtures beside this checkout; DATAR_GOLDEN names folders of them")
+@pytest.mark.parametrize("path", FOREIGN, ids=lambda p: p.stem)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fixtures_of_a_folder(path: Path, dtype: str) -> None:
+    assert_reproduced(path, dtype)
+
+
+def test_a_fixture_that_is_refused_fails_unless_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pooled.npz"
+    np.savez(path, meta=json.dumps({"cls": "Pooling", "tree": "32173fc"}))
+    with pytest.raises(AssertionError, match=r"pooled\.npz: refused, Pooling \(its class\)"):
+        assert_reproduced(path, "float32")
+    monkeypatch.setitem(REFUSED, "pooled", "mixes nothing")
+    with pytest.raises(pytest.skip.Exception, match=r"mixes nothing \(Pooling"):
+        assert_reproduced(path, "float32")
+    monkeypatch.setitem(REFUSED, OWN[0].stem, "an entry of a fixture that passes")
+    with pytest.raises(AssertionError, match="is not refused"):
+        assert_reproduced(OWN[0], "float32")

@@ -133,8 +133,35 @@ def test_auto_is_one_of_the_forms() -> None:
     chex.assert_trees_all_close(depthwise(x, kernel), depthwise(x, kernel, method="conv"), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(2, 3), (3, 2), (4, 4)])
-def test_an_even_kernel_is_refused(size: tuple[int, int]) -> None:
-    for method in ("auto", "conv", "shifted"):
-        with pytest.raises(ValueError, match=r"odd kernel sizes.*\(" + f"{size[0]}, {size[1]}"):
-            depthwise(jnp.zeros((1, 4, 4, 1)), jnp.zeros((*size, 1)), method=method)  # type: ignore[arg-type]
+@pytest.mark.parametrize("method", ["conv", "shifted"])
+@pytest.mark.parametrize(
+    "kernel_size, stride, size, padded",
+    [
+        ((2, 3), 1, (4, 5), True),
+        ((4, 4), 2, (5, 8), True),
+        ((2, 2), 3, (7, 5), True),
+        ((4, 4), 4, (8, 11), False),
+        ((3, 2), 2, (6, 7), False),
+        ((2, 2), 3, (5, 9), False),
+    ],
+)
+def test_even_kernels_and_no_padding(
+    kernel_size: tuple[int, int], stride: int, size: tuple[int, int], padded: bool, method: Any
+) -> None:
+    """The sum over the pixels under a kernel, with as many zeros on opposite sides, or none."""
+    pads = [side // 2 if padded else 0 for side in kernel_size]
+    rows, times = ((n + 2 * p - k) // stride + 1 for n, p, k in zip(size, pads, kernel_size))
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (rng.normal(size=shape) for shape in ((B, *size, C), (*kernel_size, C), (B, rows, times, C)))
+    around = np.pad(x, ((0, 0), *((p, p) for p in pads), (0, 0)))
+    y, d_around, d_kernel = np.zeros_like(dy), np.zeros_like(around), np.zeros_like(kernel)
+    for i, j in np.ndindex(rows, times):
+        under = np.s_[:, i * stride : i * stride + kernel_size[0], j * stride : j * stride + kernel_size[1]]
+        y[:, i, j] = (around[under] * kernel).sum((1, 2))
+        d_around[under] += kernel * dy[:, i, j][:, None, None]
+        d_kernel += (around[under] * dy[:, i, j][:, None, None]).sum(0)
+    d_x = d_around[:, pads[0] : pads[0] + size[0], pads[1] : pads[1] + size[1]]
+
+    value, back = jax.vjp(lambda x, k: depthwise(x, k, stride, method, padded), *map(jnp.float32, (x, kernel)))
+    np.testing.assert_allclose(value, y, atol=3e-5)
+    chex.assert_trees_all_close(back(jnp.float32(dy)), (d_x, d_kernel), atol=1e-4)

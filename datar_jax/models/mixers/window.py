@@ -24,6 +24,7 @@ class WindowAttention(nn.Module):
     """Attention inside windows with a relative position table; `shifted` rolls the map by half a window first.
 
     A map that windows do not divide is padded and the padding masked; a map smaller than the window is one window.
+    `shift_covered` rolls an axis, too, that one window covers; `shift` are pixels of (F, T), in place of half a window.
     """
 
     heads: int
@@ -31,11 +32,13 @@ class WindowAttention(nn.Module):
     shifted: bool = False
     dtype: Any = jnp.float32
     shift_covered: bool = False
+    shift: tuple[int, int] | None = None
 
     @classmethod
     def from_settings(cls, settings: WindowSettings, site: MixerSite, name: str) -> WindowAttention:
         window, shifted = settings.sizes[site.stage], site.letter == "S"
-        return cls(site.heads, window, shifted, site.dtype, settings.shift_covered, name=name)
+        shift = settings.shifts[site.stage] if settings.shifts else None
+        return cls(site.heads, window, shifted, site.dtype, settings.shift_covered, shift, name=name)
 
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
@@ -45,7 +48,12 @@ class WindowAttention(nn.Module):
 
         window = (min(self.window[0], f), min(self.window[1], t))
         size = tuple(math.ceil(n / side) * side for n, side in zip((f, t), window))
-        shift = tuple(-(-w // 2) if self.shifted and (n > w or self.shift_covered) else 0 for n, w in zip(size, window))
+        shift = (0, 0)
+        if self.shifted:
+            wanted = self.shift or tuple(-(-w // 2) for w in window)
+            # A roll by whole windows moves none of their borders.
+            rows, times = (s % w if n > w or self.shift_covered else 0 for s, n, w in zip(wanted, size, window))
+            shift = (rows, times)
         qkv = dense(3 * c, self.dtype, "qkv")(x_BxFxTxC)
         if size != (f, t):
             valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT

@@ -12,10 +12,11 @@ from datar_jax.models.mixers.window import WindowAttention
 HEADS, WIDTH = 2, 8
 
 
-def published(x: np.ndarray, params: dict, window: tuple[int, int], covered: bool) -> np.ndarray:
-    """The code of DAT in loops: both axes are rolled by half a window, and regions that meet only so are parted."""
+def published(x: np.ndarray, params: dict, window: tuple[int, int], covered: bool, wanted=None) -> np.ndarray:
+    """The code of DAT in loops: both axes are rolled, by half a window, and regions that meet only so are parted."""
     size = x.shape[:2]
-    shift = [math.ceil(w / 2) if n > w or covered else 0 for n, w in zip(size, window)]
+    wanted = wanted or [math.ceil(w / 2) for w in window]
+    shift = [s if n > w or covered else 0 for s, n, w in zip(wanted, size, window)]
     rolled = np.roll(x, [-s for s in shift], (0, 1))
     part = [
         [0 if not s or i < n - w else 1 if i < n - s else 2 for i in range(n)] for n, w, s in zip(size, window, shift)
@@ -46,17 +47,18 @@ def published(x: np.ndarray, params: dict, window: tuple[int, int], covered: boo
 @pytest.mark.parametrize(
     ("size", "window"), [((4, 32), (4, 8)), ((16, 8), (4, 8)), ((8, 16), (4, 8)), ((4, 8), (4, 8))]
 )
+@pytest.mark.parametrize("shift", [None, (2, 2), (1, 3), (0, 1)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_shifted_window_is_that_of_the_published_code(dtype, size, window, covered) -> None:
+def test_a_shifted_window_is_that_of_the_published_code(dtype, size, window, covered, shift) -> None:
     with jax.enable_x64(dtype == "float64"):
         rng = np.random.default_rng(0)
         x = rng.normal(size=(1, *size, WIDTH)).astype(dtype)
-        module = WindowAttention(HEADS, window, True, jnp.dtype(dtype), covered)
+        module = WindowAttention(HEADS, window, True, jnp.dtype(dtype), covered, shift)
         shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
         params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(dtype), shapes)
         result = module.apply({"params": params}, x)
         wide = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
-        expected = published(x[0].astype("float64"), wide, window, covered)
+        expected = published(x[0].astype("float64"), wide, window, covered, shift)
         np.testing.assert_allclose(result[0], expected, atol=1e-10 if dtype == "float64" else 2e-4)
 
 
