@@ -35,6 +35,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_lines_of_progress() -> Iterator[None]:
+    """A busy machine must not add lines of progress to what a test reads of standard error."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("datar_jax.progress.FIRST_LINE", float("inf"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def quick_compiles() -> Iterator[None]:
     """Turns most compiler optimizations off, for modules that do not test what they do."""

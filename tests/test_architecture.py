@@ -16,9 +16,10 @@ PACKAGE = ROOT / "datar_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A package imports only from floors below its own; packages of one floor know nothing of each other.
 FLOORS = {
-    **dict.fromkeys(("version", "labels", "typed_json", "ops", "compilation_cache", "foreign_files", "escaping"), 1),
+    **dict.fromkeys(("version", "labels", "typed_json", "ops", "compilation_cache"), 1),
+    **dict.fromkeys(("foreign_files", "escaping", "wording"), 1),
     "config": 2,
-    **dict.fromkeys(("metrics", "filesystem", "audio", "backend", "terminal"), 3),
+    **dict.fromkeys(("metrics", "filesystem", "audio", "backend", "terminal", "progress"), 3),
     "plotting": 4,
     **dict.fromkeys(("models", "data"), 5),
     "checkpoints": 6,

@@ -30,7 +30,7 @@ from datar_jax.data.synthetic import write_dataset
 from datar_jax.data.synthetic_sounds import KINDS
 from datar_jax.training.monitoring.metric_writer import read_rows
 
-TIMINGS = {"clips_per_second", "steps_per_second", "data_wait", "train_seconds"}
+TIMINGS = {"clips_per_second", "steps_per_second", "data_wait", "train_seconds", "inputs_checksum"}
 GRACE = 10.0  # seconds between SIGTERM and the end; schedulers give 30
 # One device adds up a batch in one order, four in another: sums differ in the last of 24 bits (6e-8), and Adam divides
 # by the root of their mean square, so that a gradient near zero may move a weight by a whole step either way. What is

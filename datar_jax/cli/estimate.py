@@ -10,7 +10,7 @@ import msgspec
 from datar_jax.cli.options import duration, make_parser, positive_int, report
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
-from datar_jax.training.estimate.topology import ENVIRONMENT, LIBTPU, topology
+from datar_jax.training.estimate.topology import ENVIRONMENT, LIBTPU, slice_lines, topology
 
 USAGE = (
     "datar-jax estimate --config=configs/NAME.py [--config.path.to.field=value ...] --topology=v5e:16x16 "
@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
     Raises:
       ConfigError: an invalid option, setting or slice, or libtpu is not installed.
     """
-    parser = make_parser("estimate", USAGE, SUMMARY, EXAMPLE)
+    slices = "\n  ".join(slice_lines())
+    parser = make_parser("estimate", USAGE, f"{SUMMARY}\n\nslices:\n  {slices}", EXAMPLE)
     parser.add_argument(
         "--config", required=True, help="a Python file, which is run (see configs/), or a run's config.json"
     )

@@ -6,6 +6,8 @@ from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import make_parser, path, print_notes
 from datar_jax.config import ConfigError
 from datar_jax.config import loader as settings
+from datar_jax.data.root import data_root
+from datar_jax.wording import count
 
 USAGE = (
     "datar-jax evaluate MODEL --config=configs/NAME.py [--config.data.field=value ...] "
@@ -38,23 +40,27 @@ def main(arguments: list[str]) -> int:
     if ours := next((field for field in overrides if field.partition(".")[0] in ("audio", "model", "init")), None):
         raise ConfigError(f"--config.{ours}: front end and sizes are the model's; leave it out")
     config = settings.load_config(given.config, overrides)
+    data_root(config.data)
 
     from datar_jax.backend import require_backend
     from datar_jax.checkpoints.pretrained import load_pretrained
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.data.sources.base import DataError
     from datar_jax.metrics import format_metric
-    from datar_jax.terminal import Console
     from datar_jax.training.eval_loop import TrainingError
     from datar_jax.training.evaluate import evaluate
+    from datar_jax.training.monitoring.console import ProgressConsole
 
-    console = Console()
     keep_compiled()
     require_backend()
+    console = ProgressConsole()
     try:
-        saved = load_pretrained(given.model)
-        print_notes(saved.notes)
-        result = evaluate(saved, config, given.split, path(str(given.out)), console)
+        with console.progress:
+            console.progress.stage("reading the model")
+            saved = load_pretrained(given.model)
+            with console.progress.aside():
+                print_notes(saved.notes)
+            result = evaluate(saved, config, given.split, given.out, console)
     except (ModelError, DataError, TrainingError) as error:
         raise ConfigError(*error.args) from None
     except OSError as error:
@@ -62,5 +68,5 @@ def main(arguments: list[str]) -> int:
     for field, value in result.items():
         if metric := format_metric(field, value):
             console.print(" ".join(metric))
-    console.say(f"{result['clips']:,} clips; in {given.out}: result.json, tables (CSV), pictures")
+    console.say(f"{count(result['clips'], 'clip')}; in {given.out}: result.json, tables (CSV), pictures")
     return 0

@@ -7,6 +7,7 @@ import contextlib
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import make_parser, path, print_line
 from datar_jax.config import ConfigError
+from datar_jax.progress import Progress
 
 USAGE = (
     "datar-jax export MODEL OUT [--format=params|safetensors|stablehlo|onnx] "
@@ -41,7 +42,9 @@ def main(arguments: list[str]) -> int:
     new = not given.out.exists()
     licences = {"weights": given.licence, "data": given.data_licence}
     try:
-        written = export(given.model, given.out, given.format, given.weights, licences)
+        with Progress() as progress:
+            progress.stage("exporting")
+            written = export(given.model, given.out, given.format, given.weights, licences)
     except (ModelError, OSError) as error:
         if new:
             with contextlib.suppress(OSError):  # it holds something

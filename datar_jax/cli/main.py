@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import discard_output, escape_output, quiet_libraries, report, report_error
 from datar_jax.config import ConfigError
+from datar_jax.config.base import did_you_mean
 from datar_jax.version import __version__
 
 # In the order in which a new user meets them, with a line for the help page.
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"datar-jax {__version__}", flush=True)
             return 0
         if name not in COMMANDS:
-            hint = f"it is called {RENAMED[name]} now" if name in RENAMED else f"choose one of {', '.join(COMMANDS)}"
+            one = f"choose one of {', '.join(COMMANDS)}"
+            hint = f"it is called {RENAMED[name]} now" if name in RENAMED else did_you_mean(name, COMMANDS) + one
             raise ConfigError(f"{name}: no such command; {hint} (datar-jax --help)")
         with quiet_libraries():
             status = command(name)(arguments[1:])

@@ -8,16 +8,30 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from datar_jax.config import ConfigError
+from datar_jax.config.base import did_you_mean
 from datar_jax.escaping import printable
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
+        advice = did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
+        raise ConfigError(f"{message}; {advice}see {self.prog} --help")
 
 
 def make_parser(name: str, usage: str, summary: str, example: str) -> argparse.ArgumentParser:
     """The parser of one command: summary, options and a working example."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"datar-jax {name}",
         usage=usage,
         description=summary,

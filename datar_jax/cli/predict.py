@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -27,9 +28,12 @@ from datar_jax.cli.options import (
 )
 from datar_jax.config import ConfigError
 from datar_jax.filesystem import atomic_writer, text_of
+from datar_jax.progress import Progress
+from datar_jax.wording import count
 
 if TYPE_CHECKING:
     from datar_jax.inference.classifier import AudioClassifier
+    from datar_jax.inference.events import EventSettings
     from datar_jax.inference.writers import Writer
 
 USAGE = (
@@ -72,9 +76,6 @@ def main(arguments: list[str]) -> int:
     from datar_jax.compilation_cache import keep_compiled
     from datar_jax.inference.classifier import load
     from datar_jax.inference.events import EventSettings
-    from datar_jax.inference.predict import predict_files
-    from datar_jax.inference.windows import FailedFile
-    from datar_jax.inference.writers import LabelTracks
 
     offset = 0.8 * given.onset if given.offset is None else given.offset
     if offset > given.onset:
@@ -83,22 +84,46 @@ def main(arguments: list[str]) -> int:
     _check_outputs(given)
     keep_compiled()
     require_backend()
-    try:
-        model = load(given.model)
-    except ModelError as error:
-        raise ConfigError(str(error)) from None
-    print_notes(model.notes)
     failed = 0
     try:
-        with contextlib.ExitStack() as files:
-            writers = [_writer(given, model, files)]
-            if given.events:
-                from datar_jax.inference.writers import EventsCsv
+        with Progress() as progress:
+            progress.stage("reading the model")
+            model = load(given.model)
+            with progress.aside():
+                print_notes(model.notes)
+            failed = _predict(given, model, rules, progress)
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
+    except BrokenPipeError:  # the reader of a pipe closed it, as `head` does
+        discard_output()
+    except OSError as error:
+        outputs = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
+        raise ConfigError(f"{error.filename or outputs}: {error.strerror}") from None
+    if failed:
+        print(f"datar-jax: {count(failed, 'sound')} could not be used", file=sys.stderr)
+    return 1 if failed else 0
 
-                writers.append(EventsCsv(files.enter_context(_text(given.events))))
-            if given.audacity:
-                writers.append(LabelTracks(given.audacity))
-            for answer in predict_files(model, given.paths, rules, given.overlap, given.batch):
+
+def _predict(given: argparse.Namespace, model: AudioClassifier, rules: EventSettings, progress: Progress) -> int:
+    """Writes the answers for all sounds; returns how many could not be used."""
+    from datar_jax.compilation_cache import compiling
+    from datar_jax.inference.predict import predict_files
+    from datar_jax.inference.windows import FailedFile, iter_audio_files
+    from datar_jax.inference.writers import EventsCsv, LabelTracks
+
+    failed = 0
+    with contextlib.ExitStack() as files:
+        writers = [_writer(given, model, files)]
+        if given.events:
+            writers.append(EventsCsv(files.enter_context(_text(given.events))))
+        if given.audacity:
+            writers.append(LabelTracks(given.audacity))
+        progress.stage("looking for sounds")
+        sounds = list(iter_audio_files(given.paths))
+        counter = progress.counter("classifying", "sound", compiling(model.description.config.model.spec))
+        watch = partial(counter, total=len(sounds))
+        for answer in predict_files(model, sounds, rules, given.overlap, given.batch, watch):
+            with progress.aside():
                 if isinstance(answer, FailedFile):
                     failed += 1
                     report(f"{answer.path}: {answer.reason}")
@@ -106,15 +131,8 @@ def main(arguments: list[str]) -> int:
                     print_notes(answer.notes, answer.path)
                 for writer in writers:
                     writer.write(answer)
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe closed it, as `head` does
-        discard_output()
-    except OSError as error:
-        outputs = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
-        raise ConfigError(f"{error.filename or outputs}: {error.strerror}") from None
-    if failed:
-        report(f"{failed} {'sound' if failed == 1 else 'sounds'} could not be used")
-    return 1 if failed else 0
+        sys.stdout.flush()
+    return failed
 
 
 def _check_outputs(given: argparse.Namespace) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from datar_jax.cli.options import make_parser, path, positive_int, report
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config import loader as settings
+from datar_jax.config.base import did_you_mean
+from datar_jax.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from datar_jax.data.datasets.base import DatasetSpec
 
 USAGE = (
@@ -30,8 +29,6 @@ def main(arguments: list[str]) -> int:
     Raises:
       ConfigError: an invalid option, lists that cannot be used, or missing sounds.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from datar_jax.data.datasets import CORPORA
     from datar_jax.data.prepare.build import build_dataset
     from datar_jax.data.prepare.download import fetch
@@ -45,19 +42,27 @@ def main(arguments: list[str]) -> int:
 
     given, rest = _parser(", ".join(CORPORA)).parse_known_args(arguments)
     if given.name not in CORPORA:
-        raise ConfigError(f"{given.name}: unknown data set; choose one of {', '.join(CORPORA)}")
+        raise ConfigError(
+            f"{given.name}: unknown data set; {did_you_mean(given.name, CORPORA)}choose one of {', '.join(CORPORA)}"
+        )
     spec = CORPORA[given.name]
     options = EncodeOptions(_front_end(given, rest, spec), given.coding, given.shard_clips, given.workers)
 
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     lists, sounds, out = given.lists, given.audio, storage_path(given.out, "--out")
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        with Progress() as progress:
+
+            def log(line: str) -> None:
+                with progress.aside():
+                    console.say(line)
+
             for download in spec.downloads if given.fetch else ():
-                archive = fetch(download, given.fetch, _counter(bar, f"bytes of {download.name}"))
+                archive = fetch(download, given.fetch, progress.counter(f"downloading {download.name}", "byte"))
+                progress.stage(f"unpacking {download.name}")
                 lists = unpack(archive, given.fetch / download.name.partition(".")[0])
                 sounds = str(lists)
+            count = progress.counter("writing", "clip", "reading the lists and looking for the sounds")
             info = build_dataset(
                 given.name,
                 spec,
@@ -65,8 +70,8 @@ def main(arguments: list[str]) -> int:
                 storage_path(sounds, "--audio"),
                 out,
                 options,
-                _counter(bar, "clips"),
-                console.say,
+                count,
+                log,
             )
     except (DataError, FetchError) as error:
         raise ConfigError(*error.args) from None
@@ -114,9 +119,3 @@ def _front_end(given: argparse.Namespace, rest: list[str], spec: DatasetSpec) ->
         if given.config
         else AudioConfig(sample_rate=spec.sample_rate)
     )
-
-
-def _counter(bar: Progress, what: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that moves a new row of the progress bar."""
-    task = bar.add_task(what, total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total or None)

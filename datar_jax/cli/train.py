@@ -13,11 +13,12 @@ from typing import Any
 from datar_jax.cli.options import escape_output, make_parser, path, quiet_libraries, report, report_error
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
+from datar_jax.data.root import data_root
 from datar_jax.training.distributed import Cluster, start
 
 USAGE = "datar-jax train --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 SUMMARY = """Trains and evaluates DATAR on labelled sounds. The same command continues a run that was stopped or
-killed, and only evaluates a finished one. Every setting can be given as --config.path.to.field=value.
+killed, and shows the result of a finished one. Every setting can be given as --config.path.to.field=value.
 --config=FILE.py runs that file, so give only a file that you trust; the config.json of a run, or TOML with the same
 fields, runs nothing.
 
@@ -41,6 +42,7 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
     escape_output()
     try:
         config, workdir, cluster, profile = parse(arguments)
+        data_root(config.data)
     except ConfigError as error:
         return _fail(program, error)
 

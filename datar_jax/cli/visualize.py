@@ -5,6 +5,7 @@ from __future__ import annotations
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import make_parser, path, print_line, print_notes, seconds
 from datar_jax.config import ConfigError
+from datar_jax.progress import Progress
 
 USAGE = "datar-jax visualize MODEL FILE [--out=attention.png] [--at=SECONDS]"
 SUMMARY = """Draws the log-mel spectrogram, the best classes and the events, and for each deformable block its
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
 
     from datar_jax.audio.errors import AudioError
     from datar_jax.backend import require_backend
-    from datar_jax.compilation_cache import keep_compiled
+    from datar_jax.compilation_cache import compiling, keep_compiled
     from datar_jax.inference.classifier import load
     from datar_jax.inference.visualize import draw
 
@@ -37,9 +38,12 @@ def main(arguments: list[str]) -> int:
     require_backend()
     out = path(str(given.out))
     try:
-        model = load(given.model)
+        with Progress() as progress:
+            progress.stage("reading the model")
+            model = load(given.model)
+            progress.stage(f"drawing: {compiling(model.description.config.model.spec)}")
+            start, end, notes = draw(model, given.file, out, given.at)
         print_notes(model.notes)
-        start, end, notes = draw(model, given.file, out, given.at)
     except AudioError as error:
         raise ConfigError(f"{given.file}: {error}") from None
     except (ModelError, ValueError) as error:

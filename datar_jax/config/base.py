@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import msgspec
@@ -24,6 +25,13 @@ def require(holds: bool, field: str, value: object, remedy: str) -> None:
     if not holds:
         shown = repr(value)
         raise ConfigError(f"{field}={shown if len(shown) <= 200 else shown[:200] + '...'}: {remedy}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean X? ` for the nearest of the known names; empty if none is near."""
+    names = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean {names[near[0]]}? " if near else ""
 
 
 class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

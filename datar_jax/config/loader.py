@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
 from datar_jax.config import MODELS, Config, ConfigError, ModelConfig, StrictStruct
+from datar_jax.config.base import did_you_mean
 from datar_jax.config.migration import renamed, upgrade
 from datar_jax.config.mixers import LETTERS, MIXER_SETTINGS
 from datar_jax.foreign_files import read_regular
@@ -84,8 +84,7 @@ def config_file(path: str | Path) -> Path:
     beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent != Path() else []
     known = sorted(each.stem for each in folder.glob("*.py") if each.stem != "__init__")
     there = f"{path.parent} has: {', '.join(beside)}; " if beside else ""
-    close = difflib.get_close_matches(path.stem, known, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(path.stem, known)
     raise ConfigError(f"--config={path}: no such file; {hint}{there}by name there are {', '.join(known)}")
 
 
@@ -112,7 +111,9 @@ def read_overrides(arguments: list[str], usage: str) -> dict[str, str]:
         option = queue.pop(0)
         name, given, value = option.partition("=")
         if not name.startswith("--config."):
-            raise ConfigError(f"{option}: not an option; usage: {usage}")
+            advice = _elsewhere(name.strip("-").replace("-", "_"), "--config.")
+            advice = advice or did_you_mean(name, re.findall(r"--[a-z][a-z-]*(?=[=\]])", usage))
+            raise ConfigError(f"{option}: not an option; {advice}usage: {usage}")
         if not given:
             if not queue or queue[0].startswith("--"):
                 raise ConfigError(f"{option}: has no value; write {option}=VALUE")
@@ -170,15 +171,17 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
             where = ".".join(names[:depth])
             if change := renamed(field):
                 raise ConfigError(f"{field}={text!r}: {field} {change}")
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            advice = f"did you mean {'.'.join([*names[:depth], near[0]])}?" if near else f"known: {', '.join(hints)}"
+            near = did_you_mean(name, hints).replace("mean ", f"mean {where}." if where else "mean ").strip()
+            advice = _elsewhere(name).strip() or near or f"known: {', '.join(hints)}"
             raise ConfigError(f"{field}={text!r}: {where or 'the configuration'} has no field {name!r}; {advice}")
         kind = hints[name]
         if depth + 1 < len(names):
             node = node[name]
     if kind is ModelConfig:
         if text not in MODELS:
-            raise ConfigError(f"{field}={text!r}: no such variant; choose one of {', '.join(MODELS)}")
+            raise ConfigError(
+                f"{field}={text!r}: no such variant; {did_you_mean(text, MODELS)}choose one of {', '.join(MODELS)}"
+            )
         node[names[-1]] = msgspec.to_builtins(MODELS[text]())
         return
     if isinstance(kind, type) and issubclass(kind, StrictStruct):
@@ -186,6 +189,25 @@ def _override(tree: dict[str, Any], field: str, text: str) -> None:
     node[names[-1]] = _parse(field, text, kind)
     if field == "model.spec":
         _reset_unused_mixers(node)
+
+
+def _elsewhere(name: str, prefix: str = "") -> str:
+    """Advice where a name is that of fields of other sections, or their initials (`lr`); empty if it is not."""
+    found = []
+    for field in _paths(Config):
+        last = field.rpartition(".")[2]
+        if name in (last, "".join(word[0] for word in last.split("_"))):
+            found.append(prefix + field)
+    return f"did you mean {' or '.join(found[:3])}? " if found else ""
+
+
+def _paths(kind: type[StrictStruct], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields."""
+    for name, inner in _fields(kind).items():
+        if isinstance(inner, type) and issubclass(inner, StrictStruct):
+            yield from _paths(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _reset_unused_mixers(model: dict[str, Any]) -> None:
@@ -215,7 +237,7 @@ def _parse(field: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
-        raise ConfigError(f"{field}={text!r}: {_expected(kind)}") from None
+        raise ConfigError(f"{field}={text!r}: {_expected(kind, text)}") from None
 
 
 def _decode(text: str) -> Any:
@@ -226,10 +248,10 @@ def _decode(text: str) -> Any:
         return None
 
 
-def _expected(kind: Any) -> str:
+def _expected(kind: Any, text: str) -> str:
     if kind == tuple[tuple[int, int], ...]:
         return "give pairs with commas between, such as (8,8),(4,8)"
     if choices := [a for a in get_args(kind) if isinstance(a, str)]:
-        return f"choose one of {', '.join(choices)}"
+        return f"{did_you_mean(text, choices)}choose one of {', '.join(choices)}"
     names = {int: "give a whole number", float: "give a number", bool: "give true or false"}
     return names.get(kind, "give numbers with commas between, such as 1,2,3")

@@ -7,6 +7,7 @@ import numpy as np
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.sources.base import ClipSource
 from datar_jax.data.splits import Splits
+from datar_jax.wording import count
 
 MOST_KEPT = 20_000  # clips whose checksums go into model.json: 107 kB of base64
 
@@ -48,10 +49,11 @@ def learned_note(source: ClipSource, indices: np.ndarray, packed: bytes) -> str 
     if source.checksums is None or not packed:
         return None
     learned = np.frombuffer(packed, "<u4")
-    count = int(np.isin(source.checksums[indices], learned).sum())
-    if not count:
+    learned_here = int(np.isin(source.checksums[indices], learned).sum())
+    if not learned_here:
         return ""
-    return f"the model was trained on, or chosen by, {count} of these {len(indices)} clips: this is no test of it"
+    share = f"{learned_here:,} of these {count(len(indices), 'clip')}"
+    return f"the model was trained on, or chosen by, {share}: this is no test of it"
 
 
 def copies_note(dataset: Dataset, source: ClipSource, split: Splits) -> str:
@@ -60,7 +62,8 @@ def copies_note(dataset: Dataset, source: ClipSource, split: Splits) -> str:
     if not pairs:
         return ""
     few = ", ".join(f"{dataset.where(i)} = {dataset.where(j)}" for i, j in pairs[:3])
+    copied = "is a copy" if len(pairs) == 1 else "are copies"
     return (
-        f"{len(pairs)} of {len(split.test)} test clips are copies of training or validation clips ({few}"
+        f"{len(pairs)} of {count(len(split.test), 'test clip')} {copied} of training or validation clips ({few}"
         f"{', ...' if len(pairs) > 3 else ''}): the test score is too good"
     )

@@ -24,6 +24,7 @@ from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config.migration import upgrade_section
 from datar_jax.filesystem import StoragePath
 from datar_jax.labels import Head
+from datar_jax.wording import count
 
 FORMAT = 1
 CARD, MANIFEST, STATISTICS = "corpus.json", "manifest.csv", "statistics.json"
@@ -120,7 +121,9 @@ def read_card(folder: StoragePath) -> DatasetInfo:
 def summary(card: DatasetInfo) -> str:
     """One line on how complete a data set is, with a hash to compare results by."""
     lost = ", ".join(f"{n:,} {what}" for n, what in ((card.missing, MISSING), (card.unreadable, UNREADABLE)) if n)
-    there = f"{card.here:,} of {card.listed:,} listed clips are here" + (f" ({lost})" if lost else "")
+    there = f"{card.here:,} of {count(card.listed, 'listed clip is', 'listed clips are')} here" + (
+        f" ({lost})" if lost else ""
+    )
     return f"{card.title}: {there}; the list of those has SHA-256 {card.clips_sha256[:16]}"
 
 

@@ -19,10 +19,12 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.csv_table import Table, lines
 from datar_jax.data.dataset import SPLITS, Clip, Dataset, similar_labels_note
+from datar_jax.data.root import data_root
 from datar_jax.data.split_folders import Levels, beside_splits, split_levels, split_names
 from datar_jax.data.unlisted import unlisted_note
 from datar_jax.escaping import from_csv_cell, printable
 from datar_jax.filesystem import storage_path, walk_folders
+from datar_jax.wording import count
 
 
 def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
@@ -35,15 +37,9 @@ def read_dataset(config: DataConfig, base: Path | None = None) -> Dataset:
     Raises:
       ConfigError: the data cannot be found or a list cannot be used; names the field, or the file, row and column.
     """
-    root = (base or Path()) / Path(config.root).expanduser()
-    if not config.root:
-        raise ConfigError("data.root='': give the folder that holds the data set")
+    root = data_root(config, base)
     if config.kind == "prepared":
         return _with_groups(_read_prepared(config.root), config.group)
-    if not root.is_dir():
-        raise ConfigError(f"data.root={config.root!r}: no such folder ({root.resolve()}); give one that exists")
-    if (root / shards.CARD).is_file():
-        raise ConfigError(f"data.kind={config.kind!r}: {root} holds prepared data; give data.kind='prepared'")
     dataset = {"folder": _read_folder, "csv": _read_manifest, "esc": _read_esc}[config.kind](root, config)
     if config.train_list:
         if config.kind != "folder":
@@ -80,12 +76,12 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
     empty = sorted(label for label in classes if label not in files)
     if not labels:
         raise ConfigError(
-            f"data.root={config.root!r}: no sound in any sub-folder ({loose} sounds lie beside the sub-folders, "
-            f"{others} files are no sounds); give a folder with one sub-folder per class"
+            f"data.root={config.root!r}: no sound in any sub-folder ({count(loose, 'sound')} beside the "
+            f"sub-folders, {count(others, 'file')} of another kind); give a folder with one sub-folder per class"
         )
     notes = (
-        f"{others} files are no sounds, by their ending" if others else "",
-        f"{loose} sound{'s lie' if loose != 1 else ' lies'} in {root} itself, outside every class" if loose else "",
+        f"{count(others, 'file is no sound', 'files are no sounds')}, by their ending" if others else "",
+        f"{count(loose, 'sound lies', 'sounds lie')} in {root} itself, outside every class" if loose else "",
         f"sub-folders without a sound: {', '.join(empty)}" if empty else "",
     )
     clips = (Clip(str(root / name), _nfc(name), (i,)) for i, label in enumerate(labels) for name in files[label])
@@ -268,7 +264,7 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
                 clips[name] = Clip(str(root / name), name, (dataset.labels.index(label),))
             listed[name] = split
     left = len(clips) - len(listed)
-    note = (f"{left} {'sound is' if left == 1 else 'sounds are'} in neither list",)
+    note = (f"{count(left, 'sound is', 'sounds are')} in neither list",)
     return dataclasses.replace(
         dataset,
         clips=tuple(dataclasses.replace(clips[name], split=listed[name]) for name in sorted(listed)),

@@ -20,6 +20,7 @@ import numpy as np
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.labels import head_slices
+from datar_jax.wording import count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,10 @@ def check_classes(dataset: Dataset, train: np.ndarray, test: np.ndarray) -> tupl
     untaught, untested = (_classes_without(dataset, indices) for indices in (train, test))
     if untaught and dataset.card:  # published lists have such classes, and people's copies of them more
         few = ", ".join(untaught[:5]) + (", ..." if len(untaught) > 5 else "")
-        return (f"no training clip of {len(untaught)} classes ({few}): they cannot be learned", *_unheard(untested))
+        return (
+            f"no training clip of {count(len(untaught), 'class', 'classes')}, which cannot be learned ({few})",
+            *_unheard(untested),
+        )
     if untaught:
         raise ConfigError(
             f"{dataset.source}: no training clip of class {', '.join(untaught)}; "

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datar_jax.audio.sound_file import SUFFIXES
+from datar_jax.wording import count
 
 
 def unlisted_note(root: Path, names: Iterable[str]) -> tuple[str, ...]:
@@ -32,5 +33,4 @@ def unlisted_note(root: Path, names: Iterable[str]) -> tuple[str, ...]:
 
 def unlisted(names: Sequence[str]) -> str:
     """The line for sounds, at least one, that no list names."""
-    many = f"{len(names):,} sounds are" if len(names) > 1 else "1 sound is"
-    return f"{many} named by no list and left out, the first: {min(names)!r}"
+    return f"{count(len(names), 'sound is', 'sounds are')} named by no list and left out, the first: {min(names)!r}"

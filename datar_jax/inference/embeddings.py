@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -37,9 +37,12 @@ class Embedded(NamedTuple):
 
 
 def embed_files(
-    model: AudioClassifier, paths: Iterable[str | Path], batch_size: int = 32
+    model: AudioClassifier,
+    paths: Iterable[str | Path | FailedFile],
+    batch_size: int = 32,
+    watch: Callable[[float], None] | None = None,
 ) -> Iterator[Embedded | FailedFile]:
-    """Yields the embeddings of files and of the sounds in folders, in order.
+    """Yields the embeddings of files and of the sounds in folders, in order; `watch` as of `map_windows`.
 
     Raises:
       ModelError: the model is an exported program, which gives probabilities only.
@@ -48,7 +51,7 @@ def embed_files(
     clips: list[Vectors] = []
     parts: list[Vectors] = []
     starts: list[int] = []
-    for item in map_windows(model.embed, model, paths, batch_size=batch_size):
+    for item in map_windows(model.embed, model, paths, batch_size=batch_size, watch=watch):
         if isinstance(item, FailedFile):
             clips, parts, starts = [], [], []
             yield item

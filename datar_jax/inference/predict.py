@@ -10,7 +10,7 @@ Shapes: B windows of a batch, S classes, W windows of a recording.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -51,10 +51,11 @@ class Prediction:
 
 def predict_files(
     model: Scorer,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | FailedFile],
     rules: EventSettings = DEFAULT,
     overlap: float = 0.75,
     batch_size: int = 32,
+    watch: Callable[[float], None] | None = None,
 ) -> Iterator[Prediction | FailedFile]:
     """Yields scores and events of files and of the sounds in folders.
 
@@ -65,6 +66,7 @@ def predict_files(
       overlap: share of a window that the next one has too, 0 to below 1; the more, the finer are the times of events,
         and the longer it takes. Clip scores do not depend on it.
       batch_size: windows that are scored together.
+      watch: as `map_windows`.
 
     Yields:
       An answer for each file, in order.
@@ -73,7 +75,7 @@ def predict_files(
       ValueError: an overlap or a batch size that cannot be.
     """
     labels = class_names(model.labels, model.heads)
-    for item in map_windows(model.score, model, paths, overlap, batch_size):
+    for item in map_windows(model.score, model, paths, overlap, batch_size, watch):
         if isinstance(item, FailedFile):
             yield item
             continue

@@ -17,6 +17,7 @@ from datar_jax.audio.recording import Batch, InputKind, Recording, Row, measure,
 from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import AudioConfig
 from datar_jax.filesystem import walk_folders
+from datar_jax.wording import count
 
 Output = Any  # of a function of batches: an array, or a dict of arrays, whose first axis is the batch
 
@@ -63,9 +64,10 @@ class Window(NamedTuple):
 def map_windows(
     function: Callable[[Batch], Output],
     model: Reader,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | FailedFile],
     overlap: float = 0.0,
     batch_size: int = 32,
+    watch: Callable[[float], None] | None = None,
 ) -> Iterator[Window | FailedFile]:
     """Applies a function of batches, such as `model.score`, to all windows of files and folders.
 
@@ -78,6 +80,7 @@ def map_windows(
       paths: files, and folders whose sounds are taken in order, as by `iter_audio_files`.
       overlap: as `plan_windows`; 0 gives the views that a run is evaluated on.
       batch_size: rows of a batch.
+      watch: called with the number of files that are done, the present one by the share of its windows.
 
     Yields:
       All windows of a file in order, file after file; or the file that failed, even after windows of it have come.
@@ -88,21 +91,27 @@ def map_windows(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
     plan_windows(1, 1, overlap)  # a wrong overlap is reported before anything is read
+    files = 0
     for items, batch in _ahead(_batches(_rows(model, paths, overlap), batch_size)):
         output = function(batch) if batch else None
         rows = itertools.count()
         for item in items:
+            share = 1.0 if isinstance(item, FailedFile) else (item.number + 1) / item.windows
+            files += share == 1
+            if watch:
+                watch(files + share % 1)
             yield item if isinstance(item, FailedFile) else item._replace(output=_row(output, next(rows)))
 
 
-def iter_audio_files(paths: Iterable[str | Path]) -> Iterator[str | FailedFile]:
+def iter_audio_files(paths: Iterable[str | Path | FailedFile]) -> Iterator[str | FailedFile]:
     """Sound files: given files with any name, and files in folders, at any depth, with a sound file's extension.
 
-    What is hidden is left out, folders are entered once, and each comes in the order of its names.
+    What is hidden is left out, folders are entered once, and each comes in the order of its names. What it yields can
+    be given to it again.
     """
-    for path in map(str, paths):
-        if not os.path.isdir(path):
-            yield path
+    for path in paths:
+        if isinstance(path, FailedFile) or not os.path.isdir(path):
+            yield path if isinstance(path, FailedFile) else str(path)
             continue
         wrong: list[OSError] = []
         found = others = 0
@@ -113,10 +122,14 @@ def iter_audio_files(paths: Iterable[str | Path]) -> Iterator[str | FailedFile]:
         for error in wrong:
             yield FailedFile(str(error.filename), f"cannot be read ({error.strerror})")
         if not found and not wrong:
-            yield FailedFile(path, f"holds no sound ({others} files are none, by their ending)")
+            yield FailedFile(
+                str(path), f"holds no sound ({count(others, 'file is none', 'files are none')}, by their ending)"
+            )
 
 
-def _rows(model: Reader, paths: Iterable[str | Path], overlap: float) -> Iterator[tuple[Window | FailedFile, Row]]:
+def _rows(
+    model: Reader, paths: Iterable[str | Path | FailedFile], overlap: float
+) -> Iterator[tuple[Window | FailedFile, Row]]:
     """Yields all windows with their rows of a batch; a failed file has none."""
     for path in iter_audio_files(paths):
         if isinstance(path, FailedFile):

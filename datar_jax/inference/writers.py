@@ -88,17 +88,16 @@ class ScoresCsv:
 
 
 class Terminal:
-    """Prints length, best classes of each head and a table of events for each file."""
+    """Prints length, best classes of each head and a table of events for each file; nothing of a failed file."""
 
     def __init__(self, console: Console, labels: Sequence[str], heads: Heads = (), top: int = BEST) -> None:
         self._console, self._names, self._heads, self._top = console, class_names(labels, heads), heads, top
 
     def write(self, answer: Prediction | FailedFile) -> None:
         """As `Writer.write`."""
-        head = Text(printable(answer.path), style="bold")
         if isinstance(answer, FailedFile):
-            self._console.print(head.append(f"  {printable(answer.reason)}", style="not bold red"), soft_wrap=True)
             return
+        head = Text(printable(answer.path), style="bold")
         best = _best(answer, self._heads, self._top)
         classes = ", ".join(f"{printable(self._names[s])} {answer.scores_S[s]:.1%}" for s in best)
         self._console.print(head.append(f"  {clock(answer.seconds)}  {classes}", style="not bold"), soft_wrap=True)

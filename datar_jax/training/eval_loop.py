@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,10 +35,12 @@ def score_clips(
     statistics: Any,
     indices: np.ndarray,
     asked: Sequence[int] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and targets of clips, `(N, S)` each, in the order of `indices`; views of a clip are averaged.
 
-    It breaks off with `Interrupted` as soon as a signal is in `asked`.
+    It breaks off with `Interrupted` as soon as a signal is in `asked`; `progress` is called with the clips that have a
+    score, and how many there are.
 
     Raises:
       TrainingError: scores are not finite.
@@ -70,6 +72,7 @@ def score_clips(
             total[at] += score[i]
             target[at] = labels[i]
             views[at] += 1
+        progress(int(np.count_nonzero(views)), len(indices))
     if not np.isfinite(total).all():
         raise TrainingError("the model's scores are not finite; lower optim.learning_rate and train anew")
     total /= views

@@ -19,6 +19,7 @@ from rich.text import Text
 from datar_jax import metrics
 from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.pretrained import PretrainedModel
+from datar_jax.compilation_cache import compiling
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.duplicates import learned_note
@@ -29,7 +30,6 @@ from datar_jax.escaping import printable
 from datar_jax.filesystem import write_json
 from datar_jax.labels import Labels, class_names, head_slices
 from datar_jax.models.spec import ModelSpec
-from datar_jax.terminal import Console
 from datar_jax.training.error_analysis import (
     save_worst_clips_figure,
     worst_clips,
@@ -39,6 +39,7 @@ from datar_jax.training.error_analysis import (
 )
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.input_pipeline import open_source
+from datar_jax.training.monitoring.console import ProgressConsole
 from datar_jax.training.monitoring.metric_writer import Row
 from datar_jax.training.plots import save_confusion_figure, try_drawing
 from datar_jax.training.sharding import make_mesh
@@ -52,7 +53,7 @@ Array = NDArray[np.float64]
 SHOWN = 60  # classes printed to a terminal; classes.csv has all
 
 
-def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, console: Console) -> Row:
+def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, console: ProgressConsole) -> Row:
     """Scores the clips of one split of a data set; writes metrics, table and figures to `out`.
 
     Args:
@@ -102,7 +103,9 @@ def evaluate(saved: PretrainedModel, config: Config, split: Split, out: Path, co
 
     spec = ModelSpec(config, len(model.labels), model.frames, 1, tuple(head.size for head in model.heads))
     statistics = np.array(model.normalization, np.float32)
-    score, target = score_clips(spec, mesh, store, dataset, saved.params, statistics, indices)
+    progress = console.progress.counter(f"scoring {split} clips", "clip", compiling(config.model.spec))
+    score, target = score_clips(spec, mesh, store, dataset, saved.params, statistics, indices, progress=progress)
+    console.progress.stage("drawing")
     numbers = metrics.evaluate(score, target, labels, dataset.heads)
     classes = by_class(score, target, dataset, labels)
     result: Row = {"model": saved.source, "data": dataset.source, "split": split, **numbers}

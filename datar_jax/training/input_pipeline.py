@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import msgspec
 import numpy as np
-from rich.progress import Progress
 
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
@@ -23,8 +22,9 @@ from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import Splits, check_classes, check_heads, split
 from datar_jax.filesystem import storage_path
 from datar_jax.models.spec import ModelSpec
-from datar_jax.terminal import Console
 from datar_jax.training.distributed import wait_for_all
+from datar_jax.training.monitoring.console import ProgressConsole
+from datar_jax.wording import count
 
 STATISTICS_CLIPS = 2048  # clips whose statistics are computed where prepared data have none for this front end
 
@@ -78,7 +78,7 @@ class InputPipeline:
     frames: int
 
     @classmethod
-    def open(cls, data: LabelledData, workdir: Path, console: Console) -> InputPipeline:
+    def open(cls, data: LabelledData, workdir: Path, console: ProgressConsole) -> InputPipeline:
         """Opens the clips (decoding them on the first call), drops unusable ones and chooses the window.
 
         Raises:
@@ -155,7 +155,7 @@ def with_classes(config: Config, dataset: Dataset) -> Config:
     return msgspec.structs.replace(config, model=model)
 
 
-def open_source(config: Config, dataset: Dataset, workdir: Path, console: Console) -> ClipSource:
+def open_source(config: Config, dataset: Dataset, workdir: Path, console: ProgressConsole) -> ClipSource:
     """Opens all clips, decoding them on the first call, and reports unusable ones.
 
     The first process decodes; the others wait, and find its cache where they share its disk.
@@ -167,25 +167,13 @@ def open_source(config: Config, dataset: Dataset, workdir: Path, console: Consol
         root = storage_path(config.data.root, "data.root")
         store: ClipSource = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
     else:
-        store = _decoded(config, dataset, cache, console)
+        decoding = console.progress.counter("decoding", "clip", "opening the sounds")
+        store = open_cache(dataset, config.audio, cache, decoding, console.say)
     if not jax.process_index():
         wait_for_all("sounds")
     if report := bad_clips_report(store, config.data.max_bad_fraction):
         console.print(report, soft_wrap=True)
     return store
-
-
-def _decoded(config: Config, dataset: Dataset, cache: Path, console: Console) -> ClipSource:
-    """The cache of decoded clips, with a progress bar while it is computed."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=len(dataset))
-        return open_cache(
-            dataset,
-            config.audio,
-            cache,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            console.say,
-        )
 
 
 def normalization_statistics(
@@ -201,12 +189,12 @@ def normalization_statistics(
     return statistics(store, train)
 
 
-def usable_split(dataset: Dataset, store: ClipSource, each: Splits, console: Console) -> Splits:
+def usable_split(dataset: Dataset, store: ClipSource, each: Splits, console: ProgressConsole) -> Splits:
     """The split without unusable clips."""
     clips: dict[str, Any] = {}
     for name in SPLITS:
         clips[name], dropped = usable(store, getattr(each, name))
         if dropped:
-            console.print(f"{dropped} {name} clips cannot be used and are left out")
+            console.say(f"{count(dropped, f'{name} clip')} cannot be used and left out")
     check_classes(dataset, clips["train"], clips["test"])
     return replace(each, **clips)

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from datar_jax import metrics
 from datar_jax.audio.recording import Batch
 from datar_jax.checkpoints.manager import CheckpointManager
+from datar_jax.compilation_cache import compiling
 from datar_jax.data.loader import TrainBatches
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
@@ -94,8 +95,9 @@ def fit(
     state, clock = _initial_state(spec, mesh, pipeline, batches, checkpoints, initialize)
     first = step = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
-    report.begin(step, spec.steps, checkpoints.has_score(step))
-    report.say(_opening(step, spec.steps))
+    report.begin(step, spec.steps, checkpoints.has_score(step), compiling(spec.config.model.spec, train=True))
+    if step:
+        report.say("finished already; evaluating" if step >= spec.steps else f"continues at step {step}")
     train = jit_train_step(spec, mesh)
     schedule = _Schedule.of(spec, pipeline)
     in_flight = _StepsInFlight(spec, mesh, pipeline, batches, report, clock)
@@ -141,14 +143,6 @@ def fit(
         profiler.close()
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
-
-
-def _opening(step: int, steps: int) -> str:
-    """What a run does first, for a person who waits."""
-    if step >= steps:
-        return "finished already; evaluating"
-    start = f"continues at step {step}; " if step else ""
-    return f"{start}compiling the train step: up to two minutes on two cores the first time, then read from the cache"
 
 
 @dataclass(frozen=True)
@@ -275,8 +269,9 @@ def _validate(
     spec: ModelSpec, mesh: Mesh, pipeline: FoldPipeline, state: TrainState, report: MetricWriter, asked: Sequence[int]
 ) -> float:
     weights, indices = state.ema or state.params, pipeline.split.validation
+    progress = report.scoring("validation", compiling(spec.config.model.spec))
     score, target = score_clips(
-        spec, mesh, pipeline.source, pipeline.dataset, weights, state.statistics, indices, asked
+        spec, mesh, pipeline.source, pipeline.dataset, weights, state.statistics, indices, asked, progress
     )
     labels, heads = spec.config.data.labels, pipeline.dataset.heads
     numbers = metrics.evaluate(score, target, labels, heads)
@@ -296,7 +291,7 @@ def _signals() -> Iterator[list[int]]:
                 handler(number, frame)
             raise KeyboardInterrupt
         asked.append(number)
-        os.write(2, b"stopping after this step; once more stops at once\n")  # `print` may be what was interrupted
+        os.write(2, b"\nstopping after this step; once more stops at once\n")  # `print` may be what was interrupted
 
     # Of many processes, jax listens for SIGTERM, and tells all of them; Ctrl-C ends each where it stands.
     numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()

@@ -18,22 +18,30 @@ from datar_jax import metrics
 from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel
+from datar_jax.compilation_cache import compiling
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.data.duplicates import pack_checksums
 from datar_jax.models.flops import count_parameters, macs_per_clip
 from datar_jax.models.spec import ModelSpec
-from datar_jax.terminal import Console
 from datar_jax.training.eval_loop import score_clips
 from datar_jax.training.evaluate import save_test_results
 from datar_jax.training.finetune import initialize_from, provenance, read_init_source, source_provenance, started_run
 from datar_jax.training.input_pipeline import FoldPipeline, InputPipeline, LabelledData
-from datar_jax.training.monitoring.console import make_console, show_result
+from datar_jax.training.monitoring.console import ProgressConsole, show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, NullWriter, Row, read_rows
 from datar_jax.training.plots import save_training_curves, try_drawing
 from datar_jax.training.sharding import make_mesh
 from datar_jax.training.train_loop import Trained, fit
-from datar_jax.training.workdir import check_labels, check_workdir, write_on_first_process
+from datar_jax.training.workdir import (
+    RESULT,
+    check_labels,
+    check_workdir,
+    finished_result,
+    result_checksum,
+    write_on_first_process,
+)
+from datar_jax.wording import count
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Job:
 
     pipeline: InputPipeline
     mesh: Mesh
-    console: Console
+    console: ProgressConsole
     profile: bool  # whether a profiler trace of a few steps is recorded
     read_source: Callable[[], PretrainedModel | None]  # reads the model of `init.from`
 
@@ -69,7 +77,7 @@ class FoldScores:
 
 
 def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> Row:
-    """Trains and evaluates a model; continues a run that was stopped, and only evaluates a finished one.
+    """Trains and evaluates a model; continues a run that was stopped, and returns the result of a finished one.
 
     Args:
       config: of the run.
@@ -84,9 +92,17 @@ def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> 
       DataError: sounds that cannot be trained on.
       Stopped: a signal came; the state is saved.
     """
-    console = make_console()
+    console = ProgressConsole()
+    with console.progress:
+        result = _run(config, workdir, profile, console)
+    show_result(console, result, workdir)
+    return result
+
+
+def _run(config: Config, workdir: Path, profile: bool, console: ProgressConsole) -> Row:
     mesh = make_mesh(config.mesh)
     _check_batches(config, mesh)
+    console.progress.stage("reading the lists")
     data = LabelledData.read(config)
     for note in data.notes:
         console.say(note)
@@ -101,16 +117,37 @@ def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> 
 
     pipeline = InputPipeline.open(data, workdir, console)
     job = Job(pipeline, mesh, console, profile, read_source)
+
+    def checksum() -> int:
+        return result_checksum(_tested(pipeline), workdir, folders.values())
+
+    # Of several processes, not all may see the files of the first.
+    if jax.process_count() == 1 and (finished := finished_result(workdir, checksum())):
+        console.say(f"finished already: these are the numbers of {workdir / RESULT}; delete it to score again")
+        return finished
     scores = {fold: train_fold(job, fold, folder) for fold, folder in folders.items()}
     result = _cross_validation(job, workdir, scores) if crossed else scores[config.data.fold].result
-    show_result(console, result, workdir)
+    result = {**result, "inputs_checksum": checksum()}
+    write_on_first_process(workdir / RESULT, result)
     return result
+
+
+def _tested(pipeline: InputPipeline) -> list[object]:
+    """The test clips of each fold, and their content where it has a checksum."""
+    card, checksums = pipeline.dataset.card, pipeline.source.checksums
+    tested: list[object] = [card.clips_sha256 if card else "", pipeline.frames]
+    for fold, each in pipeline.splits.items():
+        clips = [pipeline.dataset.clips[i] for i in each.test]
+        tested += [fold, [(clip.name, clip.labels, clip.start, clip.end) for clip in clips]]
+        tested.append([] if checksums is None else checksums[each.test].tolist())
+    return tested
 
 
 def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     """Trains on the training clips of one fold and evaluates on its test clips."""
     config, dataset, frames = job.config, job.pipeline.dataset, job.pipeline.frames
     own = started_run(folder) if config.init.source else None
+    job.console.progress.stage("initializing the model")
     source = None if own else job.read_source()
     known = own or (source and source.description)  # a pretrained model keeps its normalization
     data = job.pipeline.fold(fold, known.normalization if known else None)
@@ -141,30 +178,40 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     try:
         sizes = [len(getattr(data.split, name)) for name in SPLITS]
         counts = "{} training, {} validation, {} test clips".format(*sizes)
-        report.say(f"{label}{': ' if label else ''}{counts}; {steps} steps of {config.train.batch_size} clips")
+        counts += f"; {count(steps, 'step')} of {count(config.train.batch_size, 'clip')}"
+        report.say(f"{label}{': ' if label else ''}{counts}")
         initialize = partial(initialize_from, job.read_source, info, report.say) if config.init.source else None
         profile = folder / "profile" if job.profile else None
         trained = fit(spec, job.mesh, data, checkpoints, report, profile, initialize)
-        scores = _evaluate(spec, job.mesh, data, checkpoints, trained)
+        scores = _evaluate(spec, job.mesh, data, checkpoints, trained, report)
         report.row({"step": steps, "split": "test", **scores.metrics})
         rows = report.rows()
     finally:
         report.end()
         checkpoints.close()
-    write_on_first_process(folder / "result.json", scores.result)
+    write_on_first_process(folder / RESULT, scores.result)
+    job.console.progress.stage("drawing")
     _save_figures(folder, dataset, rows, [scores], config, report.say)
     return scores
 
 
 def _evaluate(
-    spec: ModelSpec, mesh: Mesh, data: FoldPipeline, checkpoints: CheckpointManager, trained: Trained
+    spec: ModelSpec,
+    mesh: Mesh,
+    data: FoldPipeline,
+    checkpoints: CheckpointManager,
+    trained: Trained,
+    report: MetricWriter,
 ) -> FoldScores:
     """Scores the test clips with the best weights by validation score, or with the last ones."""
     config, dataset, state = spec.config, data.dataset, trained.state
     if len(data.split.validation):
         state = checkpoints.restore(state, best=True)[0]
     weights = state.ema or state.params
-    score, target = score_clips(spec, mesh, data.source, dataset, weights, state.statistics, data.split.test)
+    progress = report.scoring("test", compiling(config.model.spec))
+    score, target = score_clips(
+        spec, mesh, data.source, dataset, weights, state.statistics, data.split.test, progress=progress
+    )
     values = metrics.evaluate(score, target, config.data.labels, dataset.heads)
     result: Row = {
         **values,
@@ -186,7 +233,7 @@ def _cross_validation(job: Job, workdir: Path, scores: dict[int, FoldScores]) ->
     headline = metrics.primary_metric(config.data.labels, dataset.heads)
     result = _summarize([each.result for each in scores.values()], list(scores), headline)
     rows = [{**row, "fold": n} for n in scores for row in read_rows(workdir / f"fold_{n}" / "metrics.jsonl")[0]]
-    write_on_first_process(workdir / "result.json", result)
+    write_on_first_process(workdir / RESULT, result)
     _save_figures(workdir, dataset, rows, list(scores.values()), config, job.console.say)
     return result
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, read_model_
 from datar_jax.config import Config, ConfigError
 from datar_jax.config.loader import read_stored
 from datar_jax.filesystem import write_json
+from datar_jax.version import __version__
+
+RESULT = "result.json"
 
 # What may differ between two calls on one work directory: where things lie and how they are read and shown.
 RESUMABLE_FIELDS = (
@@ -71,6 +76,37 @@ def check_labels(labels: Sequence[str], folder: Path) -> None:
         f"--workdir={folder}: holds a run of {len(before)} classes, the data have {len(labels)}, "
         f"{' and '.join(changes) or 'in another order'}; give the same data, or another --workdir"
     )
+
+
+def result_checksum(clips: object, workdir: Path, folders: Iterable[Path]) -> int:
+    """Checksum of what the result of a run depends on: program, settings, clips, and the checkpoints of its folds.
+
+    Args:
+      clips: plain values that change when other clips are tested.
+      workdir: folder of the run.
+      folders: those of its folds.
+    """
+    tree = {
+        name: value
+        for name, value in _flat(msgspec.to_builtins(read_stored(workdir / "config.json"))).items()
+        if name not in RESUMABLE_FIELDS
+    }
+    files = [
+        [path.relative_to(workdir).as_posix(), path.stat().st_size]
+        for folder in folders
+        for path in sorted((folder / "checkpoints").rglob("*"))
+        if path.is_file()
+    ]
+    return int(hashlib.sha256(json.dumps([__version__, tree, clips, files]).encode()).hexdigest()[:12], 16)
+
+
+def finished_result(workdir: Path, checksum: int) -> dict[str, Any] | None:
+    """The numbers of a finished run, if what they depend on is unchanged."""
+    try:
+        result = dict(json.loads((workdir / RESULT).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return result if result.get("inputs_checksum") == checksum else None
 
 
 def has_checkpoint(folder: Path) -> bool:

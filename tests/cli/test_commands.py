@@ -244,9 +244,10 @@ def test_predict_and_embed_answer_what_they_can(
     for form in ("table", "jsonl", "csv"):
         assert main(["predict", *given, *options, f"--format={form}", f"--out={tmp_path / form}"]) == 1
         error = capfd.readouterr().err
-        assert f"{folder / 'empty.wav'}: empty file" in error and "1 sound could not be used" in error
+        assert error.count("empty file") == 1 and f"{folder / 'empty.wav'}: empty file" in error
+        assert "1 sound could not be used" in error
     table = (tmp_path / "table").read_text(encoding="utf-8")
-    assert "a 'b'\\n\\udcff.wav  0:01.200" in table and "empty file" in table
+    assert "a 'b'\\n\\udcff.wav  0:01.200" in table and "empty file" not in table
     rows = [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()]
     assert sorted(row["path"] for row in rows) == sorted([*good, str(folder / "empty.wav")])
     with (tmp_path / "csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -51,7 +51,7 @@ def test_a_folder_tree_gives_classes_and_counts_the_rest(tmp_path):
         ("owl/owl1.wav", (1,)),
     ]
     notes = "\n".join(dataset.notes)
-    assert "1 files are no sounds" in notes
+    assert "1 file is no sound" in notes
     assert "1 sound lies in" in notes
     assert "docs" in notes
 

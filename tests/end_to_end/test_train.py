@@ -28,7 +28,7 @@ from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic_sounds import render
-from datar_jax.training import input_pipeline
+from datar_jax.training import input_pipeline, trainer
 from datar_jax.training import train_loop as loop
 from datar_jax.training.input_pipeline import with_classes
 from datar_jax.training.workdir import check_workdir
@@ -111,8 +111,8 @@ def params_of(workdir: Path) -> Any:
         return reader.restore(folder.absolute(), abstract)["params"]
 
 
-def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
-    sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_leaves_what_it_promises_and_a_second_call_shows_its_result(
+    sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     assert train.main(arguments) == 0
@@ -140,12 +140,18 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_only_evaluates(
     assert [row["step"] for row in rows if "split" not in row] == list(range(1, result["steps"] + 1))
     assert all(np.isfinite(row["loss"]) for row in rows)
 
-    capsys.readouterr()
-    assert train.main(arguments) == 0
-    assert "finished already" in capsys.readouterr().out
-    again = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert again == result
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(rows)
+    def again() -> str:
+        capsys.readouterr()
+        assert train.main(arguments) == 0
+        assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(rows)
+        return capsys.readouterr().out
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "train_fold", None)  # nothing is scored
+        assert "finished already: these are the numbers of" in (out := again()) and "top-1" in out
+    (tmp_path / "run" / "result.json").unlink()
+    assert "finished already; evaluating" in again()
 
 
 def test_a_stopped_run_continues_as_if_it_had_not_been_stopped(

@@ -10,6 +10,7 @@ from datar_jax.config import ConfigError
 from datar_jax.data.csv_table import Table
 from datar_jax.data.datasets.base import Annotations, FilePatterns, Segment
 from datar_jax.labels import Head
+from datar_jax.wording import count
 
 # Clips of YouTube videos, as the scripts that download them name them; `-` may be an id's first character.
 YOUTUBE = FilePatterns(
@@ -66,8 +67,8 @@ class SkippedRows:
 
     def notes(self) -> tuple[str, ...]:
         return tuple(
-            f"{source}: {count:,} rows are left out, {reason} (the first: row {row})"
-            for (source, reason), (count, row) in self._rows.items()
+            f"{source}: {count(rows, 'row is', 'rows are')} left out, {reason} (the first: row {row})"
+            for (source, reason), (rows, row) in self._rows.items()
         )
 
 

@@ -10,6 +10,7 @@ from datar_jax.data.csv_table import lines
 from datar_jax.data.datasets.annotations import SkippedRows, build_annotations, require_list
 from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
 from datar_jax.labels import Head
+from datar_jax.wording import count
 
 CLASSES = 35
 NAMING = FilePatterns(cut=("{id}",))  # with its folder: a speaker's file has the same name for every word
@@ -47,7 +48,7 @@ def read(folder: Path) -> Annotations:
     for inside in folders:
         files = sorted(f.name for f in inside.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != ".")
         if inside.name not in labels:
-            notes.append(f"{inside.name}: {len(files)} sounds are left out, it is no word")
+            notes.append(f"{inside.name}: {count(len(files), 'sound is', 'sounds are')} left out, it is no word")
             continue
         for file in files:
             stem = f"{inside.name}/{Path(file).stem}"

@@ -28,6 +28,7 @@ from datar_jax.data.prepare.match_files import match_files
 from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan, plan_shards, shard_key
 from datar_jax.data.prepared import DatasetInfo, Moments, Shard
 from datar_jax.filesystem import StoragePath, exclusive
+from datar_jax.wording import count
 
 PARTS = "parts"  # folder of what is known of each finished shard
 WRITING = ".writing-"  # how the folder of a shard that is being written begins
@@ -203,4 +204,4 @@ def _remove_former(out: StoragePath, plans: list[ShardPlan], log: Callable[[str]
         (out / name.removesuffix(".json")).remove()
         (out / PARTS / name).remove()
     if former:
-        log(f"{len(former)} shards of an earlier preparation are removed, the first: {former[0][:-5]}")
+        log(f"{count(len(former), 'shard')} of an earlier preparation removed, the first: {former[0][:-5]}")

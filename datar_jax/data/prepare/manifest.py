@@ -19,6 +19,7 @@ from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan
 from datar_jax.data.prepared import DatasetInfo, Moments, Statistics
 from datar_jax.escaping import CsvWriter
 from datar_jax.filesystem import StoragePath
+from datar_jax.wording import count
 
 
 def write_manifest(
@@ -54,10 +55,10 @@ def write_manifest(
     if unreadable := [row for row in rows if row[4] == shards.UNREADABLE]:
         first = f"the first, {unreadable[0][6]!r}: {unreadable[0][5]}"
         if not counts[shards.FOUND]:
-            raise ConfigError(f"none of the {len(unreadable)} sounds that were found can be used; {first}")
-        log(f"{len(unreadable):,} clips cannot be used; {first}")
+            raise ConfigError(f"none of {count(len(unreadable), 'found sound')} can be used; {first}")
+        log(f"{count(len(unreadable), 'clip')} cannot be used; {first}")
     if odd := [row for row in rows if row[4] == shards.FOUND and row[5]]:
-        log(f"{len(odd):,} sounds are used although they are odd; the first, {odd[0][6]!r}: {odd[0][5]}")
+        log(f"{count(len(odd), 'odd sound is used', 'odd sounds are used')}; the first, {odd[0][6]!r}: {odd[0][5]}")
     splits = {row[2] for row in rows if row[4] == shards.FOUND}
     if lacking := [split for split in ("train", "test") if not {split, ""} & splits]:
         log(f"no {' and no '.join(lacking)} clip is here: a run needs one")

@@ -15,6 +15,7 @@ from datar_jax.config import ConfigError
 from datar_jax.data.datasets.base import Annotations
 from datar_jax.data.unlisted import unlisted
 from datar_jax.filesystem import StoragePath
+from datar_jax.wording import count
 
 DECIMALS = re.compile(r"_(\d+)(?:\.0+|(\.\d*[1-9])0*)(?=_|$)")  # of seconds in a name: 30.000, 0.50
 
@@ -54,7 +55,8 @@ def match_files(listing: Annotations, audio: StoragePath, log: Callable[[str], N
         for s in listing.segments
     ]
     if several:
-        log(f"{len(several)} clips have more than one file; the first by its path is taken, as {several[0]!r}")
+        many = count(len(several), "clip has", "clips have")
+        log(f"{many} more than one file; the first by its path is taken, as {several[0]!r}")
     used = {each.name for each in found if each}
     names = sorted(name for files in by_stem.values() for name, _ in files if name not in used)
     left = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]

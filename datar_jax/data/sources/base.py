@@ -14,6 +14,7 @@ from datar_jax.audio.framing import frame_bounds, frame_samples, num_samples
 from datar_jax.audio.log_mel import log_mel_frames
 from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig
+from datar_jax.wording import count
 
 LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
 
@@ -115,7 +116,7 @@ def bad_clips_report(store: ClipSource, max_bad_fraction: float) -> str:
     bad, total = len(store.bad), len(store.frames)
     if not bad:
         return ""
-    head = f"{bad} of {total} sounds cannot be used"
+    head = f"{bad:,} of {count(total, 'sound')} cannot be used"
     lines = [f"  {name}: {reason}" for name, reason in store.bad]
     if bad == total or bad > max_bad_fraction * total:
         more = [f"  and {bad - 20} more"] if bad > 20 else []
@@ -130,16 +131,16 @@ def statistics(store: ClipSource, indices: np.ndarray) -> tuple[float, float]:
     Raises:
       DataError: there is no column, or all values are equal.
     """
-    count, total, squares = 0, 0.0, 0.0
+    values, total, squares = 0, 0.0, 0.0
     for i in indices:
         mel_TxF = store.get(int(i)).astype(np.float64)
-        count += mel_TxF.size
+        values += mel_TxF.size
         total += float(mel_TxF.sum())
         squares += float(np.square(mel_TxF).sum())
-    mean = total / max(count, 1)
-    variance = squares / max(count, 1) - mean**2
+    mean = total / max(values, 1)
+    variance = squares / max(values, 1) - mean**2
     if variance <= 1e-9:
-        raise DataError(f"{len(indices)} training sounds hold no variation to normalize by; check data.root")
+        raise DataError(f"{count(len(indices), 'training sound')} hold no variation to normalize by; check data.root")
     return mean, variance**0.5
 
 

@@ -35,6 +35,7 @@ from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
 from datar_jax.filesystem import atomic_writer
+from datar_jax.wording import count
 
 FORMAT = 5  # of the cache files and of decoding and the front end; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
@@ -143,7 +144,8 @@ def open_cache(
         ) from error
     if index["notes"] and log:
         first, note = next(iter(index["notes"].items()))
-        log(f"{len(index['notes'])} sounds are used although they are odd; the first, {dataset.where(first)}: {note}")
+        many = count(len(index["notes"]), "odd sound is used", "odd sounds are used")
+        log(f"{many}; the first, {dataset.where(first)}: {note}")
     return _store(index, store_path, dataset, audio)
 
 

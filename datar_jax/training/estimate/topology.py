@@ -8,11 +8,11 @@ TB/s of a pod of 256. Usable memory is what the compiler allows a program on one
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import NamedTuple
 
 from datar_jax.config import ConfigError
+from datar_jax.config.base import did_you_mean
 from datar_jax.training.monitoring.accelerators import CHIPS, Chip
 
 LIBTPU = "libtpu==0.0.42.1"  # as in requirements-bench.txt
@@ -61,6 +61,11 @@ class Topology(NamedTuple):
         return self.chip.link_rate * used / (2 * len(self.shape))
 
 
+def slice_lines() -> list[str]:
+    """The slices of each generation, a line each."""
+    return [f"{name}: {', '.join(each.slices)}" for name, each in CHIPS.items()]
+
+
 def topology(text: str, chip: str = "") -> Topology:
     """The slice that a text such as `v5e:16x16` names; `16x16` alone is one of `chip`.
 
@@ -71,11 +76,9 @@ def topology(text: str, chip: str = "") -> Topology:
     if not given:
         name, shape = chip, text
     if name not in CHIPS:
-        known = "; ".join(f"{known}: {', '.join(each.slices)}" for known, each in CHIPS.items())
-        raise ConfigError(f"--topology={text}: give GENERATION:SHAPE, one of {known}")
+        raise ConfigError(f"--topology={text}: give GENERATION:SHAPE, one of {'; '.join(slice_lines())}")
     slices = CHIPS[name].slices
     if shape not in slices:
-        near = difflib.get_close_matches(shape, slices, n=1)
-        advice = f"did you mean {name}:{near[0]}? There are" if near else "give one of"
-        raise ConfigError(f"--topology={text}: {name} has no such slice; {advice} {', '.join(slices)}")
+        near = did_you_mean(text, [f"{name}:{each}" for each in slices])
+        raise ConfigError(f"--topology={text}: {name} has no such slice; {near}there are {', '.join(slices)}")
     return Topology(CHIPS[name], tuple(map(int, shape.split("x"))))

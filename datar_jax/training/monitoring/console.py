@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 from rich.table import Table
 
 from datar_jax.metrics import format_metric
+from datar_jax.progress import Progress
 from datar_jax.terminal import Console
-from datar_jax.training.monitoring.metric_writer import Row
+
+if TYPE_CHECKING:
+    from datar_jax.training.monitoring.metric_writer import Row
 
 
-def show_result(console: Console, result: Row, folder: Path) -> None:
+def show_result(console: ProgressConsole, result: Row, folder: Path) -> None:
     """Prints the table of results at the end of a run, and the files that it wrote."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = []
@@ -42,6 +45,15 @@ def show_result(console: Console, result: Row, folder: Path) -> None:
     )
 
 
-def make_console() -> Console:
-    """Standard output of the first process; plain text when it is not a terminal."""
-    return Console(file=sys.stdout, quiet=jax.process_index() > 0)
+class ProgressConsole(Console):
+    """Standard output of the first process, and below it the progress; plain text when it is not a terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        quiet = jax.process_index() > 0
+        super().__init__(**{"quiet": quiet, **options})
+        self.progress = Progress(shown=not quiet)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As `Console.print`, above the line of progress."""
+        with self.progress.aside():
+            super().print(*objects, **options)

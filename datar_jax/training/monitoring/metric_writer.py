@@ -1,81 +1,66 @@
-"""Writes metrics of a run: JSON lines, TensorBoard events, and a progress bar or plain lines."""
+"""Writes metrics of a run: JSON lines, TensorBoard events, and lines or a line of progress for a person."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from datar_jax.filesystem import atomic_write
 from datar_jax.metrics import format_metric
-from datar_jax.terminal import Console
+from datar_jax.training.monitoring.console import ProgressConsole
+from datar_jax.wording import count
 
 LINE_SECONDS = 10.0  # at least so long between two plain lines
 
 Row = dict[str, Any]
 
 
-class _Numbers(ProgressColumn):
-    """Metrics of the last logged step."""
-
-    def render(self, task: Task) -> Text:
-        return Text(_sentence(task.fields.get("row") or {}), no_wrap=True)
-
-
 class MetricWriter:
     """Writes the metrics of one work directory and shows them.
 
-    Rows carry `step` and any numbers; evaluation rows also `split`. On a terminal a bar shows the last row; elsewhere
-    a plain line appears now and then. Nothing is written before `begin`. A disk that is full is said once; rows then
-    wait in memory for room.
+    Rows carry `step` and any numbers; evaluation rows also `split`. On a terminal the line of progress shows the last
+    row; elsewhere a plain line appears now and then. Nothing is written before `begin`. A disk that is full is said
+    once; rows then wait in memory for room.
     """
 
-    def __init__(self, folder: Path, console: Console, name: str = "") -> None:
+    def __init__(self, folder: Path, console: ProgressConsole, name: str = "") -> None:
         self._folder, self._path = folder, folder / "metrics.jsonl"
         self._file: BinaryIO | None = None
         self._size = 0  # of the file, in bytes of whole rows
         self._waiting = b""  # rows that are not in the file yet
         self._events: _TensorBoardWriter | None = None
         self._console, self._name = console, name
-        self._bar: Progress | None = None
-        self._last_line = 0.0
+        self._last_line, self._note = 0.0, ""
+        self._steps, self._count = 0, console.progress.count
 
-    def begin(self, step: int, steps: int, scored: bool = False) -> None:
-        """Starts the progress bar; removes rows after the restored step.
+    def begin(self, step: int, steps: int, scored: bool = False, before: str = "") -> None:
+        """Opens the files; removes rows after the restored step.
 
         Args:
           step: that of the state the run goes on with.
           steps: of the whole run.
           scored: whether that state has its score of the validation clips already.
+          before: what is done until the first step.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._keep(step, scored)
         self._file = self._path.open("ab", buffering=0)
         self._size = self._path.stat().st_size
         self._events = _TensorBoardWriter(self._folder / "tensorboard", step)
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn(self._name or "training"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                _Numbers(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("", total=steps, completed=step, row={})
-            self._bar.start()
-        else:
-            self._steps = steps
+        self._steps, self._count = steps, self._console.progress.counter(self._prefix() + "training", "step", before)
 
     def advance(self, step: int) -> None:
-        """Moves the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
+        """Shows how many steps are done."""
+        self._count(step, self._steps, self._note)
+
+    def scoring(self, split: str, before: str) -> Callable[[int, int], None]:
+        """A callback for clips of a split that are scored, and how many there are; `before` is done first."""
+        what = f"{self._prefix()}scoring {split} clips"
+        return self._console.progress.counter(what, "clip", f"{what}: {before}")
 
     def row(self, row: Row) -> None:
         """Writes one row everywhere and shows it."""
@@ -89,8 +74,8 @@ class MetricWriter:
         now = time.monotonic()
         if "split" in row:
             self.say(f"{self._prefix()}{_sentence(row)}")
-        elif self._bar:
-            self._bar.update(self._task, row=row)
+        elif self._console.is_terminal:
+            self._note = _sentence(row)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self.say(f"{self._prefix()}step {row['step']}/{self._steps}  {_sentence(row)}")
@@ -110,15 +95,13 @@ class MetricWriter:
             self._events.sync()
 
     def end(self) -> None:
-        """Stops the bar and closes the files."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        """Closes the files."""
+        self._console.progress.stage("")
         if self._events:
             self._events.sync()
         if self._file:
             if why := self._write():
-                self.say(f"{self._path}: {self._waiting.count(10)} rows could not be written ({why})")
+                self.say(f"{self._path}: {count(self._waiting.count(10), 'row')} could not be written ({why})")
             self._file.close()
 
     def rows(self) -> list[Row]:
@@ -162,11 +145,15 @@ class NullWriter(MetricWriter):
     def __init__(self) -> None:
         """Opens no file."""
 
-    def begin(self, step: int, steps: int, scored: bool = False) -> None:
-        """No bar."""
+    def begin(self, step: int, steps: int, scored: bool = False, before: str = "") -> None:
+        """No file."""
 
     def advance(self, step: int) -> None:
-        """No bar."""
+        """No step."""
+
+    def scoring(self, split: str, before: str) -> Callable[[int, int], None]:
+        """No progress."""
+        return lambda done, total: None
 
     def row(self, row: Row) -> None:
         """No row."""

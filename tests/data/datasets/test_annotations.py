@@ -178,7 +178,7 @@ def test_a_row_that_is_there_twice_is_left_out_and_told(name: str, tmp_path: Pat
     assert again.segments == plain.segments
     rows = len(path.read_text().splitlines())
     assert set(again.notes) - set(plain.notes) == {
-        f"{path.name}: 1 rows are left out, they repeat an earlier row (the first: row {rows})"
+        f"{path.name}: 1 row is left out, they repeat an earlier row (the first: row {rows})"
     }
 
 
@@ -321,7 +321,7 @@ def test_kinetics_400_is_filtered_by_class(tmp_path: Path) -> None:
     assert (a.id, CLASSES[a.labels[0]], a.split) == ("---QUuC4vJs_000084_000094", "playing guitar", "train")
     assert (b.id, CLASSES[b.labels[0]], b.split) == ("--nQbRBEz2s_000104_000114", "singing", "test")
     assert "val.csv is the test split" in listing.notes
-    assert "train.csv: 1 rows are left out, their action is none of the classes (the first: row 3)" in listing.notes
+    assert "train.csv: 1 row is left out, their action is none of the classes (the first: row 3)" in listing.notes
     assert any(note.startswith("classes that no row has: blowing nose, ") for note in listing.notes)
 
 
@@ -401,7 +401,7 @@ def test_a_segment_without_length_is_left_out(tmp_path: Path) -> None:
     text = text[::-1].replace("00:00:14.447"[::-1], "00:00:03.065"[::-1], 1)[::-1]
     listing = read("epic_sounds", tmp_path, EPIC_Sounds_train=text)
     assert [s.id for s in listing.segments] == ["P01_11_1", "P01_11_0"]
-    assert any("1 rows are left out, they end where they start" in note for note in listing.notes)
+    assert any("1 row is left out, they end where they start" in note for note in listing.notes)
 
 
 @pytest.mark.parametrize("wrong", ["74000", "0", "146000"])
@@ -486,7 +486,7 @@ def test_damaged_and_unlabelled_rows_of_audioset_are_counted(tmp_path: Path) -> 
     assert set(listing.notes) >= {
         "balanced_train_segments.csv: 2 rows are left out, a spreadsheet has replaced their id by an error such as "
         "#NAME? (the first: row 1)",
-        "balanced_train_segments.csv: 1 rows are left out, they have no label (the first: row 6)",
+        "balanced_train_segments.csv: 1 row is left out, they have no label (the first: row 6)",
     }
 
 
@@ -531,7 +531,7 @@ def test_speech_commands_is_the_folder_of_its_files(tmp_path: Path) -> None:
         "cat/0c40e715_nohash_0": (1, "test"),
         "cat/026290a7_nohash_0": (1, "train"),
     }
-    assert listing.notes == ("2 words, not 35", "_background_noise_: 1 sounds are left out, it is no word")
+    assert listing.notes == ("2 words, not 35", "_background_noise_: 1 sound is left out, it is no word")
 
 
 # Errors

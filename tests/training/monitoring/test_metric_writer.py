@@ -15,8 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from datar_jax import metrics
-from datar_jax.terminal import Console
-from datar_jax.training.monitoring.console import show_result
+from datar_jax.training.monitoring.console import ProgressConsole, show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, read_rows
 from datar_jax.training.trainer import _summarize
 from tests.helpers import head
@@ -30,7 +29,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def report(folder: Path, step: int = 0, scored: bool = False) -> MetricWriter:
-    made = MetricWriter(folder, Console(quiet=True))
+    made = MetricWriter(folder, ProgressConsole(quiet=True))
     made.begin(step, 100, scored)
     return made
 
@@ -132,7 +131,7 @@ def test_events_of_a_later_start_take_back_those_of_an_earlier_one(tmp_path: Pat
 
 
 def test_a_number_that_the_clips_do_not_define_is_null_and_a_dash(tmp_path: Path) -> None:
-    console = Console(record=True, width=200)
+    console = ProgressConsole(record=True, width=200)
     one = MetricWriter(tmp_path, console)
     one.begin(0, 100)
     one.row({"step": 5, "split": "test", **metrics.evaluate(np.full((3, 2), 0.25), np.zeros((3, 2)), "multi")})
@@ -173,7 +172,7 @@ def test_the_last_table_tells_every_number_there_is(
     numbers = metrics.evaluate(score, true, labels, heads)
     rest = {"parameters": 1, "macs_per_clip": 1, "steps": 1, "train_seconds": 1.0, "clips_per_second": 1.0}
     (tmp_path / "curves.png").touch()
-    console = Console(record=True, width=200)
+    console = ProgressConsole(record=True, width=200)
     show_result(console, {**numbers, **rest, f"{metrics.primary_metric(labels, heads)}_std": 0.025}, tmp_path)
     text = console.export_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]

@@ -19,9 +19,9 @@ from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.splits import Splits
 from datar_jax.models.spec import ModelSpec
-from datar_jax.terminal import Console
 from datar_jax.training.eval_loop import TrainingError
 from datar_jax.training.input_pipeline import FoldPipeline
+from datar_jax.training.monitoring.console import ProgressConsole
 from datar_jax.training.monitoring.metric_writer import MetricWriter
 from datar_jax.training.monitoring.nan_debug import diagnose
 from datar_jax.training.tasks import classification as objective
@@ -109,7 +109,7 @@ def test_a_run_stops_at_the_limit_and_tells_step_and_clips(tmp_path: Path) -> No
     dataset = Dataset(tuple(Clip(name, name, (0,)) for name in NAMES), ("a", "b", "c", "d"))
     none = np.zeros(0, np.int64)
     material = Clips(None, dataset, Splits(np.arange(B), none, none, ()), -40.0, 15.0)  # type: ignore[arg-type]
-    report = MetricWriter(tmp_path, Console(quiet=True))
+    report = MetricWriter(tmp_path, ProgressConsole(quiet=True))
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
     with pytest.raises(TrainingError) as error:
         fit(spec, mesh_of(1), material, checkpoints, report)
