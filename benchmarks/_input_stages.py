@@ -192,7 +192,7 @@ def parts(dataset: Dataset, store: array_record.ArrayRecordSource, clips: int) -
     contents = [readers[clip.path].read([clip.record])[0] for clip in dataset.clips]
     turns = {
         "read": over(dataset.clips, clips, lambda clip: readers[clip.path].read([clip.record])),
-        "decode": over(contents, clips, shards.decode_record),
+        "decode": over(contents, clips, lambda content: shards.decode_record(content, 1 << 20)),
     }
     if store.audio.frontend == "host":
         excerpts = [first_window(store, i) for i in range(min(clips, len(dataset)))]

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
-import fsspec
-
 from datar_jax.config import ConfigError
+from datar_jax.foreign_files import check_name, open_regular, path_below
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,18 @@ class StoragePath:
     def __truediv__(self, name: str) -> StoragePath:
         return StoragePath(f"{self.url.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.system)
 
+    def below(self, name: str) -> StoragePath:
+        """The path of a name that was read from a file or listed by a server.
+
+        Raises:
+          UnsafeName: it leaves this folder, for instance by a link.
+        """
+        if self.local is not None:
+            path_below(self.local, name)
+        else:
+            check_name(name)
+        return self / name
+
     def is_folder(self) -> bool:
         """Whether the folder exists; in a bucket, whether any name starts with it."""
         return bool(self.system.isdir(self.path))
@@ -55,8 +66,11 @@ class StoragePath:
             return -1
 
     def read(self) -> bytes:
-        """Returns the content of the file; raises FileNotFoundError."""
-        return bytes(self.system.cat_file(self.path))
+        """Returns the content of the file; raises FileNotFoundError, and OSError for what is no regular file."""
+        if self.local is None:
+            return bytes(self.system.cat_file(self.path))
+        with open_regular(self.local) as file:
+            return file.read()
 
     def write(self, content: bytes) -> None:
         """Writes the file atomically and creates its folder."""
@@ -128,6 +142,8 @@ def storage_path(url: str, field: str) -> StoragePath:
     Raises:
       ConfigError: an empty text, an unknown scheme, or one whose package is not installed.
     """
+    import fsspec  # most commands need none
+
     if not url:  # for fsspec this is the current folder
         raise ConfigError(f"{field}='': give a folder or a URL; the current folder is .")
     try:
@@ -260,7 +276,7 @@ def _partial_name(path: Path) -> Path:
     if len(os.fsencode(prefix)) > 230:
         prefix = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}"
     for stale in path.parent.glob(f"{glob.escape(prefix)}.*.partial"):
-        with contextlib.suppress(OSError), stale.open("rb") as file:
+        with contextlib.suppress(OSError), open_regular(stale) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stale.unlink()
     return path.with_name(f"{prefix}.{secrets.token_hex(4)}.partial")

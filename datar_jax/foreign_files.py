@@ -26,15 +26,16 @@ def check_name(name: str) -> None:
     Raises:
       UnsafeName: it is absolute, of a home or a drive, holds `..`, or cannot be the name of a file.
     """
-    parts = unicodedata.normalize("NFKC", name).translate(_SLASHES).split("/")
+    seen = name if name.isascii() else unicodedata.normalize("NFKC", name)
+    parts = seen.translate(_SLASHES).split("/")
     if not parts[0] or parts[0][0] == "~" or parts[0][1:2] == ":" or ".." in parts:
-        raise UnsafeName(f"{ascii(name)[:200]} leads out of its folder")
+        raise UnsafeName(f"{ascii(name)[:80]} may lead out of its folder")
     try:
-        sizes = [len(os.fsencode(part)) for part in name.split("/")]
+        sizes = [len(part) for part in os.fsencode(name).split(b"/")]
     except UnicodeEncodeError:
         sizes = [_NAME]
     if "\0" in name or len(sizes) > _DEPTH or max(sizes) > _PART or sum(sizes) >= _NAME or {*parts} <= {"", "."}:
-        raise UnsafeName(f"{ascii(name)[:200]} cannot be the name of a file")
+        raise UnsafeName(f"{ascii(name)[:80]} cannot be the name of a file")
 
 
 def path_below(folder: Path, name: str) -> Path:
@@ -44,13 +45,13 @@ def path_below(folder: Path, name: str) -> Path:
       UnsafeName: as `check_name`, or a link in the folder leads out of it.
     """
     check_name(name)
-    path, linked = folder, False
+    path, linked = str(folder), False
     for part in name.split("/"):
-        path /= part
-        linked = linked or path.is_symlink()
+        path = f"{path}/{part}"
+        linked = linked or os.path.islink(path)
     if linked and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise UnsafeName(f"{ascii(name)[:200]} is a link out of its folder")
-    return path
+        raise UnsafeName(f"{ascii(name)[:80]} is a link out of its folder")
+    return Path(path)
 
 
 def check_regular(path: str | Path) -> os.stat_result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ import soundfile
 from datar_jax.audio.containers import Section, SectionFile, find_sections
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.media import MEDIA_SUFFIXES, UNKNOWN, MediaFile
+from datar_jax.foreign_files import check_regular
 
 # What libsndfile recognises by its content and people name so (raw formats without a header are left out).
 _NAMES = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph nist svx avr pvf"
@@ -91,13 +91,12 @@ def undecodable(error: Exception) -> AudioError:
 def _checked_size(path: str | Path) -> int:
     """Bytes of a file. Refuses anything but a regular one, before opening it: opening a pipe would block."""
     try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the name
+        status = check_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise AudioError("a link to nothing" if os.path.islink(path) else "no such file") from None
     except OSError as error:
-        raise AudioError(f"cannot be read ({error.strerror})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "a pipe or device, not a file")
+        reason = str(error.strerror)
+        raise AudioError(reason if reason.endswith("not a file") else f"cannot be read ({reason})") from None
     if not status.st_size:
         raise AudioError("empty file")
     if Path(path).suffix.lower() == ".raw":

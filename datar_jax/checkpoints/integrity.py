@@ -15,6 +15,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from datar_jax.foreign_files import read_regular
+
+METADATA_BYTES = 1 << 26  # of names, shapes and checksums: hundreds of bytes for each array
 _Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
 
@@ -38,7 +41,7 @@ def read_metadata(folder: Path, step: int) -> dict[str, Any]:
       BadCheckpoint: it is missing, damaged, or of another checkpoint.
     """
     try:
-        metadata = json.loads(metadata_path(folder, step).read_bytes())
+        metadata = json.loads(read_regular(metadata_path(folder, step), METADATA_BYTES))
         crc = metadata.pop("crc", None)
         whole = crc == with_checksum(metadata)["crc"]
     except FileNotFoundError:

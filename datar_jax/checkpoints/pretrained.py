@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from datar_jax.checkpoints.integrity import (
+    METADATA_BYTES,
     BadCheckpoint,
     Mismatch,
     file_checksum,
@@ -37,6 +38,7 @@ from datar_jax.checkpoints.model_info import (
 )
 from datar_jax.checkpoints.provenance import DataProvenance, Provenance
 from datar_jax.config import AudioConfig, Config
+from datar_jax.foreign_files import check_name, open_regular, read_regular
 from datar_jax.models.datar import create_model
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
@@ -75,7 +77,8 @@ class PretrainedModel:
         """
         assert self.program
         try:
-            content = self.program.read_bytes()
+            with open_regular(self.program) as file:
+                content = file.read()
         except OSError as error:
             raise ModelError(f"{self.program}: {error.strerror}") from None
         if written := self.description.checksums.weights:
@@ -200,7 +203,12 @@ def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any
             if checksums:  # has what the metadata would have to be read for
                 shapes = flax.traverse_util.unflatten_dict(tensor_shapes(checksums), sep="/")
             else:
+                stored = json.loads(read_regular(folder / "_METADATA", METADATA_BYTES))["tree_metadata"]
+                for about in stored.values():  # orbax joins names to the folder
+                    check_name("/".join(str(key["key"]) for key in about["key_metadata"]))
                 shapes = reader.metadata(folder.absolute()).item_metadata.tree
+            for name in flax.traverse_util.flatten_dict(shapes, sep="/"):
+                check_name(name)
             params = reader.restore(folder.absolute(), jax.tree.map(_on_one_device, shapes))
     except Exception as error:  # orbax raises six kinds for a damaged folder
         raise ModelError(f"{folder}: cannot be read ({short_message(error)}); export the model again") from None
@@ -240,6 +248,8 @@ def _weights(folder: Path, leaves: Mapping[str, Any]) -> Any:
 
     part = "ema" if any(name.startswith("ema/") for name in leaves) else "params"
     kept = {name: leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
+    for name in kept:
+        check_name(name.removeprefix(f"{part}/"))
     shapes = {name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]) for name, leaf in kept.items()}
     like = jax.tree.map(_on_one_device, flax.traverse_util.unflatten_dict(shapes, sep="/"))
     arguments = ocp.checkpoint_utils.construct_restore_args(like)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
 from datar_jax.config import ConfigError
+from datar_jax.foreign_files import UnsafeName, open_regular, path_below
 
 _CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d*)?)", re.ASCII)
 
@@ -23,7 +26,7 @@ def lines(path: Path) -> Iterator[str]:
     """
     row = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
             for line in file:
                 row += 1
                 yield line
@@ -31,6 +34,22 @@ def lines(path: Path) -> Iterator[str]:
         raise ConfigError(f"{path}, row {row + 1} or below: not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def listed_file(where: str, folder: Path, name: str) -> Path:
+    """The path of a file that a list names, as its folder spells it: accents may be stored composed or decomposed.
+
+    Raises:
+      ConfigError: the name leaves the folder; `where` is named.
+    """
+    try:
+        path = path_below(folder, name)
+        if name.isascii() or path.exists():
+            return path
+        other = path_below(folder, unicodedata.normalize("NFD", name))
+        return other if other.exists() else path
+    except UnsafeName as error:
+        raise ConfigError(f"{where}: {error}; give a path below {folder}") from None
 
 
 class Table:
@@ -142,6 +161,10 @@ class Table:
             self.fail(column, "give a time as HH:MM:SS.ss")
         hours, minutes, seconds = found.groups()
         return round(int(hours) * 3600 + int(minutes) * 60 + float(seconds), 6)
+
+    def file(self, column: str, folder: Path, name: str) -> Path:
+        """As `listed_file`, for a name from a column of this row."""
+        return listed_file(f"{self.path}, row {self.row}, column {column}", folder, name)
 
     def fail(self, column: str, remedy: str) -> NoReturn:
         """Raises a `ConfigError` that names the file, this row, the column and its value."""

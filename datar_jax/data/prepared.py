@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import soundfile
 from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.config.migration import upgrade_section
 from datar_jax.filesystem import StoragePath
+from datar_jax.foreign_files import UnsafeName
 from datar_jax.labels import Head
 from datar_jax.wording import count
 
@@ -34,6 +36,7 @@ MANIFEST_COLUMNS = (
 )
 CHECKSUM = "crc32"  # column of the manifest: of a clip's int16 samples, in hexadecimal; manifests of 0.1 have none
 FOUND, MISSING, UNREADABLE = "here", "missing", "unreadable"  # the status of a clip
+SHARD_NAME = re.compile(r"[\w-]+\.array_record", re.ASCII)
 PIECE = 20.0  # seconds of a clip that lie in one record, at most
 WRITING = "group_size:1,uncompressed"  # each record by itself: what has to be read at random
 AGAIN = "delete it and prepare the data again, which makes no other shard"  # for damage found by checksum
@@ -107,11 +110,17 @@ def read_card(folder: StoragePath) -> DatasetInfo:
     """
     try:
         card = msgspec.json.decode((folder / CARD).read(), type=DatasetInfo)
+        for shard in card.shards:
+            if not SHARD_NAME.fullmatch(shard.name):
+                raise UnsafeName(f"shards: {ascii(shard.name)[:200]} is not the name of a shard")
+            folder.below(shard.name)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"data.root={folder.url!r}: holds no {CARD}; give a folder that `datar-jax prepare` has finished"
         ) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{folder.url}/{CARD}: cannot be read ({error.strerror or error})") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, UnsafeName) as error:
         raise ConfigError(f"{folder.url}/{CARD}: not readable ({error}); prepare the data again") from None
     if card.format != FORMAT:
         raise ConfigError(f"{folder.url}/{CARD}: format {card.format}, this version reads {FORMAT}; prepare again")
@@ -132,7 +141,7 @@ def read_statistics(folder: StoragePath, audio: AudioConfig, parts: Sequence[str
     try:
         tree = msgspec.json.decode((folder / STATISTICS).read(), type=dict[str, Any])
         found = msgspec.convert({**tree, "audio": upgrade_section("audio", tree.get("audio"))}, Statistics)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if msgspec.structs.replace(found.audio, frontend=audio.frontend) != audio or not set(parts) <= set(found.parts):
         return None
@@ -157,8 +166,8 @@ def encode(
     return [msgspec.msgpack.encode(Record(clip, labels, i, scale, coding, samples)) for i, samples in coded]
 
 
-def decode_record(content: bytes) -> tuple[Record, np.ndarray]:
-    """A record and its samples, int16 (N,).
+def decode_record(content: bytes, most: int) -> tuple[Record, np.ndarray]:
+    """A record and its samples, int16 (N,), of which `most + 1` are decoded at most.
 
     Raises:
       msgspec.MsgspecError, soundfile.LibsndfileError: it is none.
@@ -166,7 +175,7 @@ def decode_record(content: bytes) -> tuple[Record, np.ndarray]:
     record = _decoder.decode(content)
     if record.coding == "pcm":
         return record, np.frombuffer(record.samples, "<i2")
-    return record, soundfile.read(io.BytesIO(record.samples), dtype="int16")[0]
+    return record, soundfile.read(io.BytesIO(record.samples), most + 1, dtype="int16")[0]
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from pathlib import Path
 from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared as shards
-from datar_jax.data.csv_table import Table, lines
+from datar_jax.data.csv_table import Table, lines, listed_file
 from datar_jax.data.dataset import SPLITS, Clip, Dataset, similar_labels_note
 from datar_jax.data.root import data_root
 from datar_jax.data.split_folders import Levels, beside_splits, split_levels, split_names
@@ -134,11 +134,11 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _read_manifest(root: Path, config: DataConfig) -> Dataset:
     """A table with the columns path, label and optionally split or fold, start, end (seconds)."""
-    path = _listed(root / config.manifest, "data.manifest")
-    table = Table(path, ("path", "label"), ("split", "fold", "start", "end"))
+    manifest = _listed(root / config.manifest, "data.manifest")
+    table = Table(manifest, ("path", "label"), ("split", "fold", "start", "end"))
     if {"split", "fold"} <= table.columns:
         raise ConfigError(f"{table.path}: has both columns split and fold; keep one")
-    rows: list[tuple[int, str, list[str], float, float, str | None, int | None]] = []
+    rows: list[tuple[int, str, str, list[str], float, float, str | None, int | None]] = []
     first: dict[tuple[str, float, float], int] = {}
     for row in table.rows():
         for column in ("path", "label"):
@@ -160,20 +160,21 @@ def _read_manifest(root: Path, config: DataConfig) -> Dataset:
         if not row["path"]:
             table.fail("path", "give a file, relative to data.root")
         name = _nfc(row["path"])
-        if "\\" in name and not (root / name).exists():
+        path = table.file("path", root, name)
+        if "\\" in name and not path.exists():
             table.fail("path", "no such file; give / in place of the backslash")
         key = (name, start, end)
         if key in first:
             table.fail("path", f"the same sound as row {first[key]}; keep one, with `;` between its labels")
         first[key] = table.row
-        rows.append((table.row, name, names, start, end, split, fold))
-    labels = tuple(sorted({name for row in rows for name in row[2]}))
+        rows.append((table.row, str(path), name, names, start, end, split, fold))
+    labels = tuple(sorted({name for row in rows for name in row[3]}))
     if rows and not labels:
         raise ConfigError(f"{table.path}: no row has a label; give class names in the column label")
     number = {name: i for i, name in enumerate(labels)}
     clips = tuple(
-        Clip(_spelled(root, path), path, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)
-        for row, path, names, start, end, split, fold in rows
+        Clip(path, name, tuple(sorted({number[n] for n in names})), row, fold, split, start, end)
+        for row, path, name, names, start, end, split, fold in rows
     )
     folds = tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
     return Dataset(clips, labels, folds, str(table.path), unlisted_note(root, (name for name, *_ in first)))
@@ -194,6 +195,7 @@ def _read_esc(root: Path, config: DataConfig) -> Dataset:
     listed: list[str] = []
     for row in table.rows():
         name = row["filename"] if row["filename"] in there else stems.get(Path(row["filename"]).stem, row["filename"])
+        table.file("filename", root / "audio", name)
         listed.append(f"audio/{name}")
         if subset and row[subset].lower() != "true":
             continue
@@ -226,7 +228,12 @@ def _read_prepared(root: str) -> Dataset:
             if row["shard"] not in number:
                 table.fail("shard", "not one of corpus.json; prepare the data again")
             if row["labels"] not in labels:
-                labels[row["labels"]] = tuple(map(int, row["labels"].split()))
+                numbers = row["labels"].split()
+                if not all(each.isdecimal() and len(each) < 10 and int(each) < len(names) for each in numbers):
+                    table.fail("labels", f"give numbers of the {len(names)} classes of {shards.CARD}")
+                labels[row["labels"]] = tuple(map(int, numbers))
+            if row["split"] not in ("", *SPLITS):
+                table.fail("split", f"give one of {', '.join(SPLITS)}")
             clip = Clip(
                 card.shards[number[row["shard"]]].name,
                 from_csv_cell(row["id"]),
@@ -261,7 +268,8 @@ def _with_lists(dataset: Dataset, root: Path, config: DataConfig) -> Dataset:
             if name not in clips:
                 if (label := _class(name)) not in dataset.labels:
                     raise ConfigError(f"{path}, row {row}: {name} is in no class folder; give paths below {root}")
-                clips[name] = Clip(str(root / name), name, (dataset.labels.index(label),))
+                file = listed_file(f"{path}, row {row}", root, name)
+                clips[name] = Clip(str(file), name, (dataset.labels.index(label),))
             listed[name] = split
     left = len(clips) - len(listed)
     note = (f"{count(left, 'sound is', 'sounds are')} in neither list",)
@@ -299,18 +307,8 @@ def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf") and character not in "\u200c\u200d"
 
 
-def _spelled(root: Path, name: str) -> str:
-    """Path of a file as its folder spells it: accents may be stored composed or decomposed."""
-    forms = (name, unicodedata.normalize("NFD", name)) if not name.isascii() else (name,)
-    return str(next((root / form for form in forms if (root / form).exists()), root / name))
-
-
 def _listed(path: Path, field: str) -> Path:
-    """Path of a list file that a setting names.
-
-    Raises:
-      ConfigError: it is not there; names the setting.
-    """
+    """Path of a list file that a setting names; raises ConfigError if it is not there."""
     if not path.is_file():
         raise ConfigError(f"{field}={path.name!r}: no such file ({path}); give a path relative to data.root")
     return path

@@ -220,8 +220,8 @@ def check_heads(data: DataConfig, dataset: Dataset) -> None:
     """
     names, sizes = [head.name for head in dataset.heads], [head.size for head in dataset.heads]
     for name in names:  # it becomes a part of names of numbers and files
-        if not name.isidentifier() or name == "action" or names.count(name) > 1:
-            raise ConfigError(f"{dataset.source}: head {name!r}; give each a word of its own, other than 'action'")
+        if not name.isidentifier() or len(name.encode()) > 64 or name == "action" or names.count(name) > 1:
+            raise ConfigError(f"{dataset.source}: head {name[:80]!r}; give each a word of its own, other than 'action'")
     if sizes and (min(sizes) < 1 or sum(sizes) != len(dataset.labels)):
         raise ConfigError(f"{dataset.source}: heads of {sizes} classes share out {len(dataset.labels)} classes")
     if data.labels == "multi":

@@ -35,7 +35,7 @@ def listed(root, rows, header="path,label,split,start,end"):
         ("a.wav,dog,test,0,0.5", "a.wav,dog,train,0.1,0.2"),
         ("a.wav,dog,train,0.5,0", "a.wav,dog,validation,0.6,0.7"),
         ("a.wav,dog,train,0,0", "./a.wav,dog,test,0,0"),
-        ("a.wav,dog,train,0,0", "sub/../a.wav,dog,test,0.1,0"),
+        ("a.wav,dog,train,0,0", "sub/again/a.wav,dog,test,0.1,0"),
         ("a.wav,dog,train,0,0", "link.wav,dog,test,0,0"),
         ("a.wav,dog,train,0,0", "linked/a.wav,dog,test,0,0"),
         ("a.wav,dog,train,0,0", "hard.wav,dog,test,0,0"),
@@ -47,6 +47,7 @@ def test_one_sound_in_two_splits_is_refused_with_its_rows(tmp_path, first, secon
     for name in ("a.wav", "b.wav", "c.wav"):
         write(tmp_path / name)
     (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "again").symlink_to("..")
     (tmp_path / "link.wav").symlink_to(tmp_path / "a.wav")
     (tmp_path / "linked").symlink_to(tmp_path)
     os.link(tmp_path / "a.wav", tmp_path / "hard.wav")

@@ -14,6 +14,7 @@ from datar_jax.audio.containers.mpeg import mpeg_frame, mpeg_sections, skip_id3
 from datar_jax.audio.containers.ogg import ogg_sections
 from datar_jax.audio.containers.section import Bytes, Section, SectionFile, Sections
 from datar_jax.audio.containers.sized import sized_sections
+from datar_jax.foreign_files import open_regular
 
 __all__ = ["Section", "SectionFile", "Sections", "find_sections"]
 
@@ -25,7 +26,7 @@ def find_sections(path: str | Path) -> Sections:
       AudioError: the file is truncated, or holds more than its header states in a form that cannot be read.
       OSError, ValueError: it cannot be read.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         content = Bytes(file)
         if (sections := sized_sections(content)) is not None:
             return sections

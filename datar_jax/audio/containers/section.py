@@ -8,7 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from datar_jax.foreign_files import open_regular
 
 TOLERANCE = 4096  # bytes by which a size in a header may be off, at most: a header counted as sound, a last block
 WINDOW, BLOCK = 1 << 16, 1 << 20  # bytes read at a time: around what is asked for, and in a search of the whole file
@@ -18,7 +20,7 @@ OVERLAP = 64
 class Bytes:
     """The bytes of an open file. Where another process cuts the file short meanwhile, slices end before."""
 
-    def __init__(self, file: io.RawIOBase) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file.fileno()
         self._size = os.fstat(self._file).st_size
         self._first, self._held = 0, b""  # the part that was read last, and where it begins
@@ -81,7 +83,7 @@ class SectionFile(io.RawIOBase):
     """A section of a file as a file of its own."""
 
     def __init__(self, path: str | Path, section: Section) -> None:
-        self._file, self._section, self._at = open(path, "rb"), section, 0  # noqa: SIM115 (closed in `close`)
+        self._file, self._section, self._at = open_regular(path), section, 0
         self._size = len(section.prefix) + section.last - section.first
 
     def readable(self) -> bool:

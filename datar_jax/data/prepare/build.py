@@ -122,9 +122,11 @@ def _finished(out: StoragePath, plans: list[ShardPlan], options: EncodeOptions) 
     """Finished shards in the output folder whose inputs and options are unchanged."""
     done = {}
     for plan in plans:
-        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
             part = msgspec.json.decode((out / PARTS / f"{plan.name}.json").read(), type=Part)
-            if part.key == shard_key(plan, options) and (out / plan.name).size() == (part.shard.size or -1):
+            size = (out / plan.name).size()
+            made_of = (part.key, part.shard.name, part.shard.size or -1, len(part.outcomes))
+            if made_of == (shard_key(plan, options), plan.name, size, len(plan.segments)):
                 done[plan.name] = part
     return done
 
@@ -199,7 +201,8 @@ def _write_shard(
 def _remove_former(out: StoragePath, plans: list[ShardPlan], log: Callable[[str], None]) -> None:
     """Removes shards of an earlier preparation with other lists, sounds or sizes, which the new index does not name."""
     kept = {f"{plan.name}.json" for plan in plans}
-    former = [name for name, _ in (out / PARTS).list_files() if name not in kept]
+    listed = (name for name, _ in (out / PARTS).list_files() if shards.SHARD_NAME.fullmatch(name.removesuffix(".json")))
+    former = [name for name in listed if name not in kept]
     for name in former:
         (out / name.removesuffix(".json")).remove()
         (out / PARTS / name).remove()

@@ -32,6 +32,7 @@ from datar_jax.data.prepare.match_files import File
 from datar_jax.data.prepared import Coding, Moments
 from datar_jax.data.sources.base import DataError
 from datar_jax.filesystem import StoragePath
+from datar_jax.foreign_files import UnsafeName
 
 WHOLE = 1.0  # seconds that a file may be longer than a segment and still count as cut to it
 CHUNK = 8  # clips per task
@@ -71,10 +72,10 @@ def _encode_clip(audio: StoragePath, options: EncodeOptions, segment: Segment, f
         return f"no decoder for {ending or 'a file without an ending'}; extract its sound, as .wav or .flac"
     notes: list[str] = []
     try:
-        with (audio / file.name).as_local() as path:
+        with audio.below(file.name).as_local() as path:
             start, end = (0.0, 0.0) if file.cut else _bounds(path, segment)
             samples_N = decode(path, options.audio.sample_rate, start, end, notes.append)
-    except AudioError as error:
+    except (AudioError, UnsafeName) as error:
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"

@@ -1,13 +1,13 @@
 """Unpacks archives atomically into one folder, and never outside of it.
 
-An archive is not believed. Out of it come files and folders below one folder, nothing else: links of either kind are
-refused altogether, for they are what holes in `tarfile`'s own filters were made of, and no data set needs them. For a
-folder NAME there may lie beside it `.NAME.partial`, what is out so far, and `.NAME.lock`, while a process is at it.
+Files and folders below one folder come out of an archive, and nothing else: links of either kind are refused, which the
+holes in `tarfile`'s own filters were made of, and which no data set needs. Beside a folder NAME there may lie
+`.NAME.partial`, what is out so far, and `.NAME.lock`, while a process is at it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import gzip
 import io
 import os
@@ -17,19 +17,20 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from datar_jax.data.prepare.partial_files import BLOCK, FetchError, beside, plain, sole_writer, unwritten
+from datar_jax.foreign_files import UnsafeName, check_name, open_regular
 
 RATIO = 100  # what comes out of an archive may be this much larger than it; wav and text stay far below
 FLOOR = 1 << 26  # bytes that may always come out
 EACH = 4096  # bytes that a file counts as at least, so that empty ones are bounded, too
 BETWEEN = 1 << 22  # bytes of a tar between two contents: headers, long names, the padding at the end
-DEPTH, LONGEST = 32, 1024  # folders and bytes of a name
-
-Member = tuple[str, Iterator[bytes] | None]  # name, content; None for a folder
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error),
+)
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -90,99 +91,93 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _write(archive: Path, folder: Path) -> None:
     """Writes all members of an archive below an empty folder."""
     try:
-        size = archive.stat().st_size
+        file = open_regular(archive)
     except OSError as error:
         raise FetchError(f"{archive}: cannot be read ({error.strerror}); give the path of the archive") from error
-    most, free = RATIO * size + FLOOR, shutil.disk_usage(folder).free
-    left = min(most, free)
-
-    def take(amount: int) -> None:
-        nonlocal left
-        left -= amount
-        if left < 0 and free < most:
-            raise FetchError(f"{archive}: more comes out of it than the {free / 1e6:.1f} MB that fit; make room")
-        if left < 0:
-            raise _foreign(archive, f"more than {RATIO} times its size comes out of it")
-
-    files = 0
-    for name, blocks in _members(archive):
-        parts = _parts(archive, name)
-        target = folder.joinpath(*parts)
-        take(EACH)
+    with file:
+        target = _Target(archive, os.fstat(file.fileno()).st_size, folder)
         try:
-            (target if blocks is None else target.parent).mkdir(parents=True, exist_ok=True)
-            if blocks is None:
-                continue
-            with target.open("xb") as file:
-                for block in blocks:
-                    take(len(block))
-                    file.write(block)
-            files += 1
-        except (
-            FileExistsError,
-            NotADirectoryError,
-        ) as error:  # a name in two cases, too, where they are one to the disk
-            raise _foreign(archive, f"it holds {plain(name)} twice, or as a file and as a folder") from error
-    if not files:
-        raise _foreign(archive, "it holds no file")
+            start = file.read(4)
+            file.seek(0)
+            if start[:2] == b"PK":
+                _unzip(file, target)
+            elif start[:2] == b"\x1f\x8b":
+                with gzip.open(file) as unpacked:
+                    _untar(unpacked, target)
+            else:
+                _untar(file, target)
+        except FetchError:
+            raise
+        except UnsafeName as error:
+            raise target.foreign(f"it holds {error}") from None
+        except UNREADABLE as error:
+            if getattr(error, "errno", None) not in (None, errno.EINVAL):  # EINVAL: a damaged table gives a position
+                raise  # of the disk that is written to
+            reason = plain(error) or type(error).__name__
+            raise target.foreign(f"it is damaged, or no zip, tar or tar.gz ({reason})") from error
+    if not target.files:
+        raise target.foreign("it holds no file")
 
 
-def _parts(archive: Path, name: str) -> list[str]:
-    """Parts of a member's name; raises FetchError if it leaves the folder or is empty."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
-        raise _foreign(archive, f"it holds {plain(name)}, which leads out of its folder")
-    try:
-        lengths = [len(os.fsencode(part)) for part in parts]
-    except UnicodeEncodeError:
-        lengths = [LONGEST]
-    if "\0" in name or len(parts) > DEPTH or max(lengths, default=0) > 255 or sum(lengths) >= LONGEST:
-        raise _foreign(archive, f"it holds {plain(name)}, which cannot be a file's name")
-    return parts
+class _Target:
+    """The folder that an archive is unpacked to, and the bytes that may still come out."""
+
+    def __init__(self, archive: Path, size: int, folder: Path) -> None:
+        self.archive, self.folder, self.files = archive, folder, 0
+        self._most, self._free = RATIO * size + FLOOR, shutil.disk_usage(folder).free
+        self._left = min(self._most, self._free)
+
+    def path(self, name: str, size: int | None) -> Path:
+        """The path of a member of some bytes, or of a folder (None); nothing is there yet, but its parents are."""
+        path = self.folder / name
+        if size is not None or name.rstrip("/") != ".":  # `./` is the folder itself
+            check_name(name)
+        self._left -= max(EACH, size or 0)
+        if self._left < 0 and self._free < self._most:
+            raise FetchError(
+                f"{self.archive}: more comes out of it than the {self._free / 1e6:.1f} MB that fit; make room"
+            )
+        if self._left < 0:
+            raise self.foreign(f"more than {RATIO} times its size comes out of it")
+        try:
+            (path if size is None else path.parent).mkdir(parents=True, exist_ok=True)
+            taken = size is not None and path.exists()
+        except (FileExistsError, NotADirectoryError):
+            taken = True
+        if taken:  # a name in two cases, too, where they are one to the disk
+            raise self.foreign(f"it holds {plain(name)} twice, or as a file and as a folder")
+        self.files += size is not None
+        return path
+
+    def foreign(self, what: str) -> FetchError:
+        """The error of an archive that cannot be used."""
+        return FetchError(f"{self.archive}: {what}; move it away and run the same command, which fetches it again")
 
 
-def _members(archive: Path) -> Iterator[Member]:
-    """Yields members in order; each content must be read before the next member."""
-    with _reading(archive), archive.open("rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        if start[:2] == b"PK":
-            yield from _zip(archive, file)
-        elif start[:2] == b"\x1f\x8b":
-            with gzip.open(file) as plain:
-                yield from _tar(archive, plain)
-        else:
-            yield from _tar(archive, file)
-
-
-def _zip(archive: Path, file: BinaryIO) -> Iterator[Member]:
+def _unzip(file: BinaryIO, target: _Target) -> None:
     with zipfile.ZipFile(file) as contents:
         for info in contents.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _foreign(archive, f"{plain(info.filename)} in it is a link or a device")
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise target.foreign(f"{plain(info.filename)} in it is a link or a device")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA may ask for 4 GB
-                raise _foreign(archive, f"{plain(info.filename)} in it is packed in an uncommon way")
-            if info.is_dir():
-                yield info.filename, None
-            else:
-                yield info.filename, _blocks(archive, contents.open(info))
+                raise target.foreign(f"{plain(info.filename)} in it is packed in an uncommon way")
+            path = target.path(info.orig_filename, None if info.is_dir() else info.file_size)
+            if not info.is_dir():
+                with contents.open(info) as member, path.open("xb") as copy:
+                    shutil.copyfileobj(member, copy, BLOCK)  # at most file_size bytes, which the checksum is of
 
 
-def _tar(archive: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[Member]:
-    """Yields members of a tar in one pass."""
+def _untar(file: BinaryIO | gzip.GzipFile, target: _Target) -> None:
+    """Unpacks a tar in one pass."""
     meter = _Meter(file, BETWEEN)
     with tarfile.open(fileobj=meter, mode="r|", tarinfo=_Header) as contents:
         while (member := contents.next()) is not None:
-            if member.isdir():
-                yield member.name, None
-            elif member.isfile() and not member.issparse():
-                content = contents.extractfile(member)
-                assert content is not None  # it is of a file
+            if not (member.isdir() or member.isfile()) or member.issparse():
+                raise target.foreign(f"{plain(member.name)} in it is a link, a device or sparse")
+            target.path(member.name, None if member.isdir() else member.size)
+            if member.isfile():
                 meter.left = member.size + BETWEEN
-                yield member.name, _blocks(archive, content)
-            else:
-                raise _foreign(archive, f"{plain(member.name)} in it is a link, a device or sparse")
+                contents.extract(member, target.folder, set_attrs=False, filter="data")
             meter.left = BETWEEN
             contents.members.clear()  # type: ignore[attr-defined] # it keeps all that it has seen
             contents.pax_headers = {}
@@ -218,31 +213,3 @@ class _Meter(io.RawIOBase):
         if self.left < 0:
             raise tarfile.ReadError("a header beyond all measure")
         return block
-
-
-def _blocks(archive: Path, content: IO[bytes]) -> Iterator[bytes]:
-    with _reading(archive), content:
-        while block := content.read(BLOCK):
-            yield block
-
-
-@contextlib.contextmanager
-def _reading(archive: Path) -> Iterator[None]:
-    """Turns library errors about an unreadable archive into one line.
-
-    Put around reading only: what goes wrong in writing is not the archive's.
-    """
-    try:
-        yield
-    except FetchError:
-        raise
-    except (
-        *(OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError),
-        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error),
-    ) as error:
-        reason = plain(error) or type(error).__name__
-        raise _foreign(archive, f"it is damaged, or no zip, tar or tar.gz ({reason})") from error
-
-
-def _foreign(archive: Path, what: str) -> FetchError:
-    return FetchError(f"{archive}: {what}; move it away and run the same command, which fetches it again")

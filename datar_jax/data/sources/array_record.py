@@ -18,6 +18,7 @@ from datar_jax.config import AudioConfig, ConfigError
 from datar_jax.data.prepared import AGAIN, CARD, DatasetInfo, _mark, decode_record, pieces
 from datar_jax.data.sources.base import DataError, WaveformSource
 from datar_jax.filesystem import StoragePath
+from datar_jax.foreign_files import check_regular
 
 OPEN = 256  # shards whose files are kept open at a time
 
@@ -57,11 +58,11 @@ def open_shards(
     content = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in card.shards]).encode())
     home = folder.local or cache / "shards" / content.hexdigest()[:16]
     for shard in card.shards:
-        path = home / shard.name
-        if folder.local is None and not (path.exists() and path.stat().st_size == shard.size):
+        path = home / shard.name  # `read_card` has checked the name
+        if folder.local is None and _size(path) != shard.size:
             home.mkdir(parents=True, exist_ok=True)
             (folder / shard.name).copy_to(path)
-        if not path.exists() or path.stat().st_size != shard.size:
+        if _size(path) != shard.size:
             raise DataError(f"{path}: missing, or not of {shard.size:,} bytes; prepare the data again")
     checksums = [clip.crc32 for clip in clips]
     names = tuple(shard.name for shard in card.shards)
@@ -76,6 +77,14 @@ def open_shards(
         np.array([_mark(clip.labels) for clip in clips], np.uint32),
         checksums=None if None in checksums else np.array(checksums, np.uint32),
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file; -1 if there is none."""
+    try:
+        return check_regular(path).st_size
+    except OSError:
+        return -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +130,7 @@ class ArrayRecordSource(WaveformSource):
         for i in range(start, stop):
             try:
                 content = self._files.read(int(self.shard_C[index]), int(self.record_C[index]) + i)
-                record, samples_N = decode_record(content)
+                record, samples_N = decode_record(content, bounds[i + 1] - bounds[i])
             except (OSError, RuntimeError, ValueError, IndexError) as error:
                 raise DataError(f"{self.path}/{name}: clip {index} cannot be read ({error}); {AGAIN}") from None
             found = (len(samples_N), record.piece, _mark(record.labels))

@@ -35,6 +35,7 @@ from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
 from datar_jax.filesystem import atomic_writer
+from datar_jax.foreign_files import check_regular, open_regular
 from datar_jax.wording import count
 
 FORMAT = 5  # of the cache files and of decoding and the front end; a change makes old caches unused
@@ -133,6 +134,9 @@ def open_cache(
         log(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        for path in (index_path, store_path):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                path.unlink()  # a link would be followed, a pipe be written to
         with atomic_writer(store_path) as store:
             index = _compute(dataset, audio, store, progress)
         with atomic_writer(index_path) as file:
@@ -220,7 +224,8 @@ def _open(
 ) -> SpectrogramCache | WaveformCache | str:
     """The existing cache, or what is wrong with it; an empty text if there is none."""
     try:
-        index = json.loads(index_path.read_bytes())
+        with open_regular(index_path) as file:
+            index = json.load(file)
         bad = {int(i): str(reason) for i, reason in index["bad"].items()}
         counts, checksums = np.array(index["counts"], np.int64), list(index["checksums"])
         scales = np.array(index["scales"], np.float64)
@@ -237,7 +242,7 @@ def _open(
     ):
         return f"{index_path.name} is the index of something else"
     try:
-        size = store_path.stat().st_size
+        size = check_regular(store_path).st_size
         if size != (expected := sum(counts.tolist()) * (4 * audio.n_mels if audio.frontend == "host" else 2)):
             return f"{store_path.name} has {size} bytes, not {expected}"
         store = _store(index, store_path, dataset, audio)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from datar_jax import config as c
 from datar_jax.audio.framing import columns, num_samples, to_int16
 from datar_jax.data.loader import eval_batches, train_batches
+from datar_jax.data.prepared import decode_record, encode
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.feature_cache import SpectrogramCache, WaveformCache, open_cache
 from datar_jax.models.spec import ModelSpec, spectrograms
@@ -133,3 +134,9 @@ def test_columns_are_those_of_the_spectrogram():
     lengths = np.array([0, 1, 79, 80, 81, 240, 16_000, 79_999])
     expected = [0] + [HOST.frames(n / 16_000) for n in lengths[1:].tolist()]
     assert columns(lengths, HOST).tolist() == expected
+
+
+def test_a_small_record_of_hours_is_decoded_no_further_than_its_clip_reaches():
+    (content,) = encode("clip", (0,), np.zeros(5_000_000, np.int16), 1.0, 300_000, "flac")
+    assert len(content) < 50_000
+    assert len(decode_record(content, 100)[1]) == 101
