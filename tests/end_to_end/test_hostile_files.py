@@ -244,7 +244,8 @@ def test_former_shards_are_removed_from_their_own_folder_alone(tmp_path):
         (tmp_path / "out" / name).touch()
     lines = []
     _remove_former(storage_path(str(tmp_path / "out"), "x"), [], lines.append)
-    assert lines == ["1 shards of an earlier preparation are removed, the first: train-00000-of-00001.array_record"]
+    (line,) = lines
+    assert line.endswith("train-00000-of-00001.array_record")
     assert (tmp_path / "home" / "letter").read_bytes() == (tmp_path / "out" / "mine").read_bytes() == CONTENT
     assert not (tmp_path / "out" / "train-00000-of-00001.array_record").exists()
 
