@@ -14,7 +14,8 @@ from types import TracebackType
 from datar_jax.wording import count
 
 ERASE = "\r\x1b[K"  # the line of a terminal
-FIRST_LINE, NEXT_LINE = 5.0, 30.0  # seconds without output after which a plain line comes where there is no terminal
+# Seconds without output after which a plain line comes where there is no terminal: first of a stage, and then.
+FIRST_LINE, NEXT_LINE = 5.0, 30.0
 FRAME, POLL = 0.125, 0.5  # seconds between two drawings on a terminal, and between two looks at the clock elsewhere
 
 
@@ -31,7 +32,7 @@ class Progress:
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
         self._shown, self._stream = shown, sys.stderr
         self._drawn = False
-        self._wrote, self._patience = time.monotonic(), FIRST_LINE
+        self._wrote, self._announced = time.monotonic(), {""}  # the stages that had a plain line
         self.stage("")
 
     def __enter__(self) -> Progress:
@@ -100,9 +101,10 @@ class Progress:
                     width = os.get_terminal_size(self._stream.fileno()).columns or 80
                     self._stream.write(f"{ERASE}{f'{sign} {self.text(now)}'[: width - 1]}")
                     self._drawn = True
-                elif now - self._wrote >= self._patience:
+                elif now - self._wrote >= (NEXT_LINE if self._what in self._announced else FIRST_LINE):
                     self._stream.write(f"{self.text(now)}\n")
-                    self._wrote, self._patience = now, NEXT_LINE
+                    self._wrote = now
+                    self._announced.add(self._what)
                 self._stream.flush()
 
     def _erase(self) -> None:

@@ -47,9 +47,13 @@ def test_elsewhere_than_on_a_terminal_a_plain_line_comes_now_and_then(monkeypatc
     with Progress() as line:
         line.stage("reading")
         wait_for("\n", written)
-        line.counter("scoring", "clip")(1, 3)
         time.sleep(0.1)
-    assert written.getvalue() == "reading: 0:00\n", "the next line is not due"
+        assert written.getvalue() == "reading: 0:00\n", "the next line is not due"
+        line.counter("scoring", "clip")(1, 3)
+        wait_for("scoring: 1 of 3 clips, 0:00\n", written)
+        line.stage("reading")
+        time.sleep(0.1)
+    assert written.getvalue().count("\n") == 2, "a line for each stage"
     written = lines_of(monkeypatch, 1e9, 1e9)
     with Progress() as line:
         line.stage("reading")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import codecs
 import contextlib
@@ -10,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -84,14 +86,19 @@ def discard_output() -> None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silences logs of orbax, tensorstore threads and XLA; the same errors are raised, and reported in one line."""
+    """Silences logs of orbax, tensorstore threads and XLA; the same errors are raised, and reported in one line.
+
+    Ctrl-C in a callback of another library, which drops it, is raised again after the callback.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA calls its own slow compilation an error, twice
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
     def unraisable(error: sys.UnraisableHookArgs) -> None:
-        if not any(part in str(error.exc_value) for part in ("Event loop is closed", "TensorStore")):
+        if isinstance(error.exc_value, KeyboardInterrupt):
+            threading.Timer(0.05, _thread.interrupt_main).start()  # this function would drop it too
+        elif not any(part in str(error.exc_value) for part in ("Event loop is closed", "TensorStore")):
             show(error)
 
     sys.unraisablehook = unraisable

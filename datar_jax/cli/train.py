@@ -14,6 +14,7 @@ from datar_jax.cli.options import escape_output, make_parser, path, quiet_librar
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.data.root import data_root
+from datar_jax.progress import ERASE
 from datar_jax.training.distributed import Cluster, start
 
 USAGE = "datar-jax train --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
@@ -71,9 +72,6 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
         except Stopped as stop:
             report(str(stop), program)
             return RESTART if stop.signal == signal.SIGTERM else INTERRUPTED
-        except KeyboardInterrupt:
-            report("stopped at once; the same command continues at the newest checkpoint", program)
-            return INTERRUPTED
     return 0
 
 
@@ -106,18 +104,21 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
 
 @contextmanager
 def _terminable(program: str) -> Iterator[None]:
-    """Ends the process with its own status at SIGTERM; inside the train loop the state is saved first."""
-    message = f"{program}: terminated; the same command continues at the newest checkpoint\n".encode()
+    """Ends the process with its own status at SIGTERM and Ctrl-C; inside the train loop the state is saved first."""
 
-    def end(_number: int, _frame: object) -> None:
-        os.write(2, message)
-        os._exit(RESTART)  # an exception would be lost in a destructor or a callback
+    def end(number: int, _frame: object) -> None:
+        what, status = ("terminated", RESTART) if number == signal.SIGTERM else ("stopped at once", INTERRUPTED)
+        message = f"{program}: {what}; the same command continues at the newest checkpoint\n"
+        os.write(2, (ERASE * os.isatty(2) + message).encode())
+        # An exception would be lost in a destructor or a callback, and jax may crash where it ends amid its work.
+        os._exit(status)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def _fail(program: str, error: Exception) -> int:

@@ -28,6 +28,7 @@ from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.compilation_cache import compiling
 from datar_jax.data.loader import TrainBatches
 from datar_jax.models.spec import ModelSpec
+from datar_jax.progress import ERASE
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
 from datar_jax.training.input_pipeline import FoldPipeline
 from datar_jax.training.monitoring.metric_writer import MetricWriter
@@ -291,7 +292,8 @@ def _signals() -> Iterator[list[int]]:
                 handler(number, frame)
             raise KeyboardInterrupt
         asked.append(number)
-        os.write(2, b"\nstopping after this step; once more stops at once\n")  # `print` may be what was interrupted
+        line = ERASE * os.isatty(2) + "stopping after this step; once more stops at once\n"
+        os.write(2, line.encode())  # `print` may be what was interrupted
 
     # Of many processes, jax listens for SIGTERM, and tells all of them; Ctrl-C ends each where it stands.
     numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
