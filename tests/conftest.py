@@ -25,6 +25,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes meet on purpose, or not at all
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25, print_blob=True)
 settings.load_profile("repeatable")
 

@@ -32,7 +32,7 @@ class InputAdaptor(nn.Module):
             signal = self.param("signal", nn.initializers.zeros, (*self.size, c))
             if self.size != (f, t):
                 signal = jax.image.resize(signal, (f, t, c), "linear")
-            out = out + signal.astype(x_BxFxTxC.dtype)
+            out = out + signal.astype(x_BxFxTxC.dtype)[None]
         if self.kind in ("conv", "both"):
             branch = DepthwiseConv(identity=True, dtype=self.dtype, name="conv")
             out = out + branch(mask_columns(x_BxFxTxC, valid_BxT)).astype(x_BxFxTxC.dtype)

@@ -45,7 +45,10 @@ class DepthwiseConv(nn.Module):
         start = nn.initializers.zeros if self.identity else linear_init
         kernel = self.param("kernel", start, (3, 3, 1, c))[:, :, 0]
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        return depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return (
+            depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype))
+            + bias.astype(self.dtype)[None, None, None]
+        )
 
 
 class LayerNorm(nn.Module):

@@ -69,7 +69,7 @@ def _taps(stride: int, x: Array, kernel: Array) -> Array:
     return reduce(
         jnp.add,
         (
-            x[:, i : i + rows : stride, j : j + times : stride] * kernel[i, j]
+            x[:, i : i + rows : stride, j : j + times : stride] * kernel[None, i : i + 1, j : j + 1]
             for i in range(kernel.shape[0])
             for j in range(kernel.shape[1])
         ),

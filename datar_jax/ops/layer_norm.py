@@ -19,18 +19,24 @@ def _layer_norm_forward(x_xC: Array, scale_C: Array, bias_C: Array) -> tuple[Arr
     mean = jnp.full_like(scale_C, 1 / len(scale_C))
     mean_x1 = _weighted_channel_sum(x_xC, mean)
     inverse_x1 = jax.lax.rsqrt(_weighted_channel_sum(jnp.square(x_xC - mean_x1), mean) + EPSILON)
-    return (x_xC - mean_x1) * inverse_x1 * scale_C + bias_C, (x_xC, mean_x1, inverse_x1, scale_C)
+    normal_xC = (x_xC - mean_x1) * inverse_x1
+    return normal_xC * _like(x_xC, scale_C) + _like(x_xC, bias_C), (x_xC, mean_x1, inverse_x1, scale_C)
 
 
 def _layer_norm_backward(saved: tuple[Array, ...], above_xC: Array) -> tuple[Array, Array, Array]:
     x_xC, mean_x1, inverse_x1, scale_C = saved
     normal_xC, mean = (x_xC - mean_x1) * inverse_x1, scale_C / len(scale_C)
     along = _weighted_channel_sum(above_xC * normal_xC, mean)
-    d_x = inverse_x1 * (above_xC * scale_C - _weighted_channel_sum(above_xC, mean) - normal_xC * along)
+    d_x = inverse_x1 * (above_xC * _like(x_xC, scale_C) - _weighted_channel_sum(above_xC, mean) - normal_xC * along)
     return d_x, _row_sum(above_xC * normal_xC), _row_sum(above_xC)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _like(x_xC: Array, weight_C: Array) -> Array:
+    """With as many axes as `x`, `(1, ..., C)`."""
+    return jnp.expand_dims(weight_C, tuple(range(x_xC.ndim - 1)))
 
 
 def _weighted_channel_sum(x_xC: Array, weight_C: Array) -> Array:
@@ -44,7 +50,7 @@ def _weighted_channel_sum(x_xC: Array, weight_C: Array) -> Array:
         return (x_xC.reshape(-1, len(weight_C)) @ weight_C[:, None]).reshape(*x_xC.shape[:-1], 1)
 
     def total(x_xC: Array, weight_C: Array) -> Array:
-        return (x_xC * weight_C).sum(-1, keepdims=True)
+        return (x_xC * _like(x_xC, weight_C)).sum(-1, keepdims=True)
 
     return jax.lax.platform_dependent(x_xC, weight_C, cpu=product, default=total)
 

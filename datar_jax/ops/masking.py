@@ -17,4 +17,4 @@ def columns(frames_B: Array | None, width: int, halvings: int) -> Array | None:
     """Valid columns of a map of `width` columns after `halvings` of `frames_B` frames, `(B, T)` bool."""
     if frames_B is None:
         return None
-    return 2**halvings * jnp.arange(width) < frames_B[:, None]
+    return 2**halvings * jnp.arange(width)[None] < frames_B[:, None]

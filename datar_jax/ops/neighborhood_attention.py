@@ -65,7 +65,7 @@ def neighborhood_attention(
     columns_BxWxMxN = _own(tile[1], tiles[1], window[1], reach[1], columns_B)[:, None, :, None, :, None, :]
     own_BxWxMxN = (rows_WxMxN & columns_BxWxMxN).reshape(columns_B.shape[0], math.prod(tiles), *bias_HxMxN.shape[1:])
     wide = jnp.promote_types(q_BxFxTxHxD.dtype, jnp.float32)
-    bias_BxWxHxMxN = bias_HxMxN.astype(wide) + jnp.where(own_BxWxMxN, 0.0, MASK_VALUE)[:, :, None]
+    bias_BxWxHxMxN = bias_HxMxN.astype(wide)[None, None] + jnp.where(own_BxWxMxN, 0.0, MASK_VALUE)[:, :, None]
     out = dot_product_attention(q_BxWxMxHxD, around(k_BxFxTxHxD), around(v_BxFxTxHxD), bias_BxWxHxMxN)
     whole = tuple(n * side for n, side in zip(tiles, tile))
     merged = merge(out.reshape(*out.shape[:3], -1), tile, whole)  # type: ignore[arg-type]
@@ -89,8 +89,8 @@ def _around(x: Array, axis: int, tile: int, tiles: int, before: int, reach: int)
 
 def _own(tile: int, tiles: int, window: int, reach: int, pixels_B: Array) -> Array:
     """Which keys around a tile are in the window of each of its pixels, along an axis: `(B, tiles, tile, span)`."""
-    query = jnp.arange(tiles * tile).reshape(tiles, tile, 1)
-    key = jnp.arange(tiles)[:, None, None] * tile + np.arange(1 - window, reach)
+    query = np.arange(tiles * tile).reshape(1, tiles, tile, 1)
+    key = np.expand_dims(np.arange(tiles)[:, None, None] * tile + np.arange(1 - window, reach), 0)
     pixels = pixels_B[:, None, None, None]
     first = jnp.clip(query - window // 2, 0, jnp.maximum(pixels - window, 0))
     return (key >= first) & (key < first + window) & (key < pixels)

@@ -107,7 +107,7 @@ def table_bias_row(
         raise ValueError(f"formulation {method!r} needs the grid 'centre', not {grid!r}; use 'gather' or 'separable'")
     table_HxRxS = table_HxRxS.astype(position_Nx2.dtype)
     if grid == "centre":
-        position_Nx2 = jnp.clip(position_Nx2, -1, np.array(size))
+        position_Nx2 = jnp.clip(position_Nx2, -1, np.array([size]))
     pairs = partial(_pairs, (table_HxRxS.shape[1], table_HxRxS.shape[2]), size, grid)
     forms = {
         "map_coordinates": lambda *args: _read(sample_by_map_coordinates, pairs, *args),
@@ -151,12 +151,14 @@ def log_cpb_row(
     for axis, pixels in enumerate(size):
         scale = 1.0 if grid == "centre" or pixels == 1 else 8 / (pixels - 1)
         lattice = jnp.asarray(query_points(pixels, grid) * scale, position_Nx2.dtype)
-        at = lattice if axis else lattice[row, None]
+        at = lattice[None] if axis else lattice[row, None, None]
         apart = at - scale * position_Nx2[:, axis, None]
         spaced.append(jnp.sign(apart) * jnp.log2(jnp.abs(apart) + 1) / 3)
     kernel, bias, heads = (leaf.astype(position_Nx2.dtype) for leaf in network)
     row_Nx1, time_NxT = spaced
-    hidden_NxTxP = jax.nn.relu(row_Nx1[..., None] * kernel[0] + time_NxT[..., None] * kernel[1] + bias)
+    hidden_NxTxP = jax.nn.relu(
+        row_Nx1[..., None] * kernel[:1, None] + time_NxT[..., None] * kernel[1:, None] + bias[None, None]
+    )
     return exact("ntp,ph->hnt", hidden_NxTxP, heads)
 
 
@@ -183,7 +185,7 @@ def _pairs(
         lattice = jnp.asarray(query_points(pixels, grid) * scale + middle, position_Nx2.dtype)
         at.append((lattice, scale * position_Nx2[:, axis]))
     (rows_F, row_N), (times_T, time_N) = at
-    return rows_F[row] - row_N, times_T - time_N[:, None]
+    return rows_F[row] - row_N, times_T[None] - time_N[:, None]
 
 
 def _read(read: Any, pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
@@ -202,7 +204,7 @@ def _separable(pairs: Any, table_HxRxS: Array, position_Nx2: Array, row: Array) 
 
 
 def _windows(size: tuple[int, int], products: bool, table_HxRxS: Array, position_Nx2: Array, row: Array) -> Array:
-    start_Nx2 = jnp.asarray(size, position_Nx2.dtype) + 1 - position_Nx2  # where query (0, 0) reads: 1..size + 2
+    start_Nx2 = jnp.asarray([size], position_Nx2.dtype) + 1 - position_Nx2  # where query (0, 0) reads: 1..size + 2
     return _window(size, products, table_HxRxS, *split(start_Nx2), row)
 
 
@@ -220,6 +222,7 @@ def _window(
         return exact("nhs,nts->hnt", read_NxHxS, hat_NxTxS)
     cut = jax.vmap(lambda at: jax.lax.dynamic_slice(table_HxRxS, (0, at[0] + row, at[1]), (heads, 2, t + 1)))
     near_HxNxT, far_HxNxT = cut(cell_Nx2).transpose(2, 1, 0, 3)
+    part, along = part[None], along[None]
     left = near_HxNxT[..., :-1] * (1 - part) + far_HxNxT[..., :-1] * part
     right = near_HxNxT[..., 1:] * (1 - part) + far_HxNxT[..., 1:] * part
     return left * (1 - along) + right * along
@@ -227,14 +230,14 @@ def _window(
 
 def _reached_rows(size: tuple[int, int], cell_Nx2: Array) -> tuple[Array, Array]:
     """Of the K = F + 3 table rows that one row of queries reaches: which lies below each key, and which above."""
-    distance_NxK = np.arange(1, size[0] + 4) - cell_Nx2[:, :1]
+    distance_NxK = np.arange(1, size[0] + 4)[None] - cell_Nx2[:, :1]
     return distance_NxK == 0, distance_NxK == 1
 
 
 def _shifts(size: tuple[int, int], cell_Nx2: Array) -> Array:
     """One where query column T of each key reads table column S, `(N, T, S)`."""
     t = size[1]
-    return (cell_Nx2[:, 1, None, None] == np.arange(2 * t + 3) - np.arange(t)[:, None]).astype(jnp.float32)
+    return (cell_Nx2[:, 1, None, None] == (np.arange(2 * t + 3) - np.arange(t)[:, None])[None]).astype(jnp.float32)
 
 
 def _window_forward(size: tuple[int, int], products: bool, *args: Array) -> tuple[Array, tuple[Array, ...]]:

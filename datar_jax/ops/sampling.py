@@ -76,7 +76,8 @@ def sampling_positions(raw_xN: Array, size: int, keys: int, offset_range: float,
     Raises:
       ValueError: `dat2023` with a bounded offset and a single key: its unit of a move is infinite.
     """
-    reference = jnp.asarray(reference_points(size, keys, grid), raw_xN.dtype)
+    before = tuple(range(raw_xN.ndim - 1))
+    reference = jnp.expand_dims(jnp.asarray(reference_points(size, keys, grid), raw_xN.dtype), before)
     half = (size if grid == "centre" else size - 1) / 2  # pixels of one normalized unit
     if offset_range > 0 or (offset_range == 0 and grid != "dat2022"):
         if grid == "dat2023" and keys == 1:
@@ -87,7 +88,7 @@ def sampling_positions(raw_xN: Array, size: int, keys: int, offset_range: float,
         return jnp.clip(reference + raw_xN * half, 0, size - 1)
     if offset_range == 0:
         return reference + raw_xN * half
-    unit_reference = jnp.asarray(2 * (np.arange(keys) + 0.5) / keys - 1, raw_xN.dtype)
+    unit_reference = jnp.expand_dims(jnp.asarray(2 * (np.arange(keys) + 0.5) / keys - 1, raw_xN.dtype), before)
     return (jnp.tanh(unit_reference + raw_xN) + 1) * half
 
 
@@ -108,7 +109,7 @@ def split(coordinate: Array) -> tuple[Array, Array]:
 def bilinear_weights(coordinate_N: Array, size: int) -> Array:
     """Bilinear weights of `size` pixels for each coordinate, `(N, size)`: two neighbours, zero outside."""
     cell, fraction = split(coordinate_N)
-    distance = jnp.arange(size) - cell[..., None]
+    distance = jnp.expand_dims(jnp.arange(size), range(cell.ndim)) - cell[..., None]
     return jnp.where(distance == 0, 1 - fraction[..., None], jnp.where(distance == 1, fraction[..., None], 0))
 
 
@@ -187,11 +188,11 @@ def _patches(x_FxTxC: Array, position_Nx2: Array) -> tuple[Array, tuple[Array, .
     size = x_FxTxC.shape[:2]
     patch = (min(2, size[0]), min(2, size[1]))  # of a map of one row or one column: that one
     cell_Nx2, part_Nx2 = split(position_Nx2)
-    first_Nx2 = jnp.clip(cell_Nx2, 0, np.subtract(size, patch))
+    first_Nx2 = jnp.clip(cell_Nx2, 0, np.subtract(size, patch)[None])
     cut = jax.vmap(lambda at: jax.lax.dynamic_slice(x_FxTxC, (at[0], at[1], 0), (*patch, x_FxTxC.shape[2])))
     weights, slopes = [], []
     for axis in (0, 1):
-        distance = jnp.arange(patch[axis]) + (first_Nx2 - cell_Nx2)[:, axis, None]
+        distance = np.arange(patch[axis])[None] + (first_Nx2 - cell_Nx2)[:, axis, None]
         part = part_Nx2[:, axis, None]
         weights.append(jnp.where(distance == 0, 1 - part, jnp.where(distance == 1, part, 0)))
         slopes.append(jnp.where(distance == 0, -1, jnp.where(distance == 1, 1, 0)).astype(part.dtype))

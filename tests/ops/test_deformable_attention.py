@@ -157,10 +157,11 @@ def test_a_network_in_place_of_the_table(size: Size, grid: Any, pairs: int) -> N
     def plain(q: Any, k: Any, v: Any, network: Any, position: Any, mask: Any) -> Any:
         f, t = size
         pixel = jnp.stack(jnp.meshgrid(*(jnp.asarray(query_points(n, grid)) for n in size), indexing="ij"), -1)
-        apart = pixel.reshape(-1, 1, 2) - position[:, :, None]
+        apart = pixel.reshape(1, 1, -1, 1, 2) - position[:, :, None]
         if grid != "centre":
-            apart = apart * 8 / (np.array(size) - 1)
-        hidden = jax.nn.relu(jnp.sign(apart) * jnp.log2(jnp.abs(apart) + 1) / 3 @ network[0] + network[1])
+            apart = apart * (8 / (np.array(size) - 1)).reshape(1, 1, 1, 1, 2)
+        spaced = jnp.sign(apart) * jnp.log2(jnp.abs(apart) + 1) / 3
+        hidden = jax.nn.relu(spaced @ network[0] + jnp.expand_dims(network[1], (0, 1, 2, 3)))
         bias = jnp.moveaxis(hidden @ network[2], -1, 2).reshape(B, 4, f * t, N)
         score = jnp.einsum("bmhd,bnhd->bhmn", q.reshape(B, f * t, 4, D), k) / math.sqrt(D) + bias
         weight = jax.nn.softmax(score + mask[:, None, None, :], -1)

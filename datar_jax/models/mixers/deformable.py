@@ -216,7 +216,7 @@ class OffsetNetwork(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         tiled = jnp.tile(kernel.astype(self.dtype), (1, 1, self.groups))
         moved = depthwise(q_BxFxTxC, tiled, self.stride, padded=self.padded)
-        moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)
+        moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)[None, None, None, None]
         moved = LayerNorm(self.dtype, name="norm")(moved)
         moved = gelu(moved)
         return dense(2, self.dtype, "project", use_bias=False)(moved)

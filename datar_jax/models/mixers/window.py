@@ -64,13 +64,11 @@ class WindowAttention(nn.Module):
             for part in jnp.split(partition(roll(qkv, shift, -1), window), 3, axis=-1)
         )
         bias_HxMxN = table_HxRS[:, window_index(window, table_shape)]  # type: ignore[arg-type]
-        bias = jnp.asarray(bias_HxMxN, jnp.promote_types(self.dtype, jnp.float32))
+        bias = jnp.asarray(bias_HxMxN, jnp.promote_types(self.dtype, jnp.float32))[None, None]
         if any(shift):
-            bias = bias + jnp.asarray(shift_mask(size, window, shift))[:, None]  # type: ignore[arg-type]
+            bias = bias + jnp.asarray(shift_mask(size, window, shift))[None, :, None]  # type: ignore[arg-type]
         if valid_BxT is not None:
-            inside = (
-                jnp.broadcast_to(valid_BxT[:, None, :], (valid_BxT.shape[0], *size)) & (np.arange(size[0]) < f)[:, None]
-            )
+            inside = valid_BxT[:, None, :] & (np.arange(size[0]) < f)[None, :, None]
             key = partition(roll(inside, shift, -1), window)
             bias = bias + jnp.where(key, 0.0, MASK_VALUE)[:, :, None, None, :]
         out = dot_product_attention(q, k, v, bias)

@@ -17,6 +17,7 @@ from datar_jax import config as c
 from datar_jax.config.mixers import LETTERS
 from datar_jax.models.datar import DATAR
 from datar_jax.models.mixers import MIXERS
+from datar_jax.training.sharding import batch_sharding, make_mesh, state_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -157,6 +158,27 @@ def test_recomputed_blocks_equal_stored_ones(case: str) -> None:
     # A mixer may recompute parts of itself.
     assert recomputed(remat=True) - recomputed() == sum(map(len, CASES[case].spec)), "every block is recomputed"
     assert_close(jax.device_get(program(case, remat=True)(params, mel, VALID)), plain(case), 1e-5)
+
+
+@every_mixer
+def test_bfloat16_products_stay_near_float32(case: str) -> None:
+    """Their rounding is 2**-9 a product; logits and gradients differ by a few of these, and stay float32."""
+    result = jax.device_get(program(case, dtype=jnp.bfloat16)(*inputs(case), VALID))
+    chex.assert_trees_all_equal_dtypes(result, plain(case))
+    assert_close(result, plain(case), 0.03)
+    assert np.abs(result.logits - plain(case).logits).max() > 0, "products are in bfloat16"
+
+
+@every_mixer
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_a_batch_on_eight_devices_gives_the_numbers_of_one(case: str, fsdp: int) -> None:
+    params, mel = inputs(case)
+    mesh = make_mesh(c.MeshConfig(fsdp=fsdp))
+    data = jax.device_put((mel, VALID), batch_sharding(mesh))
+    params = jax.device_put(params, state_shardings(params, mesh))
+    result = program(case)(params, *data)
+    assert len(result.logits.sharding.device_set) == jax.device_count() == CLIPS
+    assert_close(jax.device_get(result), plain(case), 1e-5)
 
 
 def test_every_letter_of_the_configuration_has_a_mixer() -> None:

@@ -199,7 +199,7 @@ def test_deformable_attention_is_its_definition(size: tuple[int, int], changes: 
             reference = np.expand_dims(reference_points(size[axis], keys[axis], module.grid), 1 - axis)
             pixels = size[axis] - (module.grid != "centre")
             cell = pixels / (keys[axis] - (module.grid == "dat2023"))
-            moved = np.abs(position[..., axis] - reference)
+            moved = np.abs(position[..., axis] - reference[None, None])
             assert moved.max() <= module.offset_range / 2 * cell + 1e-5
             assert moved.max() > 0.1 * cell
     for b in range(2):

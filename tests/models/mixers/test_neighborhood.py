@@ -99,7 +99,7 @@ def test_every_gradient_is_that_of_plain_attention() -> None:
 
     def plain(q: Any, k: Any, v: Any, table: Any) -> Any:
         q, k, v = (x.reshape(2, -1, HEADS, 2) for x in (q, k, v))
-        score = jnp.einsum("bmhd,bnhd->bhmn", q, k) / math.sqrt(2) + table[:, row, time]
+        score = jnp.einsum("bmhd,bnhd->bhmn", q, k) / math.sqrt(2) + table[None, :, row, time]
         weight = jax.nn.softmax(jnp.where(seen[:, None], score, -jnp.inf), -1)
         return jnp.einsum("bhmn,bnhd->bmhd", weight, v).reshape(2, *size, HEADS, 2)
 
