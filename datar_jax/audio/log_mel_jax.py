@@ -50,7 +50,7 @@ def log_mel_jax(excerpt_BxN: jax.Array, frames_B: jax.Array, audio: AudioConfig)
     cosines, sines = dft_matrices(audio)
     power_BxTxK = jnp.square(_product(even, cosines)) + jnp.square(_product(odd, sines))
     mel_BxFxT = jnp.einsum("fk,btk->bft", mel_basis(audio), power_BxTxK, precision=exact)
-    sound_BxT = jnp.arange(frames) < frames_B[:, None]
+    sound_BxT = jnp.arange(frames)[None] < frames_B[:, None]
     least = 10 ** (audio.floor_db / 10)
     return 10 * jnp.log10(jnp.maximum(jnp.where(sound_BxT[:, None], mel_BxFxT, least), least))
 
@@ -74,7 +74,7 @@ def frame_samples_jax(
 
     low, high = window_bounds(audio, 0, frames)
     whole_Bx1 = jnp.maximum(length_B, min_samples(0, audio))[:, None]
-    at_BxW = jnp.abs(start_B[:, None] + np.arange(low, high, dtype=np.int32))  # reflected at the start
+    at_BxW = jnp.abs(start_B[:, None] + np.arange(low, high, dtype=np.int32)[None])  # reflected at the start
     at_BxW = jnp.where(at_BxW < whole_Bx1, at_BxW, jnp.maximum(2 * (whole_Bx1 - 1) - at_BxW, 0))  # and at the end
     last = waveform_BxN.shape[1] - 1
     read_BxW = jnp.take_along_axis(waveform_BxN, jnp.minimum(at_BxW, last), axis=1, mode="clip")
@@ -108,7 +108,8 @@ def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
     exact = jax.lax.Precision.HIGHEST
     top = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
     powers = np.float32(2) ** np.arange(-100, 128, dtype=np.float32)  # looked up: not every runtime takes floats apart
-    step = jnp.max(jnp.where(powers <= top, powers, powers[0]), axis=-1, keepdims=True) / 2**6
+    powers = np.expand_dims(powers, tuple(range(x.ndim - 1)))
+    step = jnp.max(jnp.where(powers <= top, powers, powers.min()), axis=-1, keepdims=True) / 2**6
     coarse = jnp.round(x / step) * step
     tops = np.clip(np.round(matrix * 2**7), -127, 127)
     fine_matrix = (matrix - tops / 2**7).astype(np.float32)

@@ -64,7 +64,7 @@ def dequantize(stored: Any) -> Any:
 
     def wide(leaf: Any) -> Any:
         if isinstance(leaf, Quantized):
-            return leaf.values.astype(np.float32) * leaf.scale
+            return leaf.values.astype(np.float32) * leaf.scale.reshape(*(1,) * (leaf.values.ndim - 1), -1)
         return leaf.astype(np.float32)
 
     return jax.tree.map(wide, stored, is_leaf=lambda leaf: isinstance(leaf, Quantized))

@@ -83,4 +83,4 @@ def columns_jax(length_B: Array, audio: AudioConfig, frames: int) -> Array:
     """
     lengths = np.arange((frames + 1) * audio.hop_length)
     least_T = np.searchsorted(columns(lengths, audio), np.arange(1, frames + 1)).astype(np.int32)
-    return (length_B[:, None] >= least_T).sum(1, dtype=jnp.int32)
+    return (length_B[:, None] >= least_T[None]).sum(1, dtype=jnp.int32)

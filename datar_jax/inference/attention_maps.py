@@ -169,7 +169,7 @@ def attention_weights(
     score_HxMxN = exact("mhd,nhd->hmn", q_MxHxD, k_NxHxD.astype(position_Nx2.dtype)) * q_MxHxD.shape[-1] ** -0.5
     if table_HxRxS is not None:
         score_HxMxN += position_bias(table_HxRxS, position_Nx2, size, grid, "gather")
-    return jax.nn.softmax(score_HxMxN + mask_N, axis=-1)
+    return jax.nn.softmax(score_HxMxN + mask_N[None, None], axis=-1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -225,7 +225,7 @@ def _received(
         weight_HxMxN = attention_weights(q_FxTxHxD, k_NxHxD, table_HxRxS, read_Nx2, mask_N, config.deformable.grid)
         weight_N = exact("hmn,m->n", weight_HxMxN, of_query_M) / heads
         rows_NxF, times_NxT = bilinear_weights(position_Nx2[:, 0], f), bilinear_weights(position_Nx2[:, 1], t)
-        return weight_N, exact("nf,nt->ft", weight_N[:, None] * rows_NxF, times_NxT * sound_BxT[0])
+        return weight_N, exact("nf,nt->ft", weight_N[:, None] * rows_NxF, times_NxT * sound_BxT[:1])
 
     q_GxFxTxHxD = jnp.moveaxis(q_BxFxTxC[0].reshape(f, t, groups, heads, -1), 2, 0)
     k_GxNxHxD = jnp.moveaxis(k_BxNxC[0].reshape(-1, groups, heads, c // config.heads[stage]), 1, 0)

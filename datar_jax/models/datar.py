@@ -19,7 +19,7 @@ from jax import Array
 from datar_jax.config import ModelConfig
 from datar_jax.config.mixers import LETTERS
 from datar_jax.models.adaptor import InputAdaptor
-from datar_jax.models.layers import DepthwiseConv, DropPath, LayerNorm, Mlp, dense
+from datar_jax.models.layers import Dense, DepthwiseConv, DropPath, LayerNorm, Mlp
 from datar_jax.models.mixers import MIXERS, MixerSite
 from datar_jax.models.stem import Downsample, Stem
 from datar_jax.ops.masking import columns, mask_columns
@@ -127,7 +127,7 @@ class DATAR(nn.Module):
             x = mask_columns(x, valid_BxT)
             pooled_BxC = x.mean(1).sum(1) / count_B[:, None]
         features_BxC = nn.Dropout(config.dropout, deterministic=not self.train, name="dropout")(pooled_BxC)
-        logits_BxS = dense(self.classes, wide, "head")(features_BxC)
+        logits_BxS = Dense(self.classes, wide, name="head")(features_BxC)
         return logits_BxS, {"features": pooled_BxC, "columns": x.mean(1), "stages": stages}
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from datar_jax.ops.activations import gelu
+from datar_jax.ops.add_bias import add_bias
 from datar_jax.ops.dense_product import dense_product
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.ops.layer_norm import layer_norm
@@ -28,9 +29,42 @@ def uniform_init(fan_in: int) -> nn.initializers.Initializer:
     return draw
 
 
-def dense(features: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
-    """A Dense layer, `(..., C)` to `(..., features)`."""
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=linear_init, dot_general=dense_product, name=name)
+class Dense(nn.Module):
+    """A linear layer, `(..., C)` to `(..., features)`; its parameters are those of `nn.Dense`."""
+
+    features: int
+    dtype: Any = jnp.float32
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x_xC: Array) -> Array:
+        kernel = self.param("kernel", linear_init, (x_xC.shape[-1], self.features))
+        y_xD = dense_product(x_xC.astype(self.dtype), kernel.astype(self.dtype))
+        return add_bias(y_xD, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y_xD
+
+
+class Conv(nn.Module):
+    """A strided convolution that mixes channels, `(B, F, T, C)` to `(B, F', T', features)`; parameters as `nn.Conv`."""
+
+    features: int
+    size: int
+    stride: int
+    padding: int
+    dtype: Any = jnp.float32
+    use_bias: bool = True
+    bias_init: Any = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x_BxFxTxC: Array) -> Array:
+        kernel = self.param("kernel", linear_init, (self.size, self.size, x_BxFxTxC.shape[-1], self.features))
+        y_BxFxTxD = jax.lax.conv_general_dilated(
+            x_BxFxTxC.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return add_bias(y_BxFxTxD, self.param("bias", self.bias_init, (self.features,))) if self.use_bias else y_BxFxTxD
 
 
 class DepthwiseConv(nn.Module):
@@ -45,10 +79,7 @@ class DepthwiseConv(nn.Module):
         start = nn.initializers.zeros if self.identity else linear_init
         kernel = self.param("kernel", start, (3, 3, 1, c))[:, :, 0]
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        return (
-            depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype))
-            + bias.astype(self.dtype)[None, None, None]
-        )
+        return add_bias(depthwise(x_BxFxTxC.astype(self.dtype), kernel.astype(self.dtype)), bias)
 
 
 class LayerNorm(nn.Module):
@@ -74,10 +105,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BxFxTxC: Array, valid_BxT: Array | None = None) -> Array:
         c = x_BxFxTxC.shape[-1]
-        up = dense(self.ratio * c, self.dtype, "up")(x_BxFxTxC)
+        up = Dense(self.ratio * c, self.dtype, name="up")(x_BxFxTxC)
         if self.conv:
             up = up + DepthwiseConv(dtype=self.dtype, name="conv")(mask_columns(up, valid_BxT))
-        return dense(c, self.dtype, "down")(gelu(up))
+        return Dense(c, self.dtype, name="down")(gelu(up))
 
 
 class DropPath(nn.Module):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from datar_jax.models.layers import LayerNorm, linear_init, uniform_init
+from datar_jax.models.layers import Conv, LayerNorm, uniform_init
 from datar_jax.ops.activations import gelu
 from datar_jax.ops.masking import columns, mask_columns
 
@@ -28,22 +28,14 @@ class Stem(nn.Module):
     def __call__(self, x_BxFxTxC: Array, frames_B: Array | None = None) -> Array:
         if self.kind == "patch":
             x_BxFxTxC = _pad_to(x_BxFxTxC, 4)
-            x = nn.Conv(
-                self.dim,
-                (4, 4),
-                4,
-                padding="VALID",
-                dtype=self.dtype,
-                kernel_init=linear_init,
-                bias_init=uniform_init(16 * x_BxFxTxC.shape[-1]),
-                name="project",
-            )(x_BxFxTxC)
+            published = uniform_init(16 * x_BxFxTxC.shape[-1])
+            x = Conv(self.dim, 4, 4, 0, self.dtype, bias_init=published, name="project")(x_BxFxTxC)
             return LayerNorm(self.dtype, name="norm")(x)
         x = x_BxFxTxC
         for i, width in enumerate((self.dim // 2, self.dim)):
             if i:
                 x = mask_columns(gelu(x), columns(frames_B, x.shape[2], 1))
-            x = nn.Conv(width, (3, 3), 2, padding=1, dtype=self.dtype, kernel_init=linear_init, name=f"project_{i}")(x)
+            x = Conv(width, 3, 2, 1, self.dtype, name=f"project_{i}")(x)
             x = LayerNorm(self.dtype, name=f"norm_{i}")(x)
         return x
 
@@ -58,19 +50,10 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x_BxFxTxC: Array) -> Array:
         if self.kind == "patch":
-            x_BxFxTxC, size, padding = _pad_to(x_BxFxTxC, 2), (2, 2), 0
+            x_BxFxTxC, size, padding = _pad_to(x_BxFxTxC, 2), 2, 0
         else:
-            size, padding = (3, 3), 1
-        project = nn.Conv(
-            self.dim,
-            size,
-            2,
-            padding=padding,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=linear_init,
-            name="project",
-        )
+            size, padding = 3, 1
+        project = Conv(self.dim, size, 2, padding, self.dtype, use_bias=False, name="project")
         return LayerNorm(self.dtype, name="norm")(project(x_BxFxTxC))
 
 

@@ -89,8 +89,8 @@ def _around(x: Array, axis: int, tile: int, tiles: int, before: int, reach: int)
 
 def _own(tile: int, tiles: int, window: int, reach: int, pixels_B: Array) -> Array:
     """Which keys around a tile are in the window of each of its pixels, along an axis: `(B, tiles, tile, span)`."""
-    query = np.arange(tiles * tile).reshape(1, tiles, tile, 1)
-    key = np.expand_dims(np.arange(tiles)[:, None, None] * tile + np.arange(1 - window, reach), 0)
+    query = jnp.arange(tiles * tile).reshape(1, tiles, tile, 1)
+    key = jnp.expand_dims(np.arange(tiles)[:, None, None] * tile + np.arange(1 - window, reach), 0)
     pixels = pixels_B[:, None, None, None]
     first = jnp.clip(query - window // 2, 0, jnp.maximum(pixels - window, 0))
     return (key >= first) & (key < first + window) & (key < pixels)

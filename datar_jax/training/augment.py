@@ -43,7 +43,7 @@ def augment(
     if config.background:
         mel = add_background(background_key, mel, config.background, config.background_snr_db)
     if config.gain_db or config.background:
-        sound_BxT = jnp.arange(mel.shape[2]) < frames[:, None]
+        sound_BxT = jnp.arange(mel.shape[2])[None] < frames[:, None]
         mel = jnp.where(sound_BxT[:, None, :], mel, batch["mel"])
     mel = normalize(mel, mean, std)
     if config.mixup:
@@ -67,9 +67,9 @@ def warp_time(key: Array, mel_BxFxT: Array, frames_B: Array, roll: bool, stretch
         at = jnp.mod(start + speed * jnp.arange(t), span)
         left = jnp.clip(jnp.floor(at).astype(jnp.int32), 0, span - 1)
         right = jnp.where(left + 1 >= span, 0, left + 1)
-        part = at - left
+        part = (at - left)[None]
         moved = mel_FxT[:, left] * (1 - part) + mel_FxT[:, right] * part if stretch else mel_FxT[:, left]
-        return jnp.where(jnp.arange(t) < span, moved, mel_FxT)
+        return jnp.where((jnp.arange(t) < span)[None], moved, mel_FxT)
 
     return jax.vmap(read)(mel_BxFxT, start_B, speed_B, span_B)
 
@@ -138,5 +138,5 @@ def _bands(key: Array, room_B: Array, most_B: Array, size: int, count: int, wide
     widths_B = jnp.minimum(widest, most_B)[:, None] + 1  # how many there are
     width = jax.random.randint(width_key, shape, 0, widest + 1) * widths_B // (widest + 1)
     start = jnp.floor(jax.random.uniform(start_key, shape) * (room_B[:, None] - width + 1)).astype(jnp.int32)
-    at = jnp.arange(size)
+    at = jnp.arange(size)[None, None]
     return jnp.any((at >= start[..., None]) & (at < (start + width)[..., None]), axis=1)

@@ -159,7 +159,7 @@ def unending(_params: Any, wave: Any, length: Any, start: Any) -> Any:
 
 
 def factored(_params: Any, wave: Any, length: Any, start: Any) -> Any:
-    return jnp.zeros((wave.shape[0], CLASSES)) + jnp.linalg.cholesky(wave[0, :4, None] * wave[0, :4]).sum() + (
+    return jnp.zeros((wave.shape[0], CLASSES)) + jnp.linalg.cholesky(wave[0, :4, None] * wave[:1, :4]).sum() + (
         length + start
     )[:, None]  # fmt: skip
 

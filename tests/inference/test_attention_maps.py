@@ -78,7 +78,7 @@ def test_recomputed_attention_times_the_values_is_the_output_of_the_module(grid:
             bias = None if table is None else table[2 * g : 2 * g + 2]
             weight = attention_weights(q, k, bias, read[b, g], mask[b], grid)
             found.append(jnp.einsum("hmn,nhd->mhd", weight, v).reshape(*size, 8))
-        again = jnp.concatenate(found, -1) @ params["out"]["kernel"] + params["out"]["bias"]
+        again = jnp.concatenate(found, -1) @ params["out"]["kernel"] + params["out"]["bias"][None, None]
         np.testing.assert_allclose(again, out[b], atol=share, rtol=0)
 
 

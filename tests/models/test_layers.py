@@ -17,7 +17,7 @@ from jax.scipy.stats import norm
 
 from datar_jax.models.adaptor import InputAdaptor
 from datar_jax.models.flops import macs
-from datar_jax.models.layers import DropPath, LayerNorm, dense
+from datar_jax.models.layers import Dense, DropPath, LayerNorm
 from datar_jax.ops.activations import gelu
 from datar_jax.ops.layer_norm import EPSILON, layer_norm
 from datar_jax.ops.masking import columns
@@ -101,7 +101,7 @@ def test_dense_is_the_dense_layer_of_flax() -> None:
 
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            return dense(7, jnp.float32, "same")(x) if self.ours else nn.Dense(7, name="same")(x)
+            return Dense(7, jnp.float32, name="same")(x) if self.ours else nn.Dense(7, name="same")(x)
 
     params = Net(True).init(jax.random.key(0), x)
 

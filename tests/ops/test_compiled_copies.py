@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from datar_jax.models.layers import dense
+from datar_jax.models.layers import Dense
 from datar_jax.models.mixers import deformable as attention
 from datar_jax.ops import deformable_attention as rowwise
 
@@ -67,7 +67,7 @@ def test_no_map_is_transposed_for_the_gradient_of_a_kernel() -> None:
 
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            return dense(C, jnp.float32, "layer")(x)
+            return Dense(C, jnp.float32, name="layer")(x)
 
     x = shape(B, F, T, C)
     for layer, some in ((nn.Dense(C), True), (Ours(), False)):

@@ -127,12 +127,12 @@ def test_the_reader_finds_what_it_looks_for() -> None:
 
     def careless(weight: Any, x: Any) -> Any:
         def branch(x: Any) -> Any:
-            return (x * weight).sum(0)
+            return (x * weight[None]).sum(0)
 
         def body(row: Any, total: Any) -> Any:
             return total + jax.lax.cond(row > weight[0], branch, lambda x: x[0] * 0.0, x * row)
 
-        return jax.lax.fori_loop(0, 3, body, x.sum(0)) + jnp.sort(x, 0)
+        return jax.lax.fori_loop(0, 3, body, x.sum(0))[None] + jnp.sort(x, 0)
 
     text = slope_program(careless, shape(3), shape(B, 3))
     assert any(x.kind == "all-gather" for x in moved(text))

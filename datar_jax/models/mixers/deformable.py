@@ -16,9 +16,10 @@ import numpy as np
 from jax import Array
 
 from datar_jax.config.mixers import DeformableSettings
-from datar_jax.models.layers import DepthwiseConv, LayerNorm, dense, linear_init, table_init, uniform_init
+from datar_jax.models.layers import Dense, DepthwiseConv, LayerNorm, linear_init, table_init, uniform_init
 from datar_jax.models.mixers.base import MixerSite
 from datar_jax.ops.activations import gelu
+from datar_jax.ops.add_bias import add_bias
 from datar_jax.ops.deformable_attention import deformable_attention
 from datar_jax.ops.depthwise_conv import depthwise
 from datar_jax.ops.masking import MASK_VALUE, mask_columns
@@ -94,7 +95,7 @@ class DeformableAttention(nn.Module):
                 "strides (and kernels), or longer clips"
             )
         x_BxFxTxC = mask_columns(x_BxFxTxC, valid_BxT).astype(self.dtype)
-        q_BxFxTxC = dense(c, self.dtype, "query")(x_BxFxTxC)
+        q_BxFxTxC = Dense(c, self.dtype, name="query")(x_BxFxTxC)
 
         if self.offsets:
             position_BxGxFxTx2 = self._choose_points(q_BxFxTxC, valid_BxT)
@@ -107,8 +108,8 @@ class DeformableAttention(nn.Module):
             rows, times = cells_BxFxTxC.shape[1:3]
             sampled_BxNxC = cells_BxFxTxC.reshape(b, -1, c)
             position_BxGxNx2 = jnp.zeros((b, self.groups, rows * times, 2))  # without a bias nothing reads them
-        k_BxNxC = dense(c, self.dtype, "key")(sampled_BxNxC)
-        v_BxNxC = dense(c, self.dtype, "value")(sampled_BxNxC)
+        k_BxNxC = Dense(c, self.dtype, name="key")(sampled_BxNxC)
+        v_BxNxC = Dense(c, self.dtype, name="value")(sampled_BxNxC)
 
         mask_BxN = None
         if valid_BxT is not None:
@@ -121,7 +122,7 @@ class DeformableAttention(nn.Module):
         out = deformable_attention(q_BxFxTxC, k, v, bias, position_BxGxNx2, mask_BxN, self.grid, self.sampler)
         if self.position == "dwc":
             out = out + DepthwiseConv(dtype=self.dtype, name="position")(mask_columns(q_BxFxTxC, valid_BxT))
-        return dense(c, self.dtype, "out")(out)
+        return Dense(c, self.dtype, name="out")(out)
 
     def _choose_points(self, q_BxFxTxC: Array, valid_BxT: Array | None) -> Array:
         """Moves the reference points by what the offset network predicts: positions in pixels, `(B, G, Fk, Tk, 2)`."""
@@ -216,7 +217,7 @@ class OffsetNetwork(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         tiled = jnp.tile(kernel.astype(self.dtype), (1, 1, self.groups))
         moved = depthwise(q_BxFxTxC, tiled, self.stride, padded=self.padded)
-        moved = moved.reshape(*moved.shape[:3], self.groups, width) + bias.astype(self.dtype)[None, None, None, None]
+        moved = add_bias(moved.reshape(*moved.shape[:3], self.groups, width), bias)
         moved = LayerNorm(self.dtype, name="norm")(moved)
         moved = gelu(moved)
-        return dense(2, self.dtype, "project", use_bias=False)(moved)
+        return Dense(2, self.dtype, use_bias=False, name="project")(moved)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from datar_jax.config.mixers import NeighborhoodSettings
-from datar_jax.models.layers import dense, table_init
+from datar_jax.models.layers import Dense, table_init
 from datar_jax.models.mixers.base import MixerSite
 from datar_jax.ops.masking import mask_columns
 from datar_jax.ops.neighborhood_attention import neighborhood_attention
@@ -53,7 +53,7 @@ class NeighborhoodAttention(nn.Module):
         if self.filled:
             rows, columns_B = max(f, self.window[0]), jnp.maximum(columns_B, self.window[1])
             x = jnp.pad(x, ((0, 0), (0, rows - f), (0, max(t, self.window[1]) - t), (0, 0)))
-        qkv = dense(3 * c, self.dtype, "qkv")(x)
+        qkv = Dense(3 * c, self.dtype, name="qkv")(x)
         q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
         out = neighborhood_attention(q, k, v, table_HxRxS, self.window, rows, columns_B)[:, :f, :t]
-        return dense(c, self.dtype, "out")(out.reshape(b, f, t, c))
+        return Dense(c, self.dtype, name="out")(out.reshape(b, f, t, c))

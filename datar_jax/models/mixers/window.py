@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from datar_jax.config.mixers import WindowSettings
-from datar_jax.models.layers import dense, table_init
+from datar_jax.models.layers import Dense, table_init
 from datar_jax.models.mixers.base import MixerSite
 from datar_jax.ops.masking import MASK_VALUE
 from datar_jax.ops.window_attention import dot_product_attention, merge, partition, roll, shift_mask, window_index
@@ -54,7 +54,7 @@ class WindowAttention(nn.Module):
             # A roll by whole windows moves none of their borders.
             rows, times = (s % w if n > w or self.shift_covered else 0 for s, n, w in zip(wanted, size, window))
             shift = (rows, times)
-        qkv = dense(3 * c, self.dtype, "qkv")(x_BxFxTxC)
+        qkv = Dense(3 * c, self.dtype, name="qkv")(x_BxFxTxC)
         if size != (f, t):
             valid_BxT = jnp.ones((1, t), bool) if valid_BxT is None else valid_BxT
             valid_BxT = jnp.pad(valid_BxT, ((0, 0), (0, size[1] - t)))
@@ -73,4 +73,4 @@ class WindowAttention(nn.Module):
             bias = bias + jnp.where(key, 0.0, MASK_VALUE)[:, :, None, None, :]
         out = dot_product_attention(q, k, v, bias)
         out = roll(merge(out.reshape(*out.shape[:3], c), window, size), shift, 1)[:, :f, :t]  # type: ignore[arg-type]
-        return dense(c, self.dtype, "out")(out)
+        return Dense(c, self.dtype, name="out")(out)

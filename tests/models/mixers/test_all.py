@@ -162,11 +162,19 @@ def test_recomputed_blocks_equal_stored_ones(case: str) -> None:
 
 @every_mixer
 def test_bfloat16_products_stay_near_float32(case: str) -> None:
-    """Their rounding is 2**-9 a product; logits and gradients differ by a few of these, and stay float32."""
+    """Each rounds to 2**-9; the distances of logits and of gradients, in the root mean square, are a few of these.
+
+    Deformable attention differs more: a point that rounding moves over the edge of a pixel has another slope there.
+    """
+    roundings = 32 if case.startswith("D") else 8
     result = jax.device_get(program(case, dtype=jnp.bfloat16)(*inputs(case), VALID))
     chex.assert_trees_all_equal_dtypes(result, plain(case))
-    assert_close(result, plain(case), 0.03)
-    assert np.abs(result.logits - plain(case).logits).max() > 0, "products are in bfloat16"
+    for part, wanted in zip(result, plain(case)):
+        apart, whole = (
+            np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+            for tree in (jax.tree.map(np.subtract, part, wanted), wanted)
+        )
+        assert 0 < np.linalg.norm(apart) < roundings * 2**-9 * np.linalg.norm(whole)
 
 
 @every_mixer
