@@ -101,19 +101,22 @@ def to_ours(arrays: Mapping[str, np.ndarray], path_of: Callable[[str], str | Non
     """Official parameters by their names as ours by their paths, in our layout; buffers are left out.
 
     Raises:
-      ModelError: lists every name that is not known.
+      ModelError: lists every name that is not known; or an array that has other axes than any of those models'.
     """
     kept = {name: value for name, value in arrays.items() if not BUFFERS.fullmatch(name)}
     paths = {name: path_of(name) for name in kept}
     if unknown := [name for name, path in paths.items() if path is None]:
         raise ModelError(f"{len(unknown)} names that the official models do not have: {', '.join(unknown)}")
+    for name, value in kept.items():
+        if not value.size or not 1 <= value.ndim <= 4:
+            raise ModelError(f"{name} has the shape {value.shape}; give the whole state_dict of an official DAT")
     return dict(_our_layout(name, str(paths[name]), value) for name, value in kept.items())
 
 
 def _our_layout(name: str, path: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     if path.endswith("weight"):
         path = path.removesuffix("weight") + ("scale" if value.ndim == 1 else "kernel")
-    if re.search(r"(^|\.)rpb$", name):  # heads x rows x columns
+    if re.search(r"(^|\.)rpb$", name) and value.ndim == 3:  # heads x rows x columns
         return path, value.reshape(len(value), -1)
     if value.ndim == 2:  # out x in; of a window's table, entries x heads
         return path, value.T

@@ -11,16 +11,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from datar_jax.checkpoints.dat_names import model_paths, to_ours
-from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.model_info import MAX_CELLS, ModelError
 from datar_jax.checkpoints.torch_file import read_arrays
 from datar_jax.config import ConfigError, DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
-from datar_jax.models.datar import create_model
+from datar_jax.models.parameter_shapes import parameter_shapes
 
 KERNELS = (9, 7, 5, 3)  # of the offset networks, fixed in 2022
 STRIDES = (8, 4, 2, 1)  # in 2023
@@ -79,9 +76,11 @@ def fold_channels(kernel_KxLxIxC: np.ndarray) -> np.ndarray:
 
 
 def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
-    def find(path: str) -> np.ndarray:
+    def find(path: str, axes: int) -> np.ndarray:
         if path not in params:
             raise ModelError(f"has no {path}; give the whole state_dict of an official DAT classifier")
+        if params[path].ndim != axes:
+            raise ModelError(f"{path} has the shape {params[path].shape}, should have {axes} axes")
         return params[path]
 
     tables = [x.shape for path, x in params.items() if path.endswith("mixer/table") and x.ndim == 3]
@@ -92,7 +91,7 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
         count = len({path.split("/")[0] for path in params if path.startswith(f"stage_{i}_")})
         if not count:
             raise ModelError(f"has no blocks in stage {i}; an official DAT has four stages")
-        width = find(f"stage_{i}_0/norm_mlp/scale").size
+        width = find(f"stage_{i}_0/norm_mlp/scale", 1).size
         stages.append(_stage(i, width, count, fixed, find, params, names))
     ends = {end for path in params if (end := re.sub(r"^stage_\d+_\d+/", "", path)) != path}
     local, conv = "local/kernel" in ends, "mlp/conv/kernel" in ends
@@ -126,13 +125,13 @@ def _infer(params: dict[str, np.ndarray], names: Collection[str]) -> Official:
         else DeformableSettings(),
         stem=stem,
         mlp="conv" if conv else "plain",
-        mlp_ratio=find("stage_0_0/mlp/up/kernel").shape[-1] // stages[0].width,
+        mlp_ratio=find("stage_0_0/mlp/up/kernel", 2).shape[-1] // stages[0].width,
         local_perception=local,
         adaptor="none",
     )
     used = (path for path in params if offsets or "/mixer/offset/" not in path)
     wide = {path: np.asarray(params[path], np.float32) for path in used}
-    return Official(config, _size(stages), find("head/kernel").shape[-1], wide, revision)
+    return Official(config, _size(stages), find("head/kernel", 2).shape[-1], wide, revision)
 
 
 def _is_trained(params: dict[str, np.ndarray]) -> bool:
@@ -164,14 +163,15 @@ def _stage(
     found: dict[str, set[Any]] = {name: set() for name in (*standard, "position", "map")}
     for j in range(count):
         mixer = f"stage_{i}_{j}/mixer"
-        table = params.get(f"{mixer}/table")
+        tabled = f"{mixer}/table" in params
         if f"{mixer}/offset/kernel" in params:
             spec += "D"
-            side, _, narrow = find(f"{mixer}/offset/kernel").shape
+            side, _, narrow = find(f"{mixer}/offset/kernel", 3).shape
             found["kernel"].add(side)
             found["groups"].add(width // narrow)
             network = params.get(f"{mixer}/position/heads")
-            if table is not None:
+            if tabled:
+                table = find(f"{mixer}/table", 3)
                 found["heads"].add(table.shape[0])
                 size, stride = tuple((side + 1) // 2 for side in table.shape[1:]), STRIDES[i]
                 if fixed:
@@ -180,11 +180,11 @@ def _stage(
                 found["stride"].add(stride)
             elif network is not None:
                 found["heads"].add(network.shape[-1] * (width // narrow))
-            kinds = {"fixed" if fixed else "table": table is not None, "log_cpb": network is not None, "dwc": True}
-            has = table is not None or any(path.startswith(f"{mixer}/position/") for path in params)
+            kinds = {"fixed" if fixed else "table": tabled, "log_cpb": network is not None, "dwc": True}
+            has = tabled or any(path.startswith(f"{mixer}/position/") for path in params)
             found["position"].add(next(kind for kind, holds in kinds.items() if holds) if has else "none")
             continue
-        table = find(f"{mixer}/table")
+        table = find(f"{mixer}/table", 2)
         found["heads"].add(table.shape[0])
         side = math.isqrt(table.shape[1])
         if side**2 != table.shape[1] or side % 2 == 0:
@@ -221,16 +221,18 @@ def _size(stages: list[_Stage]) -> tuple[int, int] | None:
         listed = ", ".join(f"stage {i}: {f} x {t}" for i, (f, t) in sorted(maps))
         raise ModelError(f"its tables are made for maps that do not halve from stage to stage ({listed})")
     rows, times = sizes.pop()
+    if rows * times > MAX_CELLS:
+        raise ModelError(f"its tables are made for pictures of {rows} x {times}; give a model of smaller ones")
     return rows, times
 
 
 def _check_parameters(official: Official) -> None:
     """Checks that the parameters are exactly those of the inferred model."""
     size = official.size or (224, 224)  # any size works
-    model = create_model(official.config, official.classes, *size)
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    wanted = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    try:
+        wanted = parameter_shapes(official.config, official.classes, *size, channels=3)
+    except ValueError as error:
+        raise ModelError(f"its sizes are of no model ({error})") from None
     given = {path: value.shape for path, value in official.params.items()}
     wrong = [
         f"{path} is {given.get(path, 'missing')}, should be {wanted.get(path, 'absent')}"

@@ -26,7 +26,7 @@ from datar_jax.typed_json import JsonError, decode_json
 MODEL_FILE = "model.json"
 LEGACY_EXPORT_FILE = "config.json"  # in exports of version 0.1
 MAX_BYTES = 64 << 20  # of a description: a million classes
-MAX_CELLS = 1 << 23  # of a spectrogram that a model sees at once: 65,536 frames of 128 mel bins
+MAX_CELLS = 1 << 22  # of a spectrogram that a model sees at once: 32,768 frames of 128 mel bins
 OFFICIAL = (".pth", ".pt", ".npz")  # suffixes of official DAT weights
 
 

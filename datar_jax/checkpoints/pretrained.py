@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 
@@ -37,9 +36,9 @@ from datar_jax.checkpoints.model_info import (
     read_model_info,
 )
 from datar_jax.checkpoints.provenance import DataProvenance, Provenance
-from datar_jax.config import AudioConfig, Config
+from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.foreign_files import check_name, open_regular, read_regular
-from datar_jax.models.datar import create_model
+from datar_jax.models.parameter_shapes import parameter_shapes
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
 
@@ -118,16 +117,18 @@ def _from_official(path: Path) -> PretrainedModel:
     flat = {**official.params, stem: fold_channels(official.params[stem])}
     height, width = official.size or (224, 224)
     model = msgspec.structs.replace(official.config, num_classes=official.classes)
-    description = ModelInfo(
-        config=Config(audio=AudioConfig(n_mels=height), model=model),
-        labels=tuple(f"picture class {i}" for i in range(official.classes)),
-        frames=width,
-        mean_db=None,
-        std_db=None,
-        provenance=Provenance(
-            program=f"official {official.revision}", data=DataProvenance(name=f"pictures ({path.name})")
-        ),
-    )
+    data = DataProvenance(name=f"pictures ({path.name})")
+    try:
+        description = ModelInfo(
+            config=Config(audio=AudioConfig(n_mels=height), model=model),
+            labels=tuple(f"picture class {i}" for i in range(official.classes)),
+            frames=width,
+            mean_db=None,
+            std_db=None,
+            provenance=Provenance(program=f"official {official.revision}", data=data),
+        )
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from None
     return PretrainedModel(str(path), description, flax.traverse_util.unflatten_dict(flat, sep="/"))
 
 
@@ -168,7 +169,7 @@ def _check(folder: Path, description: ModelInfo, params: Any) -> None:
     ):  # else the model is traced, which takes a second
         return
     flat = {name: tuple(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in _shapes(description).items()}
+    wanted = _shapes(folder, description)
     if wrong := [name for name in sorted({*flat, *wanted}) if flat.get(name) != wanted.get(name)]:
         name = wrong[0]
         raise ModelError(
@@ -177,13 +178,13 @@ def _check(folder: Path, description: ModelInfo, params: Any) -> None:
         )
 
 
-def _shapes(description: ModelInfo) -> dict[str, Any]:
+def _shapes(folder: Path, description: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of the described model, by path."""
-    audio, frames = description.audio, description.frames
-    model = create_model(description.config.model, len(description.labels), audio.n_mels, frames)
-    mel_BxFxT, frames_B = jnp.zeros((1, audio.n_mels, frames)), jnp.full((1,), frames)
-    tree = jax.eval_shape(lambda: model.init(jax.random.key(0), mel_BxFxT, frames_B))["params"]
-    return dict(flax.traverse_util.flatten_dict(tree, sep="/"))
+    labels, mels = len(description.labels), description.audio.n_mels
+    try:
+        return parameter_shapes(description.config.model, labels, mels, description.frames)
+    except ValueError as error:
+        raise ModelError(f"{folder}: its description is of no model ({short_message(error)})") from None
 
 
 def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any:

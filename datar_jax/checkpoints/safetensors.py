@@ -6,6 +6,7 @@ A tensor has the dotted path of its parameter: `stage_0_0.mixer.qkv.kernel`. Eac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from datar_jax.checkpoints.integrity import tensor_checksums
 from datar_jax.checkpoints.model_info import ModelError, compare_checksums
 from datar_jax.checkpoints.quantization import Quantized, WeightDtype, dequantize, quantize
 from datar_jax.filesystem import atomic_write
+from datar_jax.foreign_files import check_regular
 
+MAX_NAME = 200  # characters
+_NAME = re.compile(r"\w+(\.\w+){0,15}", re.ASCII)
 _DTYPES = ("F32", "BF16", "I8")
 
 
@@ -86,14 +90,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
     tensors = {}
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:  # maps the file: each tensor is copied once
             for name in file.keys():  # noqa: SIM118  # it has no iterator
-                dtype = file.get_slice(name).get_dtype()
+                if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+                    raise ModelError(f"{path}: {ascii(name)[:MAX_NAME]}: no name of a parameter, words joined by dots")
+                dtype, shape = file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()
+                if len(shape) > 8 or max(shape, default=0) >= 1 << 40:
+                    raise ModelError(f"{path}: {name}: has the shape {str(shape)[:MAX_NAME]}, as no parameter")
                 if dtype not in _DTYPES:
                     raise ModelError(f"{path}: {name}: stored as {dtype}; weights are stored as {', '.join(_DTYPES)}")
                 tensors[name] = file.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else ascii(str(error))[1:200]
+        raise ModelError(f"{path}: cannot be read as safetensors ({why})") from None
     return tensors
 
 

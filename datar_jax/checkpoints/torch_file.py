@@ -7,17 +7,18 @@ A `.pth` is a zip archive of one pickle, which describes tensors, and of the raw
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
+from zipfile import ZIP_STORED
 
 import numpy as np
 
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.checkpoints.torch_pickle import STORAGES, Storage, Tensor, name_of, parse_pickle
+from datar_jax.checkpoints.weights_archive import MAX_NAME, WeightsArchive, open_archive
+from datar_jax.foreign_files import open_regular
 
 MAX_PICKLE_BYTES = 4 << 20  # a checkpoint of a thousand tensors with optimizer moments needs less than 1 MiB
 WEIGHT_KEYS = ("model", "state_dict")  # keys under which a checkpoint may hold its weights
-ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
@@ -36,7 +37,7 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             first = file.read(4)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}; give a .pth or .npz file") from None
@@ -47,59 +48,47 @@ def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
             f"{path}: {what}; load it where you trust it and save it again, by torch.save(...) of PyTorch 1.6 or newer "
             "or by numpy.savez(path, **{name: tensor.numpy()})"
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {entry.filename: entry for entry in archive.infolist()}
-            if len(members) < len(archive.infolist()):
-                raise ModelError(f"{path}: two entries of one name; not a file that torch.save wrote")
-            pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-            if len(pickles) > 1:
-                raise ModelError(f"{path}: has {len(pickles)} files data.pkl; not a file that torch.save wrote")
-            if pickles:
-                arrays = _Archive(path, archive, members, pickles[0].removesuffix("data.pkl")).arrays()
-            else:
-                arrays = _read_npz(path, members)
-    except ZIP_ERRORS as error:
-        raise ModelError(f"{path}: damaged ({' '.join(str(error).split())}); download it again") from None
+    with open_archive(path) as archive:
+        pickles = [name for name in archive.members if name == "data.pkl" or name.endswith("/data.pkl")]
+        if len(pickles) > 1:
+            raise ModelError(f"{path}: has {len(pickles)} files data.pkl; not a file that torch.save wrote")
+        arrays = _TorchFile(archive, pickles[0].removesuffix("data.pkl")).arrays() if pickles else _read_npz(archive)
     if not arrays:
         raise ModelError(f"{path}: holds no named arrays; give a state_dict")
+    if bad := [name for name in arrays if len(name) > MAX_NAME or not name.isprintable()]:
+        raise ModelError(f"{path}: a tensor has the name {bad[0][:MAX_NAME]!r}; not a file of weights")
     if all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
     return arrays
 
 
-def _read_npz(path: Path, members: dict[str, zipfile.ZipInfo]) -> dict[str, np.ndarray]:
-    if not all(name.endswith(".npy") for name in members):
-        raise ModelError(f"{path}: a zip archive, but neither of torch.save nor of numpy.savez")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            whole = {name: file[name] for name in file.files}
-    except (ValueError, MemoryError) as error:  # ValueError also for arrays of objects, which need unpickling
-        raise ModelError(f"{path}: one of its arrays cannot be read ({' '.join(str(error).split())})") from None
-    for prefix in (f"{name}{mark}" for name in WEIGHT_KEYS for mark in "/."):
-        inside = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
-        if inside:
-            return inside
-    return whole
+def _read_npz(archive: WeightsArchive) -> dict[str, np.ndarray]:
+    if not all(name.endswith(".npy") for name in archive.members):
+        raise ModelError(f"{archive.path}: a zip archive, but neither of torch.save nor of numpy.savez")
+    names = [name.removesuffix(".npy") for name in archive.members]
+    prefixes = (f"{name}{mark}" for name in WEIGHT_KEYS for mark in "/.")
+    prefix = next((each for each in prefixes if any(name.startswith(each) for name in names)), "")
+    chosen = [name for name in names if name.startswith(prefix)]
+    return {name.removeprefix(prefix): archive.read_npy(f"{name}.npy") for name in chosen}
 
 
-class _Archive:
+class _TorchFile:
     """An open `.pth` file."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], root: str) -> None:
-        self.path, self.archive, self.members, self.root = path, archive, members, root
-        self.storages: dict[Storage, np.ndarray] = {}
+    def __init__(self, archive: WeightsArchive, root: str) -> None:
+        self.path, self.archive, self.members, self.root = archive.path, archive, archive.members, root
+        self.storages: dict[str, bytearray] = {}
 
     def arrays(self) -> dict[str, np.ndarray]:
         if self.root + "byteorder" in self.members and self.read("byteorder") != b"little":
             raise ModelError(f"{self.path}: written in big-endian byte order; save it again on a little-endian machine")
         if self.members[self.root + "data.pkl"].file_size > MAX_PICKLE_BYTES:
             raise ModelError(f"{self.path}: data.pkl is longer than {MAX_PICKLE_BYTES} bytes; save only the state_dict")
-        pickled = self.read("data.pkl")
+        pickled = bytes(self.read("data.pkl"))
         try:
             top = parse_pickle(pickled)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{self.path}: its data.pkl is damaged ({' '.join(str(error).split())[:80]})") from None
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ModelError(f"{self.path}: its data.pkl is damaged ({str(error)[:80]!a})") from None
         for key in WEIGHT_KEYS:
             if isinstance(top, dict) and isinstance(top.get(key), dict):
                 top = top[key]
@@ -108,17 +97,17 @@ class _Archive:
             raise ModelError(f"{self.path}: holds {name_of(top)}, not a dict of tensors; save model.state_dict()")
         found = {key: x for key, x in top.items() if isinstance(key, str) and isinstance(x, Tensor)}
         arrays = {name: self.array(name, tensor) for name, tensor in found.items()}
-        if sum(x.nbytes for x in arrays.values()) > self.path.stat().st_size:
+        if sum(x.nbytes for x in arrays.values()) > self.archive.size:
             raise ModelError(f"{self.path}: its tensors together are longer than the file; save them without aliases")
         return arrays
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytearray:
         entry = self.members.get(self.root + name)
         if entry is None:
             raise ModelError(f"{self.path}: has no {self.root}{name}; the file is incomplete")
-        if entry.compress_type != zipfile.ZIP_STORED:
+        if entry.compress_type != ZIP_STORED:
             raise ModelError(f"{self.path}: {entry.filename} is compressed; torch.save writes uncompressed entries")
-        return self.archive.read(entry)
+        return self.archive.read(entry.filename)
 
     def array(self, name: str, tensor: Tensor) -> np.ndarray:
         """The values of a tensor, a view of its storage, which is read on first use."""
@@ -131,15 +120,16 @@ class _Archive:
             or not len(shape) == len(strides) <= 8
         ):
             raise ModelError(f"{self.path}: the tensor {name!r} has a description that torch.save does not write")
-        if storage not in self.storages:
-            dtype, data = np.dtype(STORAGES[storage.kind]), self.read(f"data/{storage.key}")
-            if len(data) != storage.numbers * dtype.itemsize:
-                raise ModelError(
-                    f"{self.path}: data/{storage.key} of the tensor {name!r} has {len(data)} bytes, expected "
-                    f"{storage.numbers * dtype.itemsize}"
-                )
-            self.storages[storage] = np.frombuffer(data, dtype)
-        flat = self.storages[storage]
+        dtype = np.dtype(STORAGES[storage.kind])
+        if storage.key not in self.storages:
+            self.storages[storage.key] = self.read(f"data/{storage.key}")
+        data = self.storages[storage.key]
+        if len(data) != storage.numbers * dtype.itemsize:
+            raise ModelError(
+                f"{self.path}: data/{storage.key} of the tensor {name!r} has {len(data)} bytes, expected "
+                f"{storage.numbers * dtype.itemsize}"
+            )
+        flat = np.frombuffer(data, dtype)
         reach = offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) + 1 if 0 not in shape else 0
         if reach > flat.size or math.prod(shape) > flat.size:
             raise ModelError(

@@ -3,8 +3,8 @@
 `pickle.Unpickler` with a restricted `find_class` runs no code, but is no defense against exhaustion: hashing a dict key
 of nested tuples takes 2**depth steps (two bytes a level), and one 9-byte LONG_BINPUT allocates gigabytes. This parser
 reads the opcodes with `pickletools` and knows containers, numbers, strings and the few names by which PyTorch describes
-a tensor. Every other name, and whatever is called or built with it, becomes an `Opaque`. Values are never walked,
-compared or hashed, so nesting costs nothing.
+a tensor. Every other name, and whatever is called or built with it, becomes an `Opaque`. Values are never walked or
+compared, and only texts and small numbers are hashed, so nesting costs nothing. Memory and time grow as the length.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+MAX_INSTRUCTIONS = 500_000  # about 25 for a tensor
+MAX_ARGUMENTS = 16  # of a call: those that are allowed take 4 to 7
+MAX_KEY = 1 << 32  # numbers beyond may be chosen so that all have one hash
 MAX_NAME_LENGTH = 60  # characters kept: a long name that is referenced many times would fill the memory
 
 
@@ -70,8 +73,8 @@ MARK = Opaque("(mark)")
 def parse_pickle(data: bytes) -> Any:
     """Returns the value that a pickle describes; imports and calls nothing that it names.
 
-    The value consists of dicts, lists, tuples, numbers, strings, `Tensor` and `Opaque`. Dicts keep only str and int
-    keys, because hashing any other key may take exponential time.
+    The value consists of dicts, lists, tuples, numbers, strings, `Tensor` and `Opaque`. Dicts keep only str and small
+    int keys, because hashing any other key may take exponential time.
 
     Raises:
       ValueError, IndexError, KeyError, TypeError: not a pickle, or an incomplete one.
@@ -79,8 +82,10 @@ def parse_pickle(data: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     instructions: Any = pickletools.genops(data)
-    for opcode, arg, _ in instructions:
+    for count, (opcode, arg, _) in enumerate(instructions):
         name = opcode.name
+        if count >= MAX_INSTRUCTIONS:
+            raise ValueError(f"more than {MAX_INSTRUCTIONS:,} instructions")
         if name == "STOP":
             return stack.pop()
         if name == "MARK":
@@ -88,7 +93,10 @@ def parse_pickle(data: bytes) -> Any:
         elif name == "DUP":
             stack.append(stack[-1])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
+            at = len(memo) if name == "MEMOIZE" else arg
+            if not 0 <= at < MAX_KEY:
+                raise ValueError("a memo of another size")
+            memo[at] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[arg])
         else:
@@ -156,14 +164,15 @@ def _apply_opcode(opcode: Any, arg: Any, operands: list[Any]) -> Any:
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return {key: value for key, value in zip(items[::2], items[1::2]) if type(key) in (str, int)}
+    pairs = zip(items[::2], items[1::2])
+    return {key: x for key, x in pairs if type(key) is str or (type(key) is int and 0 <= key < MAX_KEY)}
 
 
 def _call(function: Any, args: Any) -> Any:
     known = ALLOWED.get(function.name) if isinstance(function, Opaque) else None
     if known is None:
         return Opaque(f"{name_of(function)}(...)")
-    return known(*args) if isinstance(args, tuple) else Opaque("?")
+    return known(*args) if isinstance(args, tuple) and len(args) <= MAX_ARGUMENTS else Opaque("?")
 
 
 def _storage(given: Any) -> Any:

@@ -91,7 +91,7 @@ class DeformableSettings(MixerSettings, frozen=True):
     letters: ClassVar[dict[str, str]] = {"D": "deformable"}
     per_stage: ClassVar[tuple[str, ...]] = ("groups", "strides", "kernels")
     input_adaptor: ClassVar[bool] = True
-    largest: ClassVar[dict[str, float]] = {"groups": 256, "strides": 64, "kernels": 31, "offset_range": 1000}
+    largest: ClassVar[dict[str, float]] = {"groups": 64, "strides": 64, "kernels": 31, "offset_range": 1000}
 
     groups: tuple[int, ...] = (1, 1, 2, 4)  # offset groups
     strides: tuple[int, ...] = (8, 4, 1, 1)  # of the sampling grid, in pixels

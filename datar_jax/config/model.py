@@ -17,16 +17,16 @@ from datar_jax.config.mixers import (
     WindowSettings,
 )
 
-MAX_BLOCKS = 128
+MAX_BLOCKS = 64
 
 
 class ModelConfig(StrictStruct, frozen=True):
     """Every size of a DATAR. Tuples have one entry per stage; a mixer's own settings are in a struct of their own."""
 
     largest: ClassVar[dict[str, float]] = {
-        "dims": 8192,
+        "dims": 4096,
         "spec": MAX_BLOCKS,
-        "heads": 256,
+        "heads": 128,
         "mlp_ratio": 16,
         "num_classes": 1_000_000,
     }

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import msgspec
@@ -316,7 +317,7 @@ def test_a_whole_official_model_gives_its_scores(tmp_path: Path, name: str) -> N
         return model.apply({"params": params}, x)[0]
 
     def nested(params: dict[str, np.ndarray]) -> Any:
-        return dat.flax.traverse_util.unflatten_dict(params, sep="/")
+        return flax.traverse_util.unflatten_dict(params, sep="/")
 
     with jax.default_matmul_precision("highest"):
         np.testing.assert_allclose(score(nested(official.params), jnp.asarray(x)), y, atol=1e-4)

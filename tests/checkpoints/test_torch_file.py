@@ -357,7 +357,7 @@ def test_an_npz_with_objects_is_refused_and_does_not_run(tmp_path: Path) -> None
             return Path.touch, (tmp_path / "ran",)
 
     np.savez(tmp_path / "a.npz", a=np.array([Payload()], object))
-    with pytest.raises(ModelError, match="allow_pickle=False"):
+    with pytest.raises(ModelError, match="without objects"):
         read_arrays(tmp_path / "a.npz")
     assert not (tmp_path / "ran").exists()
 

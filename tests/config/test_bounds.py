@@ -50,7 +50,7 @@ def test_every_size_has_a_bound(kind: type[c.StrictStruct], name: str, value: An
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"spec": ("L" * 64, "L" * 64, "D", "D")}, "model.spec"),
+        ({"spec": ("L" * 32, "L" * 32, "D", "D")}, "model.spec"),
         ({"window": c.WindowSettings(sizes=((64, 64), (8, 8), (8, 8), (8, 8)))}, "model.window.sizes[0]"),
         (
             {

@@ -18,6 +18,7 @@ from datar_jax.models.adaptor import InputAdaptor
 from datar_jax.models.datar import DATAR
 from datar_jax.models.flops import count_parameters
 from datar_jax.models.layers import DropPath
+from datar_jax.models.parameter_shapes import parameter_shapes
 from datar_jax.training.optimizer import decay_mask
 from datar_jax.training.sharding import make_mesh, state_shardings
 from tests.helpers import LONE
@@ -303,3 +304,20 @@ def test_bfloat16_products_give_float32_logits() -> None:
     assert {x.dtype for x in jax.tree.leaves((logits, outputs))} == {jnp.dtype(jnp.float32)}
     exact = scoring(wide)(params, mel)[0]
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max(), "the products were rounded, and not more"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_of_parameters_are_those_of_the_whole_model(channels):
+    every = c.ModelConfig(
+        spec=("LS", "NNL", "LDLD", "DD"),
+        deformable=c.DeformableSettings(position="log_cpb"),
+        adaptor="both",
+        adaptor_at="both",
+        local_perception=True,
+        mlp="conv",
+    )
+    for config in (every, SMALL):
+        model = DATAR(config, CLASSES, 32, 300)
+        clip = jax.ShapeDtypeStruct((1, 32, 300, channels), jnp.float32)
+        flat = tree.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), clip)["params"], sep="/")
+        assert parameter_shapes(config, CLASSES, 32, 300, channels) == {path: x.shape for path, x in flat.items()}
