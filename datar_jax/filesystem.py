@@ -17,13 +17,15 @@ import json
 import os
 import secrets
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 from datar_jax.config import ConfigError
 from datar_jax.foreign_files import check_name, open_regular, path_below
+from datar_jax.locks import locked
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ class StoragePath:
             return int(self.system.info(self.path)["size"])
         except FileNotFoundError:
             return -1
+
+    def state(self) -> tuple[int, int]:
+        """Size in bytes and time of change in nanoseconds; -1 and 0 for a file that cannot be read.
+
+        In a bucket, a checksum of what it says of the file's version takes the place of the time.
+        """
+        try:
+            if self.local is None:
+                about = self.system.info(self.path)
+                return int(about["size"] or 0), zlib.crc32(_version(about).encode())
+            status = self.local.stat()
+        except OSError:
+            return -1, 0
+        return status.st_size, status.st_mtime_ns
+
+    def open(self) -> BinaryIO:
+        """Opens the file for reading; raises OSError for what is no regular file."""
+        return open_regular(self.local) if self.local else cast(BinaryIO, self.system.open(self.path, "rb"))
 
     def read(self) -> bytes:
         """Returns the content of the file; raises FileNotFoundError, and OSError for what is no regular file."""
@@ -132,8 +152,7 @@ class StoragePath:
         for path, about in sorted(self.system.find(self.path, detail=True).items()):
             name = path[len(self.path.rstrip("/")) :].strip("/")
             if not any(part.startswith(".") for part in name.split("/")):
-                changed = (about.get(key) for key in ("etag", "ETag", "updated", "LastModified", "mtime", "created"))
-                yield name, f"{about['size']} {next(filter(None, changed), '')}"
+                yield name, f"{about['size']} {_version(about)}"
 
 
 def storage_path(url: str, field: str) -> StoragePath:
@@ -151,6 +170,12 @@ def storage_path(url: str, field: str) -> StoragePath:
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{field}={url!r}: {error}") from None
     return StoragePath(url, path, system)
+
+
+def _version(about: dict[str, Any]) -> str:
+    """What a bucket says of the version of a file; an empty text if nothing."""
+    versions = (about.get(key) for key in ("etag", "ETag", "updated", "LastModified", "mtime", "created"))
+    return str(next(filter(None, versions), ""))
 
 
 def _protocols(system: Any) -> tuple[str, ...]:
@@ -225,7 +250,7 @@ def atomic_writers(*paths: Path, keep: bool = False) -> Iterator[list[BinaryIO]]
     try:
         with contextlib.ExitStack() as stack:
             files = [
-                stack.enter_context(partial.open("wb") if _is_special(partial) else _locked(partial, fcntl.LOCK_EX))
+                stack.enter_context(partial.open("wb") if _is_special(partial) else locked(partial, fcntl.LOCK_EX))
                 for partial in partials
             ]
             yield files
@@ -280,34 +305,3 @@ def _partial_name(path: Path) -> Path:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stale.unlink()
     return path.with_name(f"{prefix}.{secrets.token_hex(4)}.partial")
-
-
-@contextlib.contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Holds a lock file for the block, on file systems that have locks; then removes it.
-
-    Raises:
-      BlockingIOError: another process holds it.
-    """
-    with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # before it is released, so that the next holder sees that it was removed
-
-
-def _locked(path: Path, how: int) -> BinaryIO:
-    """A new or existing file, open for writing, with the lock on it."""
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            file.close()
-            raise
-        except OSError:  # a file system without locks
-            return file
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        file.close()  # another process removed it before it was locked

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(("version", "labels", "typed_json", "ops", "compilation_cache"), 1),
     **dict.fromkeys(("foreign_files", "escaping", "wording"), 1),
-    "config": 2,
+    **dict.fromkeys(("config", "locks"), 2),
     **dict.fromkeys(("metrics", "filesystem", "audio", "backend", "terminal", "progress"), 3),
     "plotting": 4,
     **dict.fromkeys(("models", "data"), 5),

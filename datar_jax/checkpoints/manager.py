@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from datar_jax.checkpoints.integrity import (
     BadCheckpoint,
+    Mismatch,
     check_structure,
     fingerprint,
     metadata_path,
@@ -73,9 +74,10 @@ class CheckpointManager:
         self._trusted: set[int] = set()  # written or verified by this process
         self._pending: int | None = None  # step that is being written
         self._failed: tuple[int, str] | None = None  # the last write, if it failed, and why
+        self._writes = False  # whether anything in the folder has been changed
+        self._partial = True  # whether there may be files of a killed or failed write
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Keep(self._scores),
-            cleanup_tmp_directories=True,
             lightweight_initialize=True,
             todelete_subdir=DELETED,
         )
@@ -86,7 +88,6 @@ class CheckpointManager:
             raise CheckpointError(
                 f"{folder}: cannot hold checkpoints ({short_message(error)}); give another --workdir"
             ) from None
-        self._sweep()
         for step in self._manager.all_steps():
             try:
                 score = read_metadata(self._folder, step)["score"]
@@ -105,6 +106,7 @@ class CheckpointManager:
           score: on the validation clips, if any; the highest is the best. A later call for the same step may add it.
         """
         self._settle()
+        self._sweep()
         step = int(state.step)
         if step in self._trusted and step in self._manager.all_steps():
             if score is not None and step not in self._scores:
@@ -172,11 +174,7 @@ class CheckpointManager:
             if not best:
                 self._prune()
             return state, meta["data"], meta["run"]
-        reasons = "; ".join(f"step {step}: {why}" for step, why in bad.items()) or "there is none"
-        raise CheckpointError(
-            f"{self._folder}: no checkpoint can be read ({reasons}); "
-            "delete that folder to start over, or give another --workdir"
-        )
+        raise _none_readable(self._folder, bad)
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint; None without one."""
@@ -205,7 +203,8 @@ class CheckpointManager:
             else:
                 self._pending, self._failed = None, None
                 self._trusted.add(step)
-        self._sweep()  # also after an earlier failure, whose threads may have gone on writing
+        if self._writes:
+            self._sweep()
 
     def _give_up(self, step: int, error: Exception) -> None:
         """Handles a failed write: deletes its partial files, which may be what fills the disk."""
@@ -224,11 +223,16 @@ class CheckpointManager:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Removes deleted checkpoints and partial files of failed writes, which orbax does only at the next start."""
+        """Removes deleted checkpoints and partial files of killed or failed writes.
+
+        Not before a checkpoint was read, where there are any: a run that is refused changes nothing. Repeated after a
+        failure, whose threads may have gone on writing.
+        """
         if jax.process_index() == 0:
             shutil.rmtree(self._folder / DELETED, ignore_errors=True)
-            for part in self._folder.glob("*.orbax-checkpoint-tmp*") if self._failed else ():
+            for part in self._folder.glob("*.orbax-checkpoint-tmp*") if self._partial else ():
                 shutil.rmtree(part, ignore_errors=True)
+        self._writes, self._partial = True, bool(self._failed)
 
     def _add_score(self, step: int, score: float) -> None:
         """Rewrites the metadata of a checkpoint with its score."""
@@ -277,6 +281,30 @@ class CheckpointManager:
         state = self._manager.restore(step, args=args).state
         verify_checksums(meta["leaves"], state)
         return state, meta
+
+
+def check_checkpoints(folder: Path, like: Any) -> None:
+    """Checks, by their metadata alone, that a folder holds a checkpoint of a state like that; changes nothing.
+
+    Raises:
+      CheckpointError: none of them is.
+    """
+    bad = {}
+    for step in sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True):
+        try:
+            check_structure(read_metadata(folder, step)["leaves"], like)
+        except (BadCheckpoint, Mismatch) as error:
+            bad[step] = str(error)
+        else:
+            return
+    raise _none_readable(folder, bad)
+
+
+def _none_readable(folder: Path, bad: dict[int, str]) -> CheckpointError:
+    reasons = "; ".join(f"step {step}: {why}" for step, why in bad.items()) or "there is none"
+    return CheckpointError(
+        f"{folder}: no checkpoint can be read ({reasons}); delete that folder to start over, or give another --workdir"
+    )
 
 
 def _kept(scores: dict[int, float], steps: Sequence[int]) -> set[int]:

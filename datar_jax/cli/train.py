@@ -51,13 +51,11 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
         # Imported here: a mistake in the options is reported before jax takes its seconds to load.
         from datar_jax.backend import require_backend
         from datar_jax.checkpoints.manager import CheckpointError
-        from datar_jax.compilation_cache import keep_compiled
         from datar_jax.data.sources.base import DataError
         from datar_jax.training.eval_loop import TrainingError
         from datar_jax.training.train_loop import Stopped
         from datar_jax.training.trainer import train_and_evaluate
 
-        keep_compiled(Path(config.data.cache or workdir / "cache").expanduser() / "xla")
         try:
             start(cluster)
             require_backend()

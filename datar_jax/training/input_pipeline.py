@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from datar_jax.config import Config, ConfigError
 from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.data.duplicates import copies_note
+from datar_jax.data.identity import FileContent, look_at_files
 from datar_jax.data.loader import TrainBatches, train_batches
 from datar_jax.data.prepared import read_statistics
 from datar_jax.data.readers import read_dataset
@@ -20,7 +22,7 @@ from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import ClipSource, bad_clips_report, default_window_frames, statistics, usable
 from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import Splits, check_classes, check_heads, split
-from datar_jax.filesystem import storage_path
+from datar_jax.filesystem import StoragePath, storage_path
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training.distributed import wait_for_all
 from datar_jax.training.monitoring.console import ProgressConsole
@@ -55,6 +57,16 @@ class LabelledData:
         folds = list(dataset.folds) if config.data.fold == 0 else [config.data.fold]
         return cls(config, dataset, {fold: split(dataset, config.data, fold) for fold in folds})
 
+    @cached_property
+    def content(self) -> FileContent:
+        """What is known of the clips' files without reading them."""
+        return look_at_files(self.dataset, self.root)
+
+    @property
+    def root(self) -> StoragePath | None:
+        """The folder of prepared data; None for sound files."""
+        return storage_path(self.config.data.root, "data.root") if self.dataset.card else None
+
     @property
     def notes(self) -> list[str]:
         """What a user should know of the lists and splits, each note once."""
@@ -78,14 +90,18 @@ class InputPipeline:
     frames: int
 
     @classmethod
-    def open(cls, data: LabelledData, workdir: Path, console: ProgressConsole) -> InputPipeline:
+    def open(
+        cls, data: LabelledData, workdir: Path, console: ProgressConsole, content: FileContent | None = None
+    ) -> InputPipeline:
         """Opens the clips (decoding them on the first call), drops unusable ones and chooses the window.
+
+        `content` is what is known of their files, with checksums where those have been compared.
 
         Raises:
           DataError: too many unusable clips.
         """
         config, dataset = data.config, data.dataset
-        source = open_source(config, dataset, workdir, console)
+        source = open_source(config, dataset, workdir, console, content or data.content)
         splits = {fold: usable_split(dataset, source, each, console) for fold, each in data.splits.items()}
         for note in dict.fromkeys(copies_note(dataset, source, each) for each in splits.values()):
             if note:
@@ -155,7 +171,9 @@ def with_classes(config: Config, dataset: Dataset) -> Config:
     return msgspec.structs.replace(config, model=model)
 
 
-def open_source(config: Config, dataset: Dataset, workdir: Path, console: ProgressConsole) -> ClipSource:
+def open_source(
+    config: Config, dataset: Dataset, workdir: Path, console: ProgressConsole, content: FileContent | None = None
+) -> ClipSource:
     """Opens all clips, decoding them on the first call, and reports unusable ones.
 
     The first process decodes; the others wait, and find its cache where they share its disk.
@@ -168,7 +186,7 @@ def open_source(config: Config, dataset: Dataset, workdir: Path, console: Progre
         store: ClipSource = open_shards(root, dataset.card, dataset.clips, config.audio, cache)
     else:
         decoding = console.progress.counter("decoding", "clip", "opening the sounds")
-        store = open_cache(dataset, config.audio, cache, decoding, console.say)
+        store = open_cache(dataset, config.audio, cache, decoding, console.say, content)
     if not jax.process_index():
         wait_for_all("sounds")
     if report := bad_clips_report(store, config.data.max_bad_fraction):

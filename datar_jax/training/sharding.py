@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from datar_jax.config import ConfigError, MeshConfig
+from datar_jax.config import Config, ConfigError, MeshConfig
 
 
 class Rule(NamedTuple):
@@ -67,6 +67,24 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"there are {len(devices)}; give {data}, or -1"
         )
     return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def check_batches(config: Config, mesh: Mesh) -> None:
+    """Refuses batch sizes that do not divide over the devices.
+
+    Raises:
+      ConfigError: names the setting and a size that does.
+    """
+    devices = mesh.size
+    for field, size in (
+        ("train.batch_size", config.train.batch_size // config.train.grad_accum_steps),
+        ("train.eval_batch_size", config.train.eval_batch_size),
+    ):
+        if size % devices:
+            raise ConfigError(
+                f"{field}={getattr(config.train, field.split('.')[1])}: its {size} examples at a time do not divide "
+                f"over {devices} devices; give a multiple of {devices * (config.train.batch_size // size or 1)}"
+            )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

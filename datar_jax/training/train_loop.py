@@ -37,7 +37,7 @@ from datar_jax.training.monitoring.profiler import ProfilerWindow
 from datar_jax.training.monitoring.throughput import Throughput
 from datar_jax.training.monitoring.watchdog import Watchdog
 from datar_jax.training.sharding import batch_sharding
-from datar_jax.training.train_step import TrainState, init_state, jit_train_step
+from datar_jax.training.train_step import TrainState, init_state, jit_train_step, sharded_state
 
 FIRST_STEP_PATIENCE = 30  # a first step may last so many times longer: it includes compilation
 MAX_IN_FLIGHT = 2  # steps dispatched and not waited for; more would only queue batches in memory
@@ -72,6 +72,7 @@ def fit(
     report: MetricWriter,
     profile: Path | None = None,
     initialize: Callable[[TrainState], TrainState] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -83,6 +84,7 @@ def fit(
       report: where metrics and messages go.
       profile: folder for a profiler trace of a few steps.
       initialize: gives a new state its initial weights, for fine-tuning.
+      begin: called before anything is written, when the state is there: nothing is refused from here on.
 
     What is written does not depend on where a run was stopped: rows of metrics are on disk before the checkpoint that
     follows them, and no step is logged only because a run was stopped there.
@@ -94,6 +96,7 @@ def fit(
     """
     batches = pipeline.train_batches(spec)
     state, clock = _initial_state(spec, mesh, pipeline, batches, checkpoints, initialize)
+    begin()
     first = step = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
     report.begin(step, spec.steps, checkpoints.has_score(step), compiling(spec.config.model.spec, train=True))
@@ -184,14 +187,12 @@ def _initial_state(
     initialize: Callable[[TrainState], TrainState] | None,
 ) -> tuple[TrainState, dict[str, float]]:
     """The state and clock of the newest checkpoint, with `batches` at its position; or a new state."""
-    state = init_state(spec, mesh, pipeline.mean, pipeline.std)
-    clock = {"train_seconds": 0.0, "clips_per_second": 0.0}
     if checkpoints.latest_step() is not None:
-        state, position, clock = checkpoints.restore(state)
+        state, position, clock = checkpoints.restore(sharded_state(spec, mesh))
         batches.set_state(position)
-    elif initialize:
-        state = initialize(state)
-    return state, clock
+        return state, clock
+    state = init_state(spec, mesh, pipeline.mean, pipeline.std)
+    return initialize(state) if initialize else state, {"train_seconds": 0.0, "clips_per_second": 0.0}
 
 
 class _StepsInFlight:

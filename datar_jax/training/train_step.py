@@ -60,6 +60,16 @@ def abstract_state(spec: ModelSpec) -> TrainState:
     return jax.eval_shape(partial(_make_state, spec), jax.ShapeDtypeStruct((2,), jnp.float32))
 
 
+def sharded_state(spec: ModelSpec, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, nothing allocated."""
+    shapes = abstract_state(spec)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+
+
 def init_state(spec: ModelSpec, mesh: Mesh, mean: float = 0.0, std: float = 1.0) -> TrainState:
     """Initializes parameters and optimizer state in place on their devices.
 

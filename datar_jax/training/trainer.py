@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from datar_jax import metrics
-from datar_jax.checkpoints.manager import CheckpointManager
+from datar_jax.checkpoints.manager import CheckpointManager, check_checkpoints
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
 from datar_jax.checkpoints.pretrained import PretrainedModel
-from datar_jax.compilation_cache import compiling
-from datar_jax.config import Config, ConfigError
+from datar_jax.compilation_cache import compiling, keep_compiled
+from datar_jax.config import Config
 from datar_jax.data.dataset import SPLITS, Dataset
 from datar_jax.data.duplicates import pack_checksums
+from datar_jax.data.identity import identity
 from datar_jax.models.flops import count_parameters, macs_per_clip
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training.eval_loop import score_clips
@@ -31,15 +32,20 @@ from datar_jax.training.input_pipeline import FoldPipeline, InputPipeline, Label
 from datar_jax.training.monitoring.console import ProgressConsole, show_result
 from datar_jax.training.monitoring.metric_writer import MetricWriter, NullWriter, Row, read_rows
 from datar_jax.training.plots import save_training_curves, try_drawing
-from datar_jax.training.sharding import make_mesh
+from datar_jax.training.sharding import check_batches, make_mesh
 from datar_jax.training.train_loop import Trained, fit
+from datar_jax.training.train_step import abstract_state
 from datar_jax.training.workdir import (
     RESULT,
-    check_labels,
+    bound,
+    check_data,
     check_workdir,
     finished_result,
+    has_checkpoint,
+    only_writer,
     result_checksum,
     write_on_first_process,
+    write_run,
 )
 from datar_jax.wording import count
 
@@ -53,6 +59,7 @@ class Job:
     console: ProgressConsole
     profile: bool  # whether a profiler trace of a few steps is recorded
     read_source: Callable[[], PretrainedModel | None]  # reads the model of `init.from`
+    begin: Callable[[], None]  # writes what binds the work directory; does nothing the second time
 
     @property
     def config(self) -> Config:
@@ -101,30 +108,51 @@ def train_and_evaluate(config: Config, workdir: Path, profile: bool = False) -> 
 
 def _run(config: Config, workdir: Path, profile: bool, console: ProgressConsole) -> Row:
     mesh = make_mesh(config.mesh)
-    _check_batches(config, mesh)
+    check_batches(config, mesh)
     console.progress.stage("reading the lists")
     data = LabelledData.read(config)
     for note in data.notes:
         console.say(note)
-    crossed = config.data.fold == 0
+    with only_writer(workdir):
+        return _train_folds(data, workdir, mesh, console, profile)
+
+
+def _train_folds(data: LabelledData, workdir: Path, mesh: Mesh, console: ProgressConsole, profile: bool) -> Row:
+    """Trains and evaluates in a work directory whose lock is held. What could be refused is, before it is changed."""
+    config, crossed = data.config, data.config.data.fold == 0
     folders = {fold: workdir / f"fold_{fold}" if crossed else workdir for fold in data.splits}
-    for folder in folders.values():
-        check_labels(data.dataset.labels, folder)
-    check_workdir(data.config, workdir)
-    read_source = cache(partial(read_init_source, data.config))
+    check_workdir(config, workdir)
+    known, note = check_data(data, workdir)
+    if note:
+        console.print(note, markup=False, soft_wrap=True)
+    read_source = cache(partial(read_init_source, config))
     if not all(map(started_run, folders.values())):
         read_source()  # a mistake in init.from is reported before any sound is read
+    programs = Path(config.data.cache or workdir / "cache").expanduser() / "xla"
+    if not bound(workdir):
+        keep_compiled(programs)
 
-    pipeline = InputPipeline.open(data, workdir, console)
-    job = Job(pipeline, mesh, console, profile, read_source)
+    pipeline = InputPipeline.open(data, workdir, console, known.content if known else None)
+    for fold, folder in folders.items():
+        if has_checkpoint(folder):
+            like = abstract_state(_spec(pipeline, fold))
+            check_checkpoints(folder / "checkpoints", like)
+
+    @cache
+    def begin() -> None:
+        keep_compiled(programs)
+        content = pipeline.source.content or data.content
+        write_run(config, known or identity(data.dataset, data.splits, content), workdir)
 
     def checksum() -> int:
-        return result_checksum(_tested(pipeline), workdir, folders.values())
+        return result_checksum(_tested(pipeline), config, workdir, folders.values())
 
     # Of several processes, not all may see the files of the first.
     if jax.process_count() == 1 and (finished := finished_result(workdir, checksum())):
+        begin()
         console.say(f"finished already: these are the numbers of {workdir / RESULT}; delete it to score again")
         return finished
+    job = Job(pipeline, mesh, console, profile, read_source, begin)
     scores = {fold: train_fold(job, fold, folder) for fold, folder in folders.items()}
     result = _cross_validation(job, workdir, scores) if crossed else scores[config.data.fold].result
     result = {**result, "inputs_checksum": checksum()}
@@ -143,21 +171,27 @@ def _tested(pipeline: InputPipeline) -> list[object]:
     return tested
 
 
+def _spec(pipeline: InputPipeline, fold: int) -> ModelSpec:
+    """The model and the number of steps of one fold."""
+    config, heads = pipeline.config, tuple(head.size for head in pipeline.dataset.heads)
+    steps = max(1, config.train.epochs * len(pipeline.splits[fold].train) // config.train.batch_size)
+    return ModelSpec(config, config.model.num_classes, pipeline.frames, steps, heads)
+
+
 def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
     """Trains on the training clips of one fold and evaluates on its test clips."""
-    config, dataset, frames = job.config, job.pipeline.dataset, job.pipeline.frames
+    config, dataset = job.config, job.pipeline.dataset
     own = started_run(folder) if config.init.source else None
     job.console.progress.stage("initializing the model")
     source = None if own else job.read_source()
     known = own or (source and source.description)  # a pretrained model keeps its normalization
     data = job.pipeline.fold(fold, known.normalization if known else None)
-    steps = max(1, config.train.epochs * len(data.split.train) // config.train.batch_size)
-    spec = ModelSpec(config, config.model.num_classes, frames, steps, tuple(head.size for head in dataset.heads))
+    spec = _spec(job.pipeline, fold)
     info = ModelInfo(
         config=config,
         labels=dataset.labels,
         head_sizes={head.name: head.size for head in dataset.heads},
-        frames=frames,
+        frames=spec.frames,
         mean_db=data.mean,
         std_db=data.std,
         provenance=provenance(
@@ -165,26 +199,30 @@ def train_fold(job: Job, fold: int, folder: Path) -> FoldScores:
             dataset,
             data.split,
             fold,
-            steps,
+            spec.steps,
             own.provenance.pretraining if own else source_provenance(source),
             pack_checksums(data.source, data.split),
         ),
     )
     label = f"fold {fold}" if job.cross_validates else ""
     report = NullWriter() if jax.process_index() else MetricWriter(folder, job.console, label)
-    if not jax.process_index():
-        write_model_info(folder / MODEL_FILE, info)
+
+    def begin() -> None:
+        job.begin()
+        if not jax.process_index():
+            write_model_info(folder / MODEL_FILE, info)
+
     checkpoints = CheckpointManager(folder / "checkpoints", report.say)
     try:
         sizes = [len(getattr(data.split, name)) for name in SPLITS]
         counts = "{} training, {} validation, {} test clips".format(*sizes)
-        counts += f"; {count(steps, 'step')} of {count(config.train.batch_size, 'clip')}"
+        counts += f"; {count(spec.steps, 'step')} of {count(config.train.batch_size, 'clip')}"
         report.say(f"{label}{': ' if label else ''}{counts}")
         initialize = partial(initialize_from, job.read_source, info, report.say) if config.init.source else None
         profile = folder / "profile" if job.profile else None
-        trained = fit(spec, job.mesh, data, checkpoints, report, profile, initialize)
+        trained = fit(spec, job.mesh, data, checkpoints, report, profile, initialize, begin)
         scores = _evaluate(spec, job.mesh, data, checkpoints, trained, report)
-        report.row({"step": steps, "split": "test", **scores.metrics})
+        report.row({"step": spec.steps, "split": "test", **scores.metrics})
         rows = report.rows()
     finally:
         report.end()
@@ -236,20 +274,6 @@ def _cross_validation(job: Job, workdir: Path, scores: dict[int, FoldScores]) ->
     write_on_first_process(workdir / RESULT, result)
     _save_figures(workdir, dataset, rows, list(scores.values()), config, job.console.say)
     return result
-
-
-def _check_batches(config: Config, mesh: Mesh) -> None:
-    """Refuses batch sizes that do not divide over the devices."""
-    devices = mesh.size
-    for field, size in (
-        ("train.batch_size", config.train.batch_size // config.train.grad_accum_steps),
-        ("train.eval_batch_size", config.train.eval_batch_size),
-    ):
-        if size % devices:
-            raise ConfigError(
-                f"{field}={getattr(config.train, field.split('.')[1])}: its {size} examples at a time do not divide "
-                f"over {devices} devices; give a multiple of {devices * (config.train.batch_size // size or 1)}"
-            )
 
 
 def _save_figures(

@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import datar_jax
+from datar_jax.config import ConfigError
 from datar_jax.config.loader import read_stored
 
 FOLDER = Path(__file__).parents[1] / "golden" / "version_0_1"
@@ -40,5 +42,8 @@ def test_a_run_of_version_0_1_is_known_as_the_same_run(tmp_path):
 
     stored = FOLDER / "run" / "config.json"
     shutil.copy(stored, tmp_path / "config.json")
-    check_workdir(read_stored(stored), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["audio"]["n_mels"] == 32
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    config = read_stored(stored)
+    check_workdir(config, tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.seed=7: .* holds a run with train\.seed=0"):
+        check_workdir(msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, seed=7)), tmp_path)

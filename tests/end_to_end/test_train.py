@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 import zlib
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 import pytest
 import soundfile
 
 import train
+from datar_jax.checkpoints.integrity import with_checksum
 from datar_jax.checkpoints.manager import CheckpointError, CheckpointManager
 from datar_jax.checkpoints.model_info import read_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
@@ -28,10 +31,11 @@ from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.synthetic_sounds import render
+from datar_jax.filesystem import write_json
+from datar_jax.locks import locked_folder
 from datar_jax.training import input_pipeline, trainer
 from datar_jax.training import train_loop as loop
 from datar_jax.training.input_pipeline import with_classes
-from datar_jax.training.workdir import check_workdir
 from tests.helpers import head
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -111,14 +115,23 @@ def params_of(workdir: Path) -> Any:
         return reader.restore(folder.absolute(), abstract)["params"]
 
 
+@pytest.fixture(scope="module")
+def finished(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the sounds and the work directory of a finished run on them."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(sounds / "by_class", folder / "sounds")
+    assert train.main(command("folder", folder / "run", data__root=str(folder / "sounds"))) == 0
+    return folder
+
+
 def test_a_run_leaves_what_it_promises_and_a_second_call_shows_its_result(
-    sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
-    assert train.main(arguments) == 0
-    left = {path.name for path in (tmp_path / "run").iterdir()}
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    left = {path.name for path in run.iterdir()}
     assert left >= {
         "config.json",
+        "data.identity",
         "model.json",
         "metrics.jsonl",
         "tensorboard",
@@ -129,29 +142,146 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_shows_its_result(
         "hardest.csv",
         "result.json",
     }
-    assert any("tfevents" in path.name for path in (tmp_path / "run" / "tensorboard").iterdir())
-    assert read_model_info(tmp_path / "run" / "model.json").labels == KINDS
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert ".lock" not in left
+    assert any("tfevents" in path.name for path in (run / "tensorboard").iterdir())
+    assert read_model_info(run / "model.json").labels == KINDS
+    result = json.loads((run / "result.json").read_text())
     assert {
         "top1", "top5", "mean_class_accuracy", "mean_average_precision", "roc_auc", "d_prime", "loss", "clips",
         "classes", "parameters", "macs_per_clip", "steps", "train_seconds", "clips_per_second",
     } <= set(result)  # fmt: skip
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     assert [row["step"] for row in rows if "split" not in row] == list(range(1, result["steps"] + 1))
     assert all(np.isfinite(row["loss"]) for row in rows)
+
+    moved = shutil.copytree(finished / "sounds", tmp_path / "moved", copy_function=shutil.copyfile)  # with other times
+    arguments = command("folder", run, data__root=str(moved))
 
     def again() -> str:
         capsys.readouterr()
         assert train.main(arguments) == 0
-        assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
-        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == len(rows)
+        assert json.loads((run / "result.json").read_text()) == result
+        assert len(rows_of(run)) == len(rows)
+        assert len(list((run / "cache").glob("*.frames"))) == 1, "nothing was decoded"
         return capsys.readouterr().out
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_fold", None)  # nothing is scored
         assert "finished already: these are the numbers of" in (out := again()) and "top-1" in out
-    (tmp_path / "run" / "result.json").unlink()
+    (run / "result.json").unlink()
     assert "finished already; evaluating" in again()
+
+
+def content_of(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def swap_files(one: Path, other: Path) -> None:
+    """Two files of the same size change places."""
+    first, second = one.read_bytes(), other.read_bytes()
+    assert len(first) == len(second) and first != second
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def make_of_another_head(run: Path, _: Path) -> None:
+    """The checkpoints become those of a model with a class more."""
+    for path in run.glob("checkpoints/*/meta/metadata"):
+        metadata = json.loads(path.read_bytes())
+        del metadata["crc"]
+        metadata["leaves"]["params/head/kernel"]["shape"][-1] += 1
+        path.write_text(json.dumps(with_checksum(metadata)))
+
+
+def make_unreadable(run: Path, _: Path) -> None:
+    """Every file of every state is emptied."""
+    for path in run.glob("checkpoints/*/state/**/*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "said"),
+    [
+        (lambda run, data: (data / "bark").rename(data / "wolf"), {}, "no class 'bark' and a new class 'wolf'"),
+        (lambda run, data: shutil.rmtree(data / "bark"), {}, "model.num_classes=2"),
+        (
+            lambda run, data: swap_files(data / "bark/bark_01.wav", data / "rain/rain_01.wav"),
+            {},
+            "2 clips (bark/bark_0",
+        ),
+        (lambda run, data: (data / "rain/rain_05.wav").unlink(), {}, "1 clip (rain/rain_05.wav) missing"),
+        (lambda run, data: (data / "rain/rain_05.wav").write_bytes(b"no sound"), {}, "(rain/rain_05.wav) with another"),
+        (lambda run, data: None, {"optim__learning_rate": "0.5"}, "optim.learning_rate=0.5"),
+        (lambda run, data: None, {"data__test_fraction": "0.5"}, "data.test_fraction=0.5"),
+        (lambda run, data: None, {"audio__sample_rate": "16000"}, "audio.sample_rate=16000"),
+        (lambda run, data: None, {"mesh__fsdp": "3"}, "mesh.fsdp=3"),
+        (lambda run, data: None, {"train__eval_batch_size": "7"}, "train.eval_batch_size=7"),
+        (lambda run, data: None, {"data__root": "nowhere"}, "nowhere"),
+        (lambda run, data: (run / "data.identity").write_bytes(b"?"), {}, "data.identity: not readable"),
+        (lambda run, data: (run / "config.json").write_bytes(b"{"), {}, "config.json: not readable"),
+        (make_of_another_head, {}, "of another model: params/head/kernel"),
+        (make_unreadable, {}, "no checkpoint can be read"),
+    ],
+)
+def test_a_command_that_is_refused_changes_no_byte_of_the_work_directory(
+    finished: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    change: Any,
+    fields: dict[str, str],
+    said: str,
+) -> None:
+    run, data = (Path(shutil.copytree(finished / name, tmp_path / name)) for name in ("run", "sounds"))
+    (run / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # of a run that was killed
+    change(run, data)
+    before = content_of(run)
+    capfd.readouterr()
+    assert train.main(command("folder", run, **{"data__root": str(data), **fields})) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert said in errors[-1] and len(errors) == 1
+    assert content_of(run) == before
+
+
+def test_a_second_run_in_a_work_directory_is_refused_and_the_holder_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    arguments = command("folder", run, data__root=str(finished / "sounds"))
+    with locked_folder(run):
+        before = content_of(run)
+        assert train.main(arguments) == 2
+        assert f"{run}: another process ({os.getpid()} on " in capsys.readouterr().err
+        assert content_of(run) == before
+        load_pretrained(run)  # readers are not blocked
+    (run / ".lock").write_text("1 on a host that is gone")  # left by a killed process
+    capsys.readouterr()
+    assert train.main([*arguments, "--config.optim.learning_rate=0.5"]) == 2
+    assert "optim.learning_rate" in capsys.readouterr().err and not (run / ".lock").exists()
+
+
+def test_a_missing_backend_leaves_the_work_directory_as_it_is(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise RuntimeError("no such backend")
+
+    monkeypatch.setattr(jax, "devices", missing)
+    before = content_of(finished / "run")
+    assert train.main(command("folder", finished / "run", data__root=str(finished / "sounds"))) == 2
+    assert "jax cannot start this backend" in capsys.readouterr().err and content_of(finished / "run") == before
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_one_note(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    record = (run / "data.identity").read_bytes()
+    (run / "data.identity").unlink()
+    assert train.main(command("folder", run, data__root=str(finished / "sounds"))) == 0
+    assert capsys.readouterr().out.count("of an earlier version, which kept no record of its data") == 1
+    assert (run / "data.identity").read_bytes() == record
 
 
 def test_a_stopped_run_continues_as_if_it_had_not_been_stopped(
@@ -360,7 +490,7 @@ def test_a_work_directory_belongs_to_one_configuration(
     (tmp_path / "run").mkdir()
     arguments = command("folder", tmp_path / "run", data__root=str(sounds / "by_class"))
     config, workdir, *_ = train.parse(arguments)
-    check_workdir(with_classes(config, read_dataset(config.data)), workdir)
+    write_json(workdir / "config.json", msgspec.to_builtins(with_classes(config, read_dataset(config.data))))
     (workdir / "checkpoints" / "8").mkdir(parents=True)
     changed = command("folder", workdir, data__root=str(sounds / "by_class"), optim__learning_rate="0.5")
     assert train.main(changed) == 2

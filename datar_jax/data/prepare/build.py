@@ -27,7 +27,8 @@ from datar_jax.data.prepare.manifest import write_manifest
 from datar_jax.data.prepare.match_files import match_files
 from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan, plan_shards, shard_key
 from datar_jax.data.prepared import DatasetInfo, Moments, Shard
-from datar_jax.filesystem import StoragePath, exclusive
+from datar_jax.filesystem import StoragePath
+from datar_jax.locks import LockHeld, locked_folder
 from datar_jax.wording import count
 
 PARTS = "parts"  # folder of what is known of each finished shard
@@ -83,18 +84,17 @@ def build_dataset(
 
 @contextlib.contextmanager
 def _sole_writer(out: StoragePath) -> Iterator[None]:
-    """Holds a lock on the output folder; refuses a second preparation on this machine."""
+    """Holds the lock on the output folder; a bucket has none."""
     if out.local is None:
         yield
         return
     try:
-        out.local.mkdir(parents=True, exist_ok=True)
-        with exclusive(out.local / ".lock"):
+        with locked_folder(out.local):
             for left in out.local.glob(f"{WRITING}*"):  # by one that was killed
                 shutil.rmtree(left)
             yield
-    except BlockingIOError:
-        raise ConfigError(f"--out={out.url!r}: another preparation is writing there; wait for it") from None
+    except LockHeld as held:
+        raise ConfigError(f"--out={out.url!r}: {held} is writing there; wait for it, or give another folder") from None
     except OSError as error:
         raise ConfigError(
             f"--out={out.url!r}: cannot be written ({error.strerror or error}); mend that and give the same command, "

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from datar_jax.filesystem import exclusive
+from datar_jax.locks import LockHeld, exclusive
 
 BLOCK = 1 << 18  # bytes held at once
 
@@ -30,10 +30,8 @@ def sole_writer(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(exclusive(beside(path, "lock")))
-        except BlockingIOError as error:
-            raise FetchError(
-                f"{path}: another process is writing it; wait for it, then run the same command"
-            ) from error
+        except LockHeld as held:
+            raise FetchError(f"{path}: {held} is writing it; wait for it, then run the same command") from held
         yield
 
 

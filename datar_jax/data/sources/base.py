@@ -14,6 +14,7 @@ from datar_jax.audio.framing import frame_bounds, frame_samples, num_samples
 from datar_jax.audio.log_mel import log_mel_frames
 from datar_jax.audio.recording import Batch
 from datar_jax.config import AudioConfig
+from datar_jax.data.identity import FileContent
 from datar_jax.wording import count
 
 LONGEST = 10.0  # seconds, upper bound of the window that the data ask for
@@ -34,6 +35,7 @@ class ClipSource(abc.ABC):
     bad: tuple[tuple[str, str], ...]  # (name, reason) of the unusable clips
     frames: np.ndarray  # int64 (clips,), columns of each clip; 0 for an unusable one
     checksums: np.ndarray | None = None  # CRC-32 of the samples, or of the spectrogram, that is stored of each clip
+    content: FileContent | None = None  # of the files that the clips were decoded from, where that is known
 
     @abc.abstractmethod
     def get(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:

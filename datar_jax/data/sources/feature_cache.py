@@ -1,11 +1,12 @@
 """Cache of decoded clips: spectrograms, or samples for a front end on the device.
 
-A cache is two files. `KEY.frames` holds all clips one after another, memory-mapped, as time-major float32 decibels, the
-very numbers that a trained model is later given of a file; `KEY.samples` holds them as int16 samples. `KEY.json`,
-written last, says where each clip lies. KEY is a hash of the audio settings and of each file's path, size and time of
-change, so that a changed file or setting makes another cache. Both files are written under a temporary name: what is
-interrupted leaves no cache. Neither is a pickle, nor read as one: whatever lies there in their place is numbers or
-damage.
+A cache is two files. `KEY.frames` holds all clips one after another, memory-mapped, as time-major float32 decibels,
+the very numbers that a trained model is later given of a file; `KEY.samples` holds them as int16 samples. `KEY.json`,
+written last, says where each clip lies and what file it was decoded from. KEY is a hash of the audio settings and of
+each clip's name, section, size and time of change, so that a changed file or setting makes another cache; a cache of
+other times is used if the files have the content that it was decoded from, as after a move. Both files are written
+under a temporary name: what is interrupted leaves no cache. Neither is a pickle, nor read as one: whatever lies there
+in their place is numbers or damage.
 
 Shapes: N samples, F mel bins, T frames.
 """
@@ -16,6 +17,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -33,14 +35,19 @@ from datar_jax.audio.framing import columns, to_int16
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
+from datar_jax.data.identity import FileContent, changed_files, checksum, look_at_files, with_checksums
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
-from datar_jax.filesystem import atomic_writer
+from datar_jax.filesystem import atomic_write, atomic_writer
 from datar_jax.foreign_files import check_regular, open_regular
+from datar_jax.locks import exclusive
 from datar_jax.wording import count
 
-FORMAT = 5  # of the cache files and of decoding and the front end; a change makes old caches unused
+FORMAT = 6  # of the cache files and of decoding and the front end; a change makes old caches unused
 KINDS = {"host": "frames", "device": "samples"}  # what a front end reads
 PROBES = 4096  # clips whose checksum is verified when a cache is opened
+
+
+_Decoded = tuple[np.ndarray, float, str]  # the stored array of a clip, its scale and what is odd about it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,7 @@ class SpectrogramCache(ClipSource):
     frames: np.ndarray
     bad: tuple[tuple[str, str], ...]
     checksums: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    content: FileContent | None = dataclasses.field(default=None, repr=False, compare=False)
     _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +83,7 @@ class WaveformCache(WaveformSource):
     scales: np.ndarray  # float32 (clips,), what each clip's samples are multiplied by
     bad: tuple[tuple[str, str], ...]
     checksums: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+    content: FileContent | None = dataclasses.field(default=None, repr=False, compare=False)
     frames: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
     _flat: _Flat = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -111,36 +120,42 @@ def open_cache(
     cache_dir: Path,
     progress: Callable[[int, int], None] | None = None,
     log: Callable[[str], None] | None = None,
+    content: FileContent | None = None,
 ) -> SpectrogramCache | WaveformCache:
     """Opens the cache of a data set; computes it if it is missing or damaged.
 
     Args:
       dataset: what to decode.
       audio: the front end.
-      cache_dir: made when missing. Several processes may prepare the same cache there at once.
+      cache_dir: made when missing. Of several processes that need the same cache, one computes it and the others wait.
       progress: called in this thread with (clips done, clips) while computing.
       log: called with one line when there is a cache that cannot be used, before it is computed again, and with one
         on sounds that are used although they are odd.
+      content: of the clips' files, as `look_at_files` returns it, where that is known.
 
     Raises:
       DataError: the cache cannot be written.
     """
-    key = _key(dataset, audio)
-    index_path, store_path = Path(cache_dir, f"{key}.json"), Path(cache_dir, f"{key}.{KINDS[audio.frontend]}")
-    found = _open(index_path, store_path, dataset, audio)
+    content = content or look_at_files(dataset)
+    key = _key(dataset, audio, content)
+    found = _find(Path(cache_dir), key, dataset, audio, content)
     if isinstance(found, ClipSource):
         return found
-    if found and log:
-        log(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        for path in (index_path, store_path):
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                path.unlink()  # a link would be followed, a pipe be written to
-        with atomic_writer(store_path) as store:
-            index = _compute(dataset, audio, store, progress)
-        with atomic_writer(index_path) as file:
-            file.write(json.dumps(index).encode())
+        with exclusive(Path(cache_dir, f".{key}.lock"), wait=log or (lambda _: None)):
+            found = _find(Path(cache_dir), key, dataset, audio, content)  # perhaps written meanwhile
+            if isinstance(found, ClipSource):
+                return found
+            if found and log:
+                log(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
+            index_path, store_path = _paths(Path(cache_dir), key, content, audio)
+            index_path.unlink(missing_ok=True)  # a kill between two writes leaves no index of another store
+            if store_path.is_symlink() or (store_path.exists() and not store_path.is_file()):
+                store_path.unlink()  # a link would be followed, a pipe be written to
+            with atomic_writer(store_path) as store:
+                index = _compute(dataset, audio, content, store, progress)
+            atomic_write(index_path, json.dumps(index).encode())
     except OSError as error:
         raise DataError(
             f"{cache_dir}: cannot write the feature cache ({error.strerror or error}); "
@@ -156,26 +171,60 @@ def open_cache(
 # The cache files
 
 
-def _key(dataset: Dataset, audio: AudioConfig) -> str:
-    """Key of the cache: audio settings, and path, size, modification time and section of every clip, in order."""
+def _key(dataset: Dataset, audio: AudioConfig, content: FileContent) -> str:
+    """Key of the caches of a data set: audio settings, and name, size and section of every clip, in order."""
     digest = hashlib.blake2b(repr((FORMAT, audio)).encode(), digest_size=16)
-    for clip in dataset.clips:
-        try:
-            status = os.stat(clip.path)
-            size, changed = status.st_size, status.st_mtime_ns
-        except (OSError, ValueError):  # ValueError: a null character in the name
-            size, changed = -1, 0
-        digest.update(repr((os.path.abspath(clip.path), size, changed, clip.start, clip.end)).encode())
+    for clip, size in zip(dataset.clips, content.sizes.tolist(), strict=True):
+        digest.update(repr((clip.name, size, clip.start, clip.end)).encode())
     return digest.hexdigest()
 
 
+def _paths(folder: Path, key: str, content: FileContent, audio: AudioConfig) -> tuple[Path, Path]:
+    """The index and the store of a cache that is made of files of these times."""
+    name = f"{key}-{zlib.crc32(content.times.tobytes()):08x}"
+    return folder / f"{name}.json", folder / f"{name}.{KINDS[audio.frontend]}"
+
+
+def _find(
+    folder: Path, key: str, dataset: Dataset, audio: AudioConfig, content: FileContent
+) -> SpectrogramCache | WaveformCache | str:
+    """The cache that was computed from files of this content, or what is wrong with the one there is, or nothing."""
+    wrong = ""
+    likeliest = _paths(folder, key, content, audio)[0]
+    for index_path in sorted(folder.glob(f"{key}-*.json"), key=lambda path: path != likeliest):
+        found = _open(index_path, index_path.with_suffix(f".{KINDS[audio.frontend]}"), dataset, audio)
+        if isinstance(found, str):
+            wrong = found
+            continue
+        assert found.content
+        content = with_checksums(dataset, content, found.content)
+        if not changed_files(content, found.content).any():
+            if (content.times != found.content.times).any():
+                _note_times(index_path, content)
+            return dataclasses.replace(found, content=content)
+    return wrong
+
+
+def _note_times(index_path: Path, content: FileContent) -> None:
+    """Writes new times into an index, so that files which were moved are not read again at the next start."""
+    with contextlib.suppress(OSError):  # a cache that only others may write
+        with open_regular(index_path) as file:
+            index = json.load(file)
+        atomic_write(index_path, json.dumps(index | {"times": content.times.tolist()}).encode())
+
+
 def _compute(
-    dataset: Dataset, audio: AudioConfig, store: BinaryIO, progress: Callable[[int, int], None] | None
+    dataset: Dataset,
+    audio: AudioConfig,
+    content: FileContent,
+    store: BinaryIO,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Writes all clips in order; returns what the index file holds."""
-    counts, scales, checksums, bad, notes = [], [], [], {}, {}
+    counts, scales, checksums, sums, bad, notes = [], [], [], [], {}, {}
     with contextlib.closing(_in_order(dataset, audio)) as results:
-        for i, result in enumerate(results):
+        for i, (total, result) in enumerate(results):
+            sums.append(total)
             if isinstance(result, str):
                 bad[i], result = result, (np.zeros((0, 1), np.int16), 1.0, "")
             rows, scale, note = result
@@ -187,19 +236,22 @@ def _compute(
             checksums.append(zlib.crc32(rows.data))
             if progress:
                 progress(i + 1, len(dataset))
-    return {"format": FORMAT, "counts": counts, "scales": scales, "checksums": checksums, "bad": bad, "notes": notes}
+    files = {"sizes": content.sizes.tolist(), "times": content.times.tolist(), "sums": sums}
+    columns = {"counts": counts, "scales": scales, "checksums": checksums, **files}
+    return {"format": FORMAT, **columns, "bad": bad, "notes": notes}
 
 
-def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarray, float, str] | str, None, None]:
-    """`_content` of each clip from a pool of threads that runs only a little ahead of the reader."""
+def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[int, _Decoded | str], None, None]:
+    """Checksum of the file and `_content` of each clip, from threads that run only a little ahead of the reader."""
     workers = os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(workers)
-    pending: collections.deque[concurrent.futures.Future[tuple[np.ndarray, float, str] | str]] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[tuple[int, _Decoded | str]]] = collections.deque()
     clips = iter(dataset.clips)
+    file_sum = functools.cache(checksum)  # one file may hold many clips
     try:
         while True:
             for clip in itertools.islice(clips, 4 * workers - len(pending)):
-                pending.append(pool.submit(_content, clip, audio))
+                pending.append(pool.submit(lambda clip: (file_sum(clip.path), _content(clip, audio)), clip))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -207,7 +259,7 @@ def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[np.ndarra
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _content(clip: Clip, audio: AudioConfig) -> tuple[np.ndarray, float, str] | str:
+def _content(clip: Clip, audio: AudioConfig) -> _Decoded | str:
     """The stored array of a clip, its scale and what is odd about it, or the reason why it is unusable."""
     notes: list[str] = []
     try:
@@ -229,6 +281,7 @@ def _open(
         bad = {int(i): str(reason) for i, reason in index["bad"].items()}
         counts, checksums = np.array(index["counts"], np.int64), list(index["checksums"])
         scales = np.array(index["scales"], np.float64)
+        lengths = {len(column) for column in _files(index)}
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -236,6 +289,7 @@ def _open(
     if not (
         counts.shape == scales.shape == (len(dataset),)
         and len(checksums) == len(dataset)
+        and lengths == {len(dataset)}
         and np.isfinite(scales).all()
         and (counts >= 0).all()
         and set(np.flatnonzero(counts == 0)) == set(bad)
@@ -255,9 +309,16 @@ def _open(
     return store
 
 
+def _files(index: dict[str, Any]) -> FileContent:
+    """The content of the files that a cache was computed from."""
+    kinds = {"sizes": np.int64, "times": np.int64, "sums": np.uint64}
+    return FileContent(*(np.array(index[name], kind) for name, kind in kinds.items()))
+
+
 def _store(index: dict[str, Any], path: Path, dataset: Dataset, audio: AudioConfig) -> SpectrogramCache | WaveformCache:
     bad = tuple((dataset.where(int(i)), str(reason)) for i, reason in index["bad"].items())
     counts, checksums = np.array(index["counts"], np.int64), np.array(index["checksums"], np.uint32)
+    files = _files(index)
     if audio.frontend == "device":
-        return WaveformCache(str(path), audio, counts, np.array(index["scales"], np.float32), bad, checksums)
-    return SpectrogramCache(str(path), audio, counts, bad, checksums)
+        return WaveformCache(str(path), audio, counts, np.array(index["scales"], np.float32), bad, checksums, files)
+    return SpectrogramCache(str(path), audio, counts, bad, checksums, files)

@@ -388,7 +388,7 @@ def test_one_folder_is_written_by_one_preparation(small, tmp_path):
     first.start()
     try:
         assert entered.wait(60)
-        with pytest.raises(ConfigError, match="another preparation is writing there"):
+        with pytest.raises(ConfigError, match=rf"out': another process \({os.getpid()} on .+\) is writing there"):
             run(small, tmp_path / "out")
     finally:
         leave.set()
