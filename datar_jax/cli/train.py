@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from datar_jax.cli.options import escape_output, make_parser, path, quiet_librar
 from datar_jax.config import Config, ConfigError
 from datar_jax.config import loader as settings
 from datar_jax.data.root import data_root
-from datar_jax.progress import ERASE
-from datar_jax.training.distributed import Cluster, start
+from datar_jax.training.distributed import Cluster, start, surroundings
+from datar_jax.training.termination import INTERRUPTED, RESTART, terminable
 
 USAGE = "datar-jax train --config=configs/NAME.py --workdir=DIR [--config.path.to.field=value ...]"
 SUMMARY = """Trains and evaluates DATAR on labelled sounds. The same command continues a run that was stopped or
@@ -27,7 +25,7 @@ Exit status: 0 done; 2 bad input, explained in one line; 75 ended by SIGTERM wit
 again; 130 ended by Ctrl-C with its state saved."""
 EXAMPLE = "datar-jax train --config=configs/folder.py --workdir=runs/mine --config.data.root=SOUNDS"
 
-BAD_INPUT, RESTART, INTERRUPTED = 2, os.EX_TEMPFAIL, 130
+BAD_INPUT = 2
 
 
 def main(arguments: list[str], program: str = "datar-jax") -> int:
@@ -47,29 +45,48 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
     except ConfigError as error:
         return _fail(program, error)
 
-    with _terminable(program), quiet_libraries():
-        # Imported here: a mistake in the options is reported before jax takes its seconds to load.
-        from datar_jax.backend import require_backend
-        from datar_jax.checkpoints.manager import CheckpointError
-        from datar_jax.data.sources.base import DataError
-        from datar_jax.training.eval_loop import TrainingError
-        from datar_jax.training.train_loop import Stopped
-        from datar_jax.training.trainer import train_and_evaluate
-
+    if cluster.coordinator or surroundings():  # else XLA prints the loss of a process in its own way
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
+    with terminable(program), quiet_libraries():
+        status, peers = 1, None
         try:
-            start(cluster)
-            require_backend()
-            train_and_evaluate(config, workdir, profile)
-        except (ConfigError, DataError, CheckpointError, TrainingError) as error:
-            return _fail(program, error)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = f"{error.filename or workdir}: {error.strerror}"
-            return _fail(program, OSError(f"{reason}; free some space, then the same command continues"))
-        except Stopped as stop:
-            report(str(stop), program)
-            return RESTART if stop.signal == signal.SIGTERM else INTERRUPTED
+            peers = start(cluster, program)
+            status = _train(config, workdir, profile, program)
+        except ConfigError as error:
+            status = _fail(program, error)
+        except Exception:
+            if peers:
+                peers.wait_for_loss()
+            raise
+        finally:
+            if peers:
+                peers.close(status)
+    return status
+
+
+def _train(config: Config, workdir: Path, profile: bool, program: str) -> int:
+    """Trains and evaluates; returns the exit status."""
+    # Imported here: a mistake in the options is reported before jax takes its seconds to load.
+    from datar_jax.backend import require_backend
+    from datar_jax.checkpoints.manager import CheckpointError
+    from datar_jax.data.sources.base import DataError
+    from datar_jax.training.eval_loop import TrainingError
+    from datar_jax.training.train_loop import Stopped
+    from datar_jax.training.trainer import train_and_evaluate
+
+    try:
+        require_backend()
+        train_and_evaluate(config, workdir, profile)
+    except (ConfigError, DataError, CheckpointError, TrainingError) as error:
+        return _fail(program, error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"{error.filename or workdir}: {error.strerror}"
+        return _fail(program, OSError(f"{reason}; free some space, then the same command continues"))
+    except Stopped as stop:
+        report(str(stop), program)
+        return RESTART if stop.signal == signal.SIGTERM else INTERRUPTED
     return 0
 
 
@@ -98,25 +115,6 @@ def parse(arguments: list[str]) -> tuple[Config, Path, Cluster, bool]:
         return pretrained_sections(source, known.workdir)
 
     return settings.load_config(known.config, overrides, base), known.workdir, cluster, known.profile
-
-
-@contextmanager
-def _terminable(program: str) -> Iterator[None]:
-    """Ends the process with its own status at SIGTERM and Ctrl-C; inside the train loop the state is saved first."""
-
-    def end(number: int, _frame: object) -> None:
-        what, status = ("terminated", RESTART) if number == signal.SIGTERM else ("stopped at once", INTERRUPTED)
-        message = f"{program}: {what}; the same command continues at the newest checkpoint\n"
-        os.write(2, (ERASE * os.isatty(2) + message).encode())
-        # An exception would be lost in a destructor or a callback, and jax may crash where it ends amid its work.
-        os._exit(status)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
 
 
 def _fail(program: str, error: Exception) -> int:

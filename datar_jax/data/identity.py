@@ -71,7 +71,7 @@ def look_at_files(dataset: Dataset, root: StoragePath | None = None) -> FileCont
     paths = [clip.path for clip in dataset.clips]
     if dataset.card and root:
         known = {shard.name: int(shard.sha256[:16], 16) for shard in dataset.card.shards}
-        found = {name: (*(root / name).state(), total) for name, total in known.items()}
+        found = {name: (*root.below(name).state(), total) for name, total in known.items()}
     else:
         found = {path: (*_state(path), 0) for path in dict.fromkeys(paths)}
     sizes, times, sums = zip(*(found[path] for path in paths), strict=True) if paths else ((), (), ())
@@ -91,8 +91,9 @@ def with_checksums(
     sums = np.where(known > 0, known, np.where(same, before.sums, 0))
     todo = np.flatnonzero((now.sizes == before.sizes) & ~same & (known == 0) & (now.sizes >= 0))
     paths = list(dict.fromkeys(dataset.clips[i].path for i in todo))
+    files = [root.below(path) if root else path for path in paths]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(paths, pool.map(lambda path: checksum(root / path if root else path), paths), strict=True))
+        found = dict(zip(paths, pool.map(checksum, files), strict=True))
     sums[todo] = [found[dataset.clips[i].path] for i in todo]
     return now._replace(sums=sums)
 

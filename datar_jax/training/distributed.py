@@ -8,10 +8,12 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datar_jax.config import ConfigError
+from datar_jax.training.peers import Peers
 
 HEARTBEAT_SECONDS = 100  # after so long without a sign of one process, the others end
 SHUTDOWN_SECONDS = 30  # the last to finish is waited for so long
@@ -71,16 +73,21 @@ def wait_for_all(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
-def start(cluster: Cluster) -> None:
-    """Initializes jax.distributed if there are other processes.
+def start(cluster: Cluster, program: str = "datar-jax") -> Peers | None:
+    """Initializes jax.distributed if there are other processes, and watches them.
+
+    Args:
+      cluster: options about them.
+      program: stands before messages on standard error.
 
     Raises:
       ConfigError: they were not found.
     """
     where = "flags" if cluster.coordinator else surroundings()
     if not where:
-        return
+        return None
     import jax
+    from jax._src.distributed import global_state as joined  # no public name has the client and the address
 
     try:
         jax.distributed.initialize(
@@ -97,3 +104,9 @@ def start(cluster: Cluster) -> None:
             f"started by {where}, but the other processes were not found ({reason}); "
             "give --coordinator=HOST:PORT --processes=N --process=I to each"
         ) from None
+    host = str(joined.coordinator_address).rpartition(":")[0].strip("[]")
+    try:
+        return Peers(joined.client, host, joined.process_id, joined.num_processes, program)
+    except (OSError, RuntimeError) as error:
+        print(f"{program}: no connection to process 0 ({error}): jax alone notices a lost process", file=sys.stderr)
+        return None

@@ -5,15 +5,13 @@ The step just dispatched is never waited for: what is logged is the step before 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -28,7 +26,6 @@ from datar_jax.checkpoints.manager import CheckpointManager
 from datar_jax.compilation_cache import compiling
 from datar_jax.data.loader import TrainBatches
 from datar_jax.models.spec import ModelSpec
-from datar_jax.progress import ERASE
 from datar_jax.training.eval_loop import Interrupted, TrainingError, score_clips
 from datar_jax.training.input_pipeline import FoldPipeline
 from datar_jax.training.monitoring.metric_writer import MetricWriter
@@ -37,6 +34,7 @@ from datar_jax.training.monitoring.profiler import ProfilerWindow
 from datar_jax.training.monitoring.throughput import Throughput
 from datar_jax.training.monitoring.watchdog import Watchdog
 from datar_jax.training.sharding import batch_sharding
+from datar_jax.training.termination import stop_requests
 from datar_jax.training.train_step import TrainState, init_state, jit_train_step, sharded_state
 
 FIRST_STEP_PATIENCE = 30  # a first step may last so many times longer: it includes compilation
@@ -97,7 +95,7 @@ def fit(
     batches = pipeline.train_batches(spec)
     state, clock = _initial_state(spec, mesh, pipeline, batches, checkpoints, initialize)
     begin()
-    first = step = int(state.step)
+    first = step = saved = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
     report.begin(step, spec.steps, checkpoints.has_score(step), compiling(spec.config.model.spec, train=True))
     if step:
@@ -106,12 +104,13 @@ def fit(
     schedule = _Schedule.of(spec, pipeline)
     in_flight = _StepsInFlight(spec, mesh, pipeline, batches, report, clock)
     profiler = ProfilerWindow(profile, report.say)
-    saved = step
     try:
-        with _signals() as signals, Watchdog(spec.config.train.stall_seconds, report.say) as watchdog:
+        # Of many processes, jax listens for SIGTERM and informs all of them; Ctrl-C ends each where it stands.
+        alone = jax.process_count() == 1
+        with stop_requests(alone) as signals, Watchdog(spec.config.train.stall_seconds, report.say) as watchdog:
             while True:
-                if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-                    signals.append(signal.SIGTERM)  # of whichever process; all reach this point at the same step
+                if not alone and multihost_utils.reached_preemption_sync_point(step):
+                    signals.numbers.append(signal.SIGTERM)  # of whichever process, at the same step on all
                 last, due, score = step >= spec.steps, schedule.evaluates(step), None
                 if last or due or schedule.saves(step) or profiler.before(step - first):
                     watchdog.stage("the devices", FIRST_STEP_PATIENCE if step - first < 2 else 1)
@@ -120,8 +119,8 @@ def fit(
                 watchdog.stage("")  # evaluation and checkpoints may take their time
                 if due and not checkpoints.has_score(step):
                     with suppress(Interrupted):  # then it is evaluated when the run continues
-                        score = _validate(spec, mesh, pipeline, state, report, signals)
-                stop = bool(signals)  # read once: a signal that comes from here on waits for the next step
+                        score = _validate(spec, mesh, pipeline, state, report, signals.numbers)
+                stop = bool(signals.numbers)  # read once: a signal that comes from here on waits for the next step
                 if stop:
                     in_flight.wait(0, state)
                 if score is not None or (step > saved and (stop or schedule.saves(step))):
@@ -133,14 +132,14 @@ def fit(
                 if last or stop:
                     checkpoints.finish()
                 if stop:
-                    raise Stopped(step, spec.steps, signals[0])
+                    raise Stopped(step, spec.steps, signals.numbers[0])
                 if last:
                     break
                 batch = in_flight.next_batch(watchdog)
                 watchdog.stage("the devices", FIRST_STEP_PATIENCE if step - first < 2 else 1)
                 state, numbers = train(state, _place(batch, batch_sharding(mesh)))
+                signals.hold()
                 step += 1
-                report.advance(step)
                 in_flight.add(step, numbers)
                 in_flight.wait(MAX_IN_FLIGHT, state)
     finally:
@@ -222,6 +221,7 @@ class _StepsInFlight:
 
     def add(self, step: int, numbers: dict[str, jax.Array]) -> None:
         """Adds a step that was just dispatched, and its metrics."""
+        self._report.advance(step)
         self._steps.append((step, numbers))
 
     def wait(self, until: int, state: TrainState) -> None:
@@ -279,28 +279,3 @@ def _validate(
     numbers = metrics.evaluate(score, target, labels, heads)
     report.row({"step": int(state.step), "split": "validation", **numbers})
     return numbers[metrics.primary_metric(labels, heads)] or 0.0  # undefined where no clip has a label
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step is never cut in two; a second one does what it did before."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked:
-            handler = before[signal.Signals(number)]
-            if callable(handler):
-                handler(number, frame)
-            raise KeyboardInterrupt
-        asked.append(number)
-        line = ERASE * os.isatty(2) + "stopping after this step; once more stops at once\n"
-        os.write(2, line.encode())  # `print` may be what was interrupted
-
-    # Of many processes, jax listens for SIGTERM, and tells all of them; Ctrl-C ends each where it stands.
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

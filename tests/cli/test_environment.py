@@ -74,7 +74,7 @@ def test_ctrl_c_in_a_callback_that_drops_it_still_interrupts() -> None:
     ("number", "status", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 75, "termin")]
 )
 def test_a_run_that_is_stopped_before_its_loop_ends_in_one_line(number: int, status: int, word: str) -> None:
-    stopped = f"with train._terminable('datar-jax'):\n    os.kill(os.getpid(), {number:d})\n    os._exit(1)"
+    stopped = f"with train.terminable('datar-jax'):\n    os.kill(os.getpid(), {number:d})\n    os._exit(1)"
     program = f"import os, datar_jax.cli.train as train\n{stopped}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (status, 1) and f"datar-jax: {word}" in done.stderr

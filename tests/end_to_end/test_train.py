@@ -220,7 +220,7 @@ def make_unreadable(run: Path, _: Path) -> None:
         (lambda run, data: None, {"train__eval_batch_size": "7"}, "train.eval_batch_size=7"),
         (lambda run, data: None, {"data__root": "nowhere"}, "nowhere"),
         (lambda run, data: (run / "data.identity").write_bytes(b"?"), {}, "data.identity: not readable"),
-        (lambda run, data: (run / "config.json").write_bytes(b"{"), {}, "config.json: not readable"),
+        (lambda run, data: (run / "config.json").write_bytes(b"{"), {}, "run/config.json: "),
         (make_of_another_head, {}, "of another model: params/head/kernel"),
         (make_unreadable, {}, "no checkpoint can be read"),
     ],
