@@ -78,7 +78,10 @@ class StopRequests:
 
 @contextmanager
 def stop_requests(listens: bool = True) -> Iterator[StopRequests]:
-    """The requests that come within the block; none where jax listens for them, as in one of many processes."""
+    """The requests that come within the block.
+
+    Not in one of many processes, where jax listens for SIGTERM and informs all; Ctrl-C ends each where it stands.
+    """
     asked = StopRequests()
 
     def note(number: int, frame: FrameType | None) -> None:

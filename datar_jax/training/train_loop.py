@@ -98,14 +98,12 @@ def fit(
     first = step = saved = int(state.step)
     began = time.monotonic() - clock["train_seconds"]
     report.begin(step, spec.steps, checkpoints.has_score(step), compiling(spec.config.model.spec, train=True))
-    if step:
-        report.say("finished already; evaluating" if step >= spec.steps else f"continues at step {step}")
+    _say_where(report, step, spec.steps)
     train = jit_train_step(spec, mesh)
     schedule = _Schedule.of(spec, pipeline)
     in_flight = _StepsInFlight(spec, mesh, pipeline, batches, report, clock)
     profiler = ProfilerWindow(profile, report.say)
     try:
-        # Of many processes, jax listens for SIGTERM and informs all of them; Ctrl-C ends each where it stands.
         alone = jax.process_count() == 1
         with stop_requests(alone) as signals, Watchdog(spec.config.train.stall_seconds, report.say) as watchdog:
             while True:
@@ -124,8 +122,7 @@ def fit(
                 if stop:
                     in_flight.wait(0, state)
                 if score is not None or (step > saved and (stop or schedule.saves(step))):
-                    if step > saved:
-                        clock["train_seconds"] = time.monotonic() - began
+                    clock["train_seconds"] = time.monotonic() - began if step > saved else clock["train_seconds"]
                     report.sync()
                     checkpoints.save(state, batches.get_state(), clock, score)
                     saved = step
@@ -140,12 +137,17 @@ def fit(
                 state, numbers = train(state, _place(batch, batch_sharding(mesh)))
                 signals.hold()
                 step += 1
-                in_flight.add(step, numbers)
-                in_flight.wait(MAX_IN_FLIGHT, state)
+                in_flight.add(step, numbers, state)
     finally:
         profiler.close()
         batches.close()
     return Trained(state, clock["train_seconds"], clock["clips_per_second"])
+
+
+def _say_where(report: MetricWriter, step: int, steps: int) -> None:
+    """Logs where a run that has been started before goes on."""
+    if step:
+        report.say("finished already; evaluating" if step >= steps else f"continues at step {step}")
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,11 @@ class _StepsInFlight:
         self._throughput.waited += time.monotonic() - start
         return batch
 
-    def add(self, step: int, numbers: dict[str, jax.Array]) -> None:
-        """Adds a step that was just dispatched, and its metrics."""
+    def add(self, step: int, numbers: dict[str, jax.Array], state: TrainState) -> None:
+        """Adds a step that was just dispatched, and its metrics; waits for those that are too many in flight."""
         self._report.advance(step)
         self._steps.append((step, numbers))
+        self.wait(MAX_IN_FLIGHT, state)
 
     def wait(self, until: int, state: TrainState) -> None:
         """Waits until so many steps are left in flight.

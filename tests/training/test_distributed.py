@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -111,10 +112,15 @@ def command(root: Path, workdir: Path, **fields: str) -> list[str]:
     return fixed + [f"--config.{name}={value}" for name, value in given.items()]
 
 
-def two_processes(arguments: list[str], expected: int = 0, terminate: Callable[[], bool] | None = None) -> list[str]:
+def two_processes(
+    arguments: list[str],
+    expected: tuple[int, int] = (0, 0),
+    when: Callable[[], bool] | None = None,
+    signal_to: tuple[int, int] = (1, signal.SIGTERM),
+) -> list[str]:
     """Runs train.py twice at a time, with four devices each; what they said.
 
-    Once `terminate` says so, the second one gets a SIGTERM.
+    Once `when` says so, one of them (process, signal) gets a signal.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -139,16 +145,16 @@ def two_processes(arguments: list[str], expected: int = 0, terminate: Callable[[
         for i in range(2)
     ]
     try:
-        while terminate and running[1].poll() is None:
-            if terminate():
-                running[1].terminate()
+        while when and all(process.poll() is None for process in running):
+            if when():
+                running[signal_to[0]].send_signal(signal_to[1])
                 break
             time.sleep(0.05)
         said = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [expected] * 2, "\n".join(said)
+    assert tuple(process.returncode for process in running) == expected, "\n".join(said)
     return said
 
 
@@ -185,7 +191,7 @@ def test_one_process_that_is_asked_to_end_ends_both_with_one_checkpoint(
     workdir = tmp_path / "stopped"
     arguments = command(sounds, workdir, train__epochs="60")
     rows = workdir / "metrics.jsonl"
-    said = two_processes(arguments, expected=75, terminate=lambda: rows.exists() and rows.read_text().count("\n") > 3)
+    said = two_processes(arguments, (75, 75), lambda: rows.exists() and rows.read_text().count("\n") > 3)
     steps = {re.search(r"stopped at step (\d+) of (\d+)", text).groups() for text in said}  # type: ignore[union-attr]
     assert len(steps) == 1, "both at the same step"
     step, last = map(int, steps.pop())
@@ -193,3 +199,17 @@ def test_one_process_that_is_asked_to_end_ends_both_with_one_checkpoint(
     assert train.main(arguments) == 0
     assert f"continues at step {step}" in capsys.readouterr().out
     assert [row["step"] for row in read_rows(rows)[0] if "split" not in row] == list(range(1, last + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line(sounds: Path, tmp_path: Path, killed: int) -> None:
+    arguments = command(sounds, tmp_path / "run", train__epochs="600")
+    rows = tmp_path / "run" / "metrics.jsonl"
+    expected = (-signal.SIGKILL, 75) if killed == 0 else (75, -signal.SIGKILL)
+    said = two_processes(
+        arguments, expected, lambda: rows.exists() and rows.read_text().count("\n") > 3, (killed, signal.SIGKILL)
+    )[1 - killed]
+    line = f"train.py: process {killed} is gone; the same command continues at the newest checkpoint\n"
+    assert said.endswith(line) and said.count("gone") == 1
+    assert not re.search(r"^([EF]\d{4} |\*\*\*|Traceback)", said, re.MULTILINE), "nothing of jax's own"
