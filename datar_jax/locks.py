@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -15,7 +16,7 @@ from datar_jax.escaping import printable
 
 
 class LockHeld(BlockingIOError):
-    """Another process holds a lock; the message names the process and its host."""
+    """Another process holds a lock; `strerror` names the process and its host, `filename` the folder of the lock."""
 
 
 @contextlib.contextmanager
@@ -39,10 +40,10 @@ def exclusive(lock: Path, wait: Callable[[str], None] | None = None) -> Iterator
             holder = ""
             with contextlib.suppress(OSError):  # released since
                 holder = printable(lock.read_text(encoding="utf-8", errors="replace")[:200])
-            held = LockHeld(f"another process ({holder})" if holder else "another process")
+            what = f"another process{f' ({holder})' if holder else ''} is writing there"
         if not wait:
-            raise held
-        wait(f"{lock.parent}: waits for {held}, which is writing there")
+            raise LockHeld(errno.EAGAIN, what, str(lock.parent))
+        wait(f"{lock.parent}: {what}; waiting for it")
         wait = _silent
         time.sleep(0.2)
     with file:

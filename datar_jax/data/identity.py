@@ -40,6 +40,12 @@ class FileContent(NamedTuple):
     sums: np.ndarray  # uint64 (N,), the first 8 bytes of the SHA-256; 0 where that is not known
 
 
+def file_content(columns: Mapping[str, Any]) -> FileContent:
+    """The content from lists of numbers by name of field."""
+    sizes, times = (np.array(columns[name], np.int64) for name in ("sizes", "times"))
+    return FileContent(sizes, times, np.array(columns["sums"], np.uint64))
+
+
 class DataIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run is bound to."""
 

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -40,6 +41,7 @@ from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
 from datar_jax.filesystem import atomic_write
 from datar_jax.foreign_files import read_regular
+from datar_jax.locks import locked_folder
 from datar_jax.models.flops import count_parameters
 from datar_jax.ops.sampling import Method
 from datar_jax.typed_json import decode_json
@@ -85,17 +87,17 @@ def export(
         raise ModelError("--weights=int8: orbax stores arrays as they are; give bfloat16, or --format=safetensors")
     if form == "onnx" and weights != "float32":
         raise ModelError(f"--weights={weights}: an ONNX file has float32 weights; give --weights=float32")
-    _prepare_folder(out, form)
-    description = with_metrics(saved.description, Path(path))
-    target, partial = out / FILES[form], Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
-    try:
-        checksums = Checksums(weights=_WRITERS[form](partial / FILES[form], saved, weights))
-        structure = structure_checksum(description, saved.params)
-        description = msgspec.structs.replace(description, structure=structure, checksums=checksums)
-        card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
-        _commit(partial / FILES[form], target, description, card)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # what is left has a partial name, and goes with the next export
+    with _prepared_folder(out, form):
+        description = with_metrics(saved.description, Path(path))
+        target, partial = out / FILES[form], Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+        try:
+            checksums = Checksums(weights=_WRITERS[form](partial / FILES[form], saved, weights))
+            structure = structure_checksum(description, saved.params)
+            description = msgspec.structs.replace(description, structure=structure, checksums=checksums)
+            card = model_card(description, count_parameters(saved.params), form, weights, licences or {})
+            _commit(partial / FILES[form], target, description, card)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # what is left has a partial name, and goes with the next export
     return target
 
 
@@ -124,8 +126,9 @@ def with_metrics(model: ModelInfo, path: Path) -> ModelInfo:
     return model
 
 
-def _prepare_folder(out: Path, form: str) -> None:
-    """Creates the folder; refuses one that holds anything but an export of that format."""
+@contextlib.contextmanager
+def _prepared_folder(out: Path, form: str) -> Iterator[None]:
+    """Makes the folder and holds its lock; refuses one that holds anything but an export of that format."""
     if out.exists() and not out.is_dir():
         raise ModelError(f"{out}: a file; give a folder")
     known = {MODEL_FILE, LEGACY_EXPORT_FILE, CARD, FILES[form]}
@@ -133,12 +136,14 @@ def _prepare_folder(out: Path, form: str) -> None:
     other = sorted(name for name in names if name not in known and not name.startswith("."))
     if other:
         raise ModelError(f"{out}: holds {', '.join(other[:5])}; give a new folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for stale in out.glob(f"{PARTIAL}*"):  # of an export that was killed
-            shutil.rmtree(stale)
-    except OSError as error:
-        raise ModelError(f"{out}: {error.strerror}; give another folder") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked_folder(out))
+            for stale in out.glob(f"{PARTIAL}*"):  # of an export that was killed
+                shutil.rmtree(stale)
+        except OSError as error:
+            raise ModelError(f"{out}: {error.strerror}; give another folder") from None
+        yield
 
 
 # Each writes one file or folder, whose parent exists, and returns the checksums of what it holds.

@@ -21,6 +21,7 @@ from datar_jax.escaping import CsvWriter
 from datar_jax.filesystem import atomic_writers, text_of
 from datar_jax.inference.classifier import AudioClassifier
 from datar_jax.inference.windows import FailedFile, Window, map_windows
+from datar_jax.locks import locked_folder
 
 Vectors = NDArray[np.float32]
 
@@ -98,9 +99,12 @@ def embedding_files(kind: type[NumpyFiles] | type[ParquetFiles], folder: Path) -
     """The writer of a folder's files, which get their names together when the block succeeds.
 
     Those of a block that failed stay as `NAME.partial`, with the sounds that were embedded.
+
+    Raises:
+      OSError: the folder cannot be written, or another process writes there (`LockHeld`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with (
+        locked_folder(folder),
         atomic_writers(*(folder / name for name in kind.names), keep=True) as files,
         contextlib.closing(kind(*files)) as writer,
     ):

@@ -143,7 +143,7 @@ def only_writer(workdir: Path) -> Iterator[None]:
             try:
                 stack.enter_context(locked_folder(workdir))
             except LockHeld as held:
-                why = f"{held} is writing there; wait for it, or give another --workdir"
+                why = f"{held.strerror}; wait for it, or give another --workdir"
                 raise ConfigError(f"--workdir={workdir}: {why}") from None
             except OSError as error:
                 why = f"cannot be written ({error.strerror}); give another one"

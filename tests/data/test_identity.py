@@ -156,5 +156,5 @@ def test_one_process_computes_a_cache_and_another_waits_for_it(tmp_path):
     first = open_cache(sounds, AUDIO, tmp_path / "cache", progress)
     waiting.join(60)
     assert (found[0].get(5) == first.get(5)).all()
-    assert len(lines) == 1 and f"waits for another process ({os.getpid()} on " in lines[0]
+    assert len(lines) == 1 and f"cache: another process ({os.getpid()} on " in lines[0]
     assert len(list((tmp_path / "cache").glob("*.frames"))) == 1

@@ -94,7 +94,7 @@ def _sole_writer(out: StoragePath) -> Iterator[None]:
                 shutil.rmtree(left)
             yield
     except LockHeld as held:
-        raise ConfigError(f"--out={out.url!r}: {held} is writing there; wait for it, or give another folder") from None
+        raise ConfigError(f"--out={out.url!r}: {held.strerror}; wait for it, or give another folder") from None
     except OSError as error:
         raise ConfigError(
             f"--out={out.url!r}: cannot be written ({error.strerror or error}); mend that and give the same command, "

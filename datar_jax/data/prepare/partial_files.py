@@ -31,7 +31,7 @@ def sole_writer(path: Path) -> Iterator[None]:
         try:
             stack.enter_context(exclusive(beside(path, "lock")))
         except LockHeld as held:
-            raise FetchError(f"{path}: {held} is writing it; wait for it, then run the same command") from held
+            raise FetchError(f"{path}: {held.strerror}; wait for it, then run the same command") from held
         yield
 
 

@@ -35,7 +35,7 @@ from datar_jax.audio.framing import columns, to_int16
 from datar_jax.audio.log_mel import log_mel
 from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
-from datar_jax.data.identity import FileContent, changed_files, checksum, look_at_files, with_checksums
+from datar_jax.data.identity import FileContent, changed_files, checksum, file_content, look_at_files, with_checksums
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
 from datar_jax.filesystem import atomic_write, atomic_writer
 from datar_jax.foreign_files import check_regular, open_regular
@@ -209,8 +209,8 @@ def _note_times(index_path: Path, content: FileContent) -> None:
     """Writes new times into an index, so that files which were moved are not read again at the next start."""
     with contextlib.suppress(OSError):  # a cache that only others may write
         with open_regular(index_path) as file:
-            index = json.load(file)
-        atomic_write(index_path, json.dumps(index | {"times": content.times.tolist()}).encode())
+            index = json.load(file) | {"times": content.times.tolist()}
+        atomic_write(index_path, json.dumps(index).encode())
 
 
 def _compute(
@@ -236,9 +236,8 @@ def _compute(
             checksums.append(zlib.crc32(rows.data))
             if progress:
                 progress(i + 1, len(dataset))
-    files = {"sizes": content.sizes.tolist(), "times": content.times.tolist(), "sums": sums}
-    columns = {"counts": counts, "scales": scales, "checksums": checksums, **files}
-    return {"format": FORMAT, **columns, "bad": bad, "notes": notes}
+    columns = {"counts": counts, "scales": scales, "checksums": checksums, "bad": bad, "notes": notes}
+    return {"format": FORMAT, **columns, "sizes": content.sizes.tolist(), "times": content.times.tolist(), "sums": sums}
 
 
 def _in_order(dataset: Dataset, audio: AudioConfig) -> Generator[tuple[int, _Decoded | str], None, None]:
@@ -281,7 +280,7 @@ def _open(
         bad = {int(i): str(reason) for i, reason in index["bad"].items()}
         counts, checksums = np.array(index["counts"], np.int64), list(index["checksums"])
         scales = np.array(index["scales"], np.float64)
-        lengths = {len(column) for column in _files(index)}
+        lengths = {len(column) for column in file_content(index)}
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -309,16 +308,10 @@ def _open(
     return store
 
 
-def _files(index: dict[str, Any]) -> FileContent:
-    """The content of the files that a cache was computed from."""
-    kinds = {"sizes": np.int64, "times": np.int64, "sums": np.uint64}
-    return FileContent(*(np.array(index[name], kind) for name, kind in kinds.items()))
-
-
 def _store(index: dict[str, Any], path: Path, dataset: Dataset, audio: AudioConfig) -> SpectrogramCache | WaveformCache:
     bad = tuple((dataset.where(int(i)), str(reason)) for i, reason in index["bad"].items())
     counts, checksums = np.array(index["counts"], np.int64), np.array(index["checksums"], np.uint32)
-    files = _files(index)
+    files = file_content(index)
     if audio.frontend == "device":
         return WaveformCache(str(path), audio, counts, np.array(index["scales"], np.float32), bad, checksums, files)
     return SpectrogramCache(str(path), audio, counts, bad, checksums, files)
