@@ -109,7 +109,7 @@ def _truncate(step: Path) -> None:
 
 def _flip(step: Path) -> None:
     content = bytearray(payload(step).read_bytes())
-    content[len(content) // 2] ^= 1
+    content[::97] = bytes(byte ^ 1 for byte in content[::97])  # one alone may lie where nothing is stored
     payload(step).write_bytes(content)
 
 
