@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 
 from datar_jax.foreign_files import read_regular
+from datar_jax.typed_json import JsonError, decode_json
 
+Plain = int | float | str | None
 METADATA_BYTES = 1 << 26  # of names, shapes and checksums: hundreds of bytes for each array
 _Span = tuple[tuple[int, int], ...]  # first and last (exclusive) index along each axis of an array
 
@@ -34,29 +37,48 @@ def metadata_path(folder: Path, step: int) -> Path:
     return folder / str(step) / "meta" / "metadata"
 
 
-def read_metadata(folder: Path, step: int) -> dict[str, Any]:
+class Leaf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is stored of one array of a state."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    crc: dict[str, int]  # of each shard, by its span along each axis: `0:8,0:300`
+
+
+class Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything in a checkpoint but its state."""
+
+    step: int
+    data: dict[str, Plain]  # position of the training batches
+    run: dict[str, Plain]  # such as the seconds trained so far
+    score: float | None  # on the validation clips; the highest is the best
+    leaves: dict[str, Leaf]
+    crc: int  # of all the above
+
+
+def read_metadata(folder: Path, step: int) -> Metadata:
     """Reads and verifies the metadata of a checkpoint.
 
     Raises:
       BadCheckpoint: it is missing, damaged, or of another checkpoint.
     """
     try:
-        metadata = json.loads(read_regular(metadata_path(folder, step), METADATA_BYTES))
-        crc = metadata.pop("crc", None)
-        whole = crc == with_checksum(metadata)["crc"]
+        content = read_regular(metadata_path(folder, step), METADATA_BYTES)
+        metadata = decode_json(content, Metadata)
     except FileNotFoundError:
         raise BadCheckpoint("it has no meta/metadata: not a complete checkpoint of this program") from None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, JsonError) as error:
         raise BadCheckpoint(f"meta/metadata cannot be read: {short_message(error)}") from None
-    if not whole or not {"step", "data", "run", "score", "leaves"} <= set(metadata):
+    if json.loads(content) != with_checksum({**json.loads(content), "crc": None}):
         raise BadCheckpoint("meta/metadata is not what was written")
-    if metadata["step"] != step:
-        raise BadCheckpoint(f"it is of step {metadata['step']}")
+    if metadata.step != step:
+        raise BadCheckpoint(f"it is of step {metadata.step}")
     return metadata
 
 
 def with_checksum(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Adds the CRC-32 of the metadata under `crc`."""
+    """The metadata with the CRC-32 of all else under `crc`."""
+    metadata = {name: value for name, value in metadata.items() if name != "crc"}
     return {**metadata, "crc": zlib.crc32(json.dumps(metadata, sort_keys=True).encode())}
 
 
@@ -104,7 +126,7 @@ def fingerprint(state: Any) -> dict[str, Any]:
     return leaves
 
 
-def check_structure(leaves: Mapping[str, Any], like: Any) -> None:
+def check_structure(leaves: Mapping[str, Leaf], like: Any) -> None:
     """Checks that a fingerprint has the names, shapes and dtypes of a pytree.
 
     Raises:
@@ -114,7 +136,7 @@ def check_structure(leaves: Mapping[str, Any], like: Any) -> None:
     for name in [*wanted, *leaves]:
         if name not in leaves or name not in wanted:
             raise Mismatch(f"of another model: {name} is only in the {'model' if name in wanted else 'checkpoint'}")
-        stored = (leaves[name]["shape"], leaves[name]["dtype"])
+        stored = (list(leaves[name].shape), leaves[name].dtype)
         if stored != wanted[name]:
             raise Mismatch(
                 f"of another model: {name} is {stored[1]}{stored[0]} in the checkpoint, "
@@ -122,7 +144,7 @@ def check_structure(leaves: Mapping[str, Any], like: Any) -> None:
             )
 
 
-def verify_checksums(leaves: Mapping[str, Any], state: Any) -> None:
+def verify_checksums(leaves: Mapping[str, Leaf], state: Any) -> None:
     """Compares checksums of a state, or of a subtree of one, on any mesh.
 
     Of several processes, each verifies the shards that it holds completely.
@@ -131,7 +153,7 @@ def verify_checksums(leaves: Mapping[str, Any], state: Any) -> None:
       Mismatch: the first array that differs.
     """
     for name, leaf in _leaves(state):
-        for text, crc in leaves[name]["crc"].items():
+        for text, crc in leaves[name].crc.items():
             span = tuple(tuple(map(int, pair.split(":"))) for pair in text.split(",") if pair)
             part = _part(leaf, span)  # type: ignore[arg-type]
             if part is not None and _crc(part) != crc:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from datar_jax.checkpoints.integrity import (
     BadCheckpoint,
+    Metadata,
     Mismatch,
     check_structure,
     fingerprint,
@@ -90,7 +92,7 @@ class CheckpointManager:
             ) from None
         for step in self._manager.all_steps():
             try:
-                score = read_metadata(self._folder, step)["score"]
+                score = read_metadata(self._folder, step).score
             except BadCheckpoint:  # reported by restore
                 continue
             if score is not None:
@@ -173,7 +175,7 @@ class CheckpointManager:
                 self._set_aside(each, f"{why}; taking step {step}")
             if not best:
                 self._prune()
-            return state, meta["data"], meta["run"]
+            return state, meta.data, meta.run
         raise _none_readable(self._folder, bad)
 
     def latest_step(self) -> int | None:
@@ -237,7 +239,7 @@ class CheckpointManager:
     def _add_score(self, step: int, score: float) -> None:
         """Rewrites the metadata of a checkpoint with its score."""
         path = metadata_path(self._folder, step)
-        metadata = {**read_metadata(self._folder, step), "score": score}
+        metadata = {**msgspec.to_builtins(read_metadata(self._folder, step)), "score": score}
         try:
             if jax.process_index() == 0:
                 atomic_write(path, json.dumps(with_checksum(metadata)).encode())
@@ -273,13 +275,13 @@ class CheckpointManager:
                 found[step] = str(bad)
         return found
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def _read(self, step: int, like: Any) -> tuple[Any, Metadata]:
         meta = read_metadata(self._folder, step)
-        check_structure(meta["leaves"], like)
+        check_structure(meta.leaves, like)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = self._manager.restore(step, args=args).state
-        verify_checksums(meta["leaves"], state)
+        verify_checksums(meta.leaves, state)
         return state, meta
 
 
@@ -292,7 +294,7 @@ def check_checkpoints(folder: Path, like: Any) -> None:
     bad = {}
     for step in sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True):
         try:
-            check_structure(read_metadata(folder, step)["leaves"], like)
+            check_structure(read_metadata(folder, step).leaves, like)
         except (BadCheckpoint, Mismatch) as error:
             bad[step] = str(error)
         else:

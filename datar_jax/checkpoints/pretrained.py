@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from datar_jax.checkpoints.integrity import (
     METADATA_BYTES,
     BadCheckpoint,
+    Leaf,
     Mismatch,
     file_checksum,
     rank_by_score,
@@ -36,9 +38,11 @@ from datar_jax.checkpoints.model_info import (
     read_model_info,
 )
 from datar_jax.checkpoints.provenance import DataProvenance, Provenance
+from datar_jax.checkpoints.weights_archive import MAX_RATIO, SMALL
 from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.foreign_files import check_name, open_regular, read_regular
 from datar_jax.models.parameter_shapes import parameter_shapes
+from datar_jax.typed_json import decode_json
 
 PARAMS, SAFETENSORS, STABLEHLO, ONNX = "params", "model.safetensors", "model.stablehlo", "model.onnx"
 
@@ -187,6 +191,26 @@ def _shapes(folder: Path, description: ModelInfo) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{folder}: its description is of no model ({short_message(error)})") from None
 
 
+class _OrbaxKey(msgspec.Struct):
+    key: str
+
+
+class _OrbaxLeaf(msgspec.Struct):
+    key_metadata: list[_OrbaxKey]
+
+
+class _OrbaxTree(msgspec.Struct):
+    tree_metadata: dict[str, _OrbaxLeaf]
+
+
+def _check_size(folder: Path, leaves: Mapping[str, Any]) -> None:
+    """Refuses arrays that are far larger than their files: what is missing in a file would be filled with zeros."""
+    stored = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    whole = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
+    if whole > MAX_RATIO * stored + SMALL:
+        raise ModelError(f"{folder}: {stored:,} bytes that would become {whole:,}; no such weights were written")
+
+
 def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any:
     """Reads parameters that `export` stored with orbax, as a tree of numpy arrays.
 
@@ -204,12 +228,14 @@ def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any
             if checksums:  # has what the metadata would have to be read for
                 shapes = flax.traverse_util.unflatten_dict(tensor_shapes(checksums), sep="/")
             else:
-                stored = json.loads(read_regular(folder / "_METADATA", METADATA_BYTES))["tree_metadata"]
+                stored = decode_json(read_regular(folder / "_METADATA", METADATA_BYTES), _OrbaxTree).tree_metadata
                 for about in stored.values():  # orbax joins names to the folder
-                    check_name("/".join(str(key["key"]) for key in about["key_metadata"]))
+                    check_name("/".join(key.key for key in about.key_metadata))
                 shapes = reader.metadata(folder.absolute()).item_metadata.tree
-            for name in flax.traverse_util.flatten_dict(shapes, sep="/"):
+            flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+            for name in flat:
                 check_name(name)
+            _check_size(folder, flat)
             params = reader.restore(folder.absolute(), jax.tree.map(_on_one_device, shapes))
     except Exception as error:  # orbax raises six kinds for a damaged folder
         raise ModelError(f"{folder}: cannot be read ({short_message(error)}); export the model again") from None
@@ -233,17 +259,17 @@ def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any, list[str
             metadata[each] = read_metadata(folder, each)
         except BadCheckpoint as why:
             bad.append(f"step {each}: {why}")
-    scores = {each: found["score"] for each, found in metadata.items() if found["score"] is not None}
+    scores = {each: found.score for each, found in metadata.items() if found.score is not None}
     order = rank_by_score(scores, list(metadata))
     for each in [*order, *(each for each in metadata if each not in order)]:
         try:
-            return each, _weights(folder / str(each), metadata[each]["leaves"]), bad
+            return each, _weights(folder / str(each), metadata[each].leaves), bad
         except Exception as error:  # many kinds, as in `read_params`
             bad.append(f"step {each}: {short_message(error)}")
     raise ModelError(f"{folder}: no checkpoint can be read ({'; '.join(bad) or 'there is none yet'})")
 
 
-def _weights(folder: Path, leaves: Mapping[str, Any]) -> Any:
+def _weights(folder: Path, leaves: Mapping[str, Leaf]) -> Any:
     """Reads and verifies the averaged parameters of a checkpoint, or its parameters if it has no averages."""
     import orbax.checkpoint as ocp
 
@@ -251,7 +277,8 @@ def _weights(folder: Path, leaves: Mapping[str, Any]) -> Any:
     kept = {name: leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
     for name in kept:
         check_name(name.removeprefix(f"{part}/"))
-    shapes = {name: jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]) for name, leaf in kept.items()}
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in kept.items()}
+    _check_size(folder, shapes)
     like = jax.tree.map(_on_one_device, flax.traverse_util.unflatten_dict(shapes, sep="/"))
     arguments = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -26,6 +26,7 @@ from datar_jax.config.migration import upgrade_section
 from datar_jax.filesystem import StoragePath
 from datar_jax.foreign_files import UnsafeName
 from datar_jax.labels import Head
+from datar_jax.typed_json import JsonError, decode_json
 from datar_jax.wording import count
 
 FORMAT = 1
@@ -109,7 +110,7 @@ def read_card(folder: StoragePath) -> DatasetInfo:
       ConfigError: there is none, or it is none.
     """
     try:
-        card = msgspec.json.decode((folder / CARD).read(), type=DatasetInfo)
+        card = decode_json((folder / CARD).read(), DatasetInfo)
         for shard in card.shards:
             if not SHARD_NAME.fullmatch(shard.name):
                 raise UnsafeName(f"shards: {ascii(shard.name)[:200]} is not the name of a shard")
@@ -120,7 +121,7 @@ def read_card(folder: StoragePath) -> DatasetInfo:
         ) from None
     except OSError as error:
         raise ConfigError(f"{folder.url}/{CARD}: cannot be read ({error.strerror or error})") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, UnsafeName) as error:
+    except (JsonError, UnsafeName) as error:
         raise ConfigError(f"{folder.url}/{CARD}: not readable ({error}); prepare the data again") from None
     if card.format != FORMAT:
         raise ConfigError(f"{folder.url}/{CARD}: format {card.format}, this version reads {FORMAT}; prepare again")
@@ -139,16 +140,21 @@ def summary(card: DatasetInfo) -> str:
 def read_statistics(folder: StoragePath, audio: AudioConfig, parts: Sequence[str]) -> tuple[float, float] | None:
     """Mean and deviation (dB) of some splits or folds; None if they were computed for another front end."""
     try:
-        tree = msgspec.json.decode((folder / STATISTICS).read(), type=dict[str, Any])
-        found = msgspec.convert({**tree, "audio": upgrade_section("audio", tree.get("audio"))}, Statistics)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = decode_json((folder / STATISTICS).read(), Statistics, _upgrade)
+    except (OSError, JsonError):
         return None
     if msgspec.structs.replace(found.audio, frontend=audio.frontend) != audio or not set(parts) <= set(found.parts):
         return None
     sums = sum((found.parts[part] for part in parts), Moments())
     mean = sums.total / max(sums.count, 1)
+    if not abs(mean) <= 1000:  # decibels
+        return None
     variance = sums.squares / max(sums.count, 1) - mean**2
-    return (mean, variance**0.5) if variance > 0 else None
+    return (mean, variance**0.5) if 0 < variance <= 1e6 else None
+
+
+def _upgrade(tree: Any) -> Any:
+    return {**tree, "audio": upgrade_section("audio", tree.get("audio"))} if isinstance(tree, dict) else tree
 
 
 def pieces(length: int, sample_rate: int) -> list[int]:

@@ -66,7 +66,7 @@ def _read_marker(root: Path) -> Any:
     root.mkdir(parents=True, exist_ok=True)
     try:
         return json.loads((root / _MARKER).read_text(encoding="utf-8"))
-    except json.JSONDecodeError:  # cut off while it was written
+    except (ValueError, RecursionError):  # cut off while it was written
         return None
     except FileNotFoundError:
         if found := sorted(p.name for p in root.iterdir()):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from datar_jax.config import ModelConfig
 from datar_jax.models.datar import DATAR, create_model
 from datar_jax.models.mixers.deformable import cell_span, clamp_to_valid, valid_keys
+from datar_jax.models.spec import weights_of_a_model
 from datar_jax.ops.masking import MASK_VALUE, columns
 from datar_jax.ops.position_bias import position_bias
 from datar_jax.ops.sampling import Grid, bilinear_weights, exact, sampling_positions
@@ -179,9 +180,10 @@ def _observe(model: DATAR, params: Any, mel_FxT: Array, valid: Array) -> tuple[A
     def projected(module: nn.Module, _: str) -> bool:
         return module.name in ("query", "key")
 
-    (logits_BxS, _), kept = model.apply(
-        {"params": params}, mel_FxT[None], valid[None], capture_intermediates=projected, mutable=["intermediates"]
-    )
+    with weights_of_a_model():
+        (logits_BxS, _), kept = model.apply(
+            {"params": params}, mel_FxT[None], valid[None], capture_intermediates=projected, mutable=["intermediates"]
+        )
     seen = {}
     for stage, block in deformable_blocks(model.config):
         name = f"stage_{stage}_{block}"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from jax import Array
 
 from datar_jax.audio.log_mel_jax import log_mel_jax, normalize
-from datar_jax.config import Config
+from datar_jax.config import Config, ConfigError
 from datar_jax.models.datar import DATAR, create_model
 from datar_jax.models.heads import probabilities
 from datar_jax.ops.sampling import Method
@@ -43,6 +46,19 @@ def spectrograms(spec: ModelSpec, batch: Batch) -> Batch:
         return {"mel": log_mel_jax(samples_BxN, batch["frames"], spec.config.audio), "frames": batch["frames"]}
 
 
+@contextlib.contextmanager
+def weights_of_a_model() -> Iterator[None]:
+    """A block in which parameters that others wrote are applied.
+
+    Raises:
+      ConfigError: they are of another model.
+    """
+    try:
+        yield
+    except FlaxError as error:
+        raise ConfigError(f"the weights are of another model than its description ({str(error)[:200]!a})") from None
+
+
 def predict(
     spec: ModelSpec,
     params: Any,
@@ -66,7 +82,11 @@ def predict(
     Returns:
       Probabilities `(B, S)` float32, over each head's classes ("single") or of each class ("multi"), and the other
       outputs of the model.
+
+    Raises:
+      ConfigError: the parameters are of another model.
     """
     mel_BxFxT = normalize(mel_BxFxT, mean, std)
-    logits_BxS, outputs = spec.model(train=False, sampler=sampler).apply({"params": params}, mel_BxFxT, frames_B)
+    with weights_of_a_model():
+        logits_BxS, outputs = spec.model(train=False, sampler=sampler).apply({"params": params}, mel_BxFxT, frames_B)
     return probabilities(logits_BxS, spec.config.data.labels, spec.head_sizes), outputs

@@ -29,6 +29,7 @@ from datar_jax.data.prepare.shard_plan import Outcome, Part, ShardPlan, plan_sha
 from datar_jax.data.prepared import DatasetInfo, Moments, Shard
 from datar_jax.filesystem import StoragePath
 from datar_jax.locks import LockHeld, locked_folder
+from datar_jax.typed_json import JsonError, decode_json
 from datar_jax.wording import count
 
 PARTS = "parts"  # folder of what is known of each finished shard
@@ -122,8 +123,8 @@ def _finished(out: StoragePath, plans: list[ShardPlan], options: EncodeOptions) 
     """Finished shards in the output folder whose inputs and options are unchanged."""
     done = {}
     for plan in plans:
-        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            part = msgspec.json.decode((out / PARTS / f"{plan.name}.json").read(), type=Part)
+        with contextlib.suppress(FileNotFoundError, JsonError):
+            part = decode_json((out / PARTS / f"{plan.name}.json").read(), Part)
             size = (out / plan.name).size()
             made_of = (part.key, part.shard.name, part.shard.size or -1, len(part.outcomes))
             if made_of == (shard_key(plan, options), plan.name, size, len(plan.segments)):

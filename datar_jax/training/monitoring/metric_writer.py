@@ -220,7 +220,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     for number, line in enumerate(text.split("\n"), start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
