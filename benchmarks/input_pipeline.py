@@ -16,42 +16,30 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import hashlib
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Callable
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax
-import numpy as np
 
 from benchmarks import _input_stages as chain
 from benchmarks import _sounds as sounds
+from benchmarks._input_runs import scaling, start, to_be_had, wait
 from benchmarks._input_stages import BATCH, FRONT_ENDS, HOST, ORIGINS, SECONDS, Costs
 from benchmarks._settings import header, row
-from benchmarks.robustness.fuzz_audio import megabytes
-from datar_jax.config import MODELS, DataConfig
-from datar_jax.data.loader import train_batches
+from datar_jax.config import MODELS
 from datar_jax.data.prepare.encode import EncodeOptions
-from datar_jax.data.readers import read_dataset
-from datar_jax.data.sources.array_record import open_shards
-from datar_jax.data.splits import split
-from datar_jax.filesystem import storage_path
 from datar_jax.models.flops import macs_per_clip
 from datar_jax.training.monitoring.accelerators import CHIPS
-from datar_jax.training.monitoring.metric_writer import read_rows
 
 PARTS = ("chain", "scaling", "start", "wait")
 STAGES = ("read", "decode", "resample", "mel")
@@ -198,49 +186,7 @@ def show_scaling(folder: Path, workers: tuple[int, ...] = (0, 1, 2), threads: tu
     print()
 
 
-def to_be_had(seconds: float = 1.0) -> float:
-    """CPU seconds a second that as many threads as there are CPUs get."""
-    zeros = bytes(1 << 22)
-    processor, begun = time.process_time(), time.perf_counter()
-
-    def busy() -> None:
-        while time.perf_counter() < begun + seconds:
-            hashlib.sha256(zeros)  # other threads run meanwhile
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for _ in range(os.cpu_count() or 1):
-            pool.submit(busy)
-    return (time.process_time() - processor) / (time.perf_counter() - begun)
-
-
-def scaling(folder: Path, front: str, workers: int, threads: tuple[int, ...], seconds: float = 1.5) -> list[float]:
-    """Clips a second that come out of the pipeline once it runs, for each number of threads."""
-    dataset, store = chain.opened(folder, folder, "pcm", FRONT_ENDS[front])
-    rates = []
-    for count in threads:
-        with closing(chain.drawn(dataset, store, count, workers)) as batches:
-            for _ in range(8 * (1 + workers) * count):  # more than lie ready
-                next(batches)
-            clips, start = 0, time.perf_counter()
-            while time.perf_counter() < start + seconds:
-                next(batches)
-                clips += BATCH
-            rates.append(clips / (time.perf_counter() - start))
-    return rates
-
-
 # A start
-
-
-class Start(NamedTuple):
-    """Seconds by the wall clock, and what they took."""
-
-    lists: float
-    sides: float
-    shards: float
-    first: float  # batch
-    processor: float  # seconds of CPU time, of all
-    memory: float  # MB at the highest, beyond jax
 
 
 def show_start(folder: Path, rows: list[int]) -> None:
@@ -255,26 +201,6 @@ def show_start(folder: Path, rows: list[int]) -> None:
         print(row(f"{count:,}", *cells, f"{found.memory:.0f}"), flush=True)
     print()
     tell("Target: 100,000 clips in under 10 s and 1,000 MB beyond jax.")
-
-
-def start(folder: Path) -> Start:
-    """What `train.py` does with prepared data before its first step."""
-    jax.devices()
-    Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
-    memory, processor, marks = megabytes("VmRSS"), time.process_time(), [time.perf_counter()]
-    config = DataConfig(root=str(folder), kind="prepared")
-    dataset = read_dataset(config)
-    marks.append(time.perf_counter())
-    train = split(dataset, config).train
-    marks.append(time.perf_counter())
-    assert dataset.card
-    store = open_shards(storage_path(str(folder), "data.root"), dataset.card, dataset.clips, HOST, folder)
-    marks.append(time.perf_counter())
-    with closing(train_batches(store, dataset, train, HOST.frames(SECONDS), BATCH, 0, config)) as batches:
-        next(batches)
-    marks.append(time.perf_counter())
-    processor = time.process_time() - processor
-    return Start(*np.diff(marks).tolist(), processor, megabytes("VmHWM") - memory)
 
 
 # A run
@@ -294,30 +220,6 @@ def show_wait(folder: Path, steps: int = 8, batch: int = 8) -> None:
     cells = [f"{mean(waits):.2f} %", f"{max(waits):.2f} %", f"{rows[-1]['clips_per_second']:.2f}"]
     print(row(f"{rows[1]['step']} to {rows[-1]['step']}", *cells) + "\n")
     tell(f"Target: under 2 %: {'met' if max(waits) < 2 else 'missed'}.")
-
-
-def wait(root: Path, batch: int) -> list[dict[str, Any]]:
-    """The rows of the steps of a short real run."""
-    options = {
-        "data.root": root,
-        "data.kind": "prepared",
-        "data.window_seconds": SECONDS,
-        "model": "datar_tiny",
-        "audio.n_mels": HOST.n_mels,
-        "audio.hop_ms": HOST.hop_ms,
-        "audio.window_ms": HOST.window_ms,
-        "train.epochs": 1,
-        "train.batch_size": batch,
-        "train.eval_batch_size": batch,
-        "train.log_every_steps": 1,
-    }
-    with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, "train.py", "--config=configs/folder.py", f"--workdir={workdir}"]
-        command += [f"--config.{field}={value}" for field, value in options.items()]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"train.py ended with {done.returncode}: {done.stderr}")
-        return [each for each in read_rows(Path(workdir) / "metrics.jsonl")[0] if "data_wait" in each]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def torn() -> Any:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.addaudithook(module._audit)
+    sys.addaudithook(module.audit)
     return module
 
 

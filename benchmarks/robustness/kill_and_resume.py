@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -26,16 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from benchmarks.robustness.compare_runs import TOLERANCE, Broken, compare_bits, compare_closely
 from datar_jax.data.synthetic import write_dataset
 from datar_jax.data.synthetic_sounds import KINDS
 from datar_jax.training.monitoring.metric_writer import read_rows
 
-TIMINGS = {"clips_per_second", "steps_per_second", "data_wait", "train_seconds", "inputs_checksum"}
 GRACE = 10.0  # seconds between SIGTERM and the end; schedulers give 30
-# One device adds up a batch in one order, four in another: sums differ in the last of 24 bits (6e-8), and Adam divides
-# by the root of their mean square, so that a gradient near zero may move a weight by a whole step either way. What is
-# compared is therefore not the single weight but the length of the difference of all.
-TOLERANCE = 1e-3  # of the length of all weights, of all averages of gradients; and of each loss
 BATCH, EPOCHS, EVALUATE_EVERY, LAST = 8, 48, 2, 240
 FIELDS = {
     "audio.sample_rate": 8000, "audio.n_mels": 32, "audio.hop_ms": 25, "audio.window_ms": 50,
@@ -48,10 +43,6 @@ FIELDS = {
     "train.evaluate_every_epochs": EVALUATE_EVERY, "train.checkpoint_every_epochs": 1, "train.log_every_steps": 1,
 }  # fmt: skip
 EVALUATE_STEPS = EVALUATE_EVERY * LAST // EPOCHS
-
-
-class Broken(Exception):
-    """A check that failed."""
 
 
 class Run:
@@ -212,95 +203,6 @@ def torment(run: Run, kills: int, rng: random.Random) -> tuple[Counter[str], lis
     return fallen, told
 
 
-def states(run: Run) -> dict[int, dict[str, Any]]:
-    """Every checkpoint's numbers by path, read without the program that wrote them."""
-    import logging
-
-    import jax
-    import numpy as np
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    read: dict[int, dict[str, Any]] = {}
-    for folder in (run.folder / "checkpoints").iterdir():
-        if not folder.name.isdigit():
-            raise Broken(f"{folder}: left behind")
-        with ocp.StandardCheckpointer() as reader:
-            tree = dict(reader.metadata(folder / "state").item_metadata.tree)
-            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=alone), tree)
-            leaves = jax.tree_util.tree_leaves_with_path(reader.restore(folder / "state", shapes))
-        read[int(folder.name)] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    return read
-
-
-def rows_of(run: Run) -> list[dict[str, Any]]:
-    rows, damaged = read_rows(run.folder / "metrics.jsonl")
-    if damaged:
-        raise Broken(f"{run.folder}: lines {damaged} of metrics.jsonl are no rows")
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
-
-
-def result_of(run: Run) -> dict[str, Any]:
-    result = json.loads((run.folder / "result.json").read_text())
-    return {name: value for name, value in result.items() if name not in TIMINGS}
-
-
-def compare_bits(alone: Run, killed: Run) -> list[str]:
-    """What was found equal, bit for bit."""
-    one, other = states(alone), states(killed)
-    if sorted(one) != sorted(other) or max(one) != LAST:
-        raise Broken(f"checkpoints of steps {sorted(one)} and {sorted(other)}")
-    for step, leaves in one.items():
-        if leaves.keys() != other[step].keys():
-            raise Broken(f"step {step}: other leaves")
-        for name, leaf in leaves.items():
-            if leaf.tobytes() != other[step][name].tobytes():
-                raise Broken(f"step {step}: {name} differs")
-    mine, theirs = rows_of(alone), rows_of(killed)
-    for a, b in zip(mine, theirs):
-        if a != b:
-            raise Broken(f"metrics.jsonl: {a} and {b}")
-    if len(mine) != len(theirs):
-        raise Broken(f"metrics.jsonl: {len(mine)} and {len(theirs)} rows")
-    if result_of(alone) != result_of(killed):
-        raise Broken(f"result.json: {result_of(alone)} and {result_of(killed)}")
-    if left := [path for path in killed.folder.rglob("*") if "partial" in path.name or "tmp" in path.name]:
-        raise Broken(f"left behind: {left}")
-    leaves = one[LAST]
-    return [
-        f"checkpoints {sorted(one)}: {len(leaves)} leaves each, {sum(leaf.size for leaf in leaves.values()):,} numbers",
-        f"metrics.jsonl: {len(mine)} rows",
-        f"result.json: {len(result_of(alone))} numbers",
-    ]
-
-
-def compare_closely(alone: Run, moved: Run, since: int) -> list[str]:
-    """What was found equal up to rounding."""
-    import numpy as np
-
-    one, other = states(alone)[LAST], states(moved)[LAST]
-    told = []
-    for part in ("params", "ema", "mu", "nu"):  # the last two are Adam's
-        a, b = (
-            np.concatenate(
-                [s[n].ravel().astype(np.float64) for n in sorted(s) if f"['{part}']" in n and s[n].dtype.kind == "f"]
-            )
-            for s in (one, other)
-        )
-        told.append((part, float(np.linalg.norm(a - b) / np.linalg.norm(a))))
-    losses = [[row["loss"] for row in rows_of(run) if "split" not in row] for run in (alone, moved)]
-    if len(losses[0]) != len(losses[1]):
-        raise Broken("metrics.jsonl: not as many rows")
-    if losses[0][:since] != losses[1][:since]:
-        raise Broken("metrics.jsonl: rows from before the change differ")
-    told.append(("loss, largest", max(abs(a - b) / abs(a) for a, b in zip(*losses))))
-    for name, difference in told:
-        if not difference < TOLERANCE:
-            raise Broken(f"{name}: relative difference {difference:.1e}, more than {TOLERANCE:g}")
-    return [f"{name}: relative difference {difference:.1e}" for name, difference in told]
-
-
 def write_sounds(root: Path) -> None:
     """Sixty half-second clips: 40 to train on, 10 to validate, 10 to test."""
     write_dataset(root, clips_per_class=6, seconds=0.5, seed=0)
@@ -331,7 +233,7 @@ def main() -> int:
             print(f"  {count:3d} kills: {where}")
         for line in told:
             print(f"      SIGTERM in {line}")
-        for line in compare_bits(alone, killed):
+        for line in compare_bits(LAST, alone.folder, killed.folder):
             print(f"  equal, bit for bit: {line}", flush=True)
 
         moved.start()
@@ -341,7 +243,7 @@ def main() -> int:
         moved.start(devices=4)
         moved.end()
         print(f"one device to step {since}, four from there on:")
-        for line in compare_closely(alone, moved, since):
+        for line in compare_closely(LAST, alone.folder, moved.folder, since):
             print(f"  {line} (at most {TOLERANCE:g})")
     except Broken as broken:
         print(f"BROKEN: {broken}\neverything lies in {place}", file=sys.stderr)

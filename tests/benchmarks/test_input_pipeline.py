@@ -8,6 +8,7 @@ import pytest
 from benchmarks import _input_stages as chain
 from benchmarks import _sounds as sounds
 from benchmarks import input_pipeline as input
+from datar_jax.config import DataConfig
 from datar_jax.data.prepare.encode import EncodeOptions
 from datar_jax.data.readers import read_dataset
 
@@ -64,7 +65,7 @@ def test_the_tables_say_what_was_found(costs, capsys, monkeypatch):
 
 def test_chains_that_are_not_the_same_are_not_timed(made, monkeypatch):
     dataset, store = chain.opened(*made, "pcm", chain.HOST)
-    files = [clip.path for clip in read_dataset(input.DataConfig(root=str(made[0]))).clips]
+    files = [clip.path for clip in read_dataset(DataConfig(root=str(made[0]))).clips]
     chain.compare(dataset, store, files)
     monkeypatch.setattr(chain, "resample", lambda sound_N, rate: 1.1 * sound_N[:: int(rate) // 16_000])
     with pytest.raises(ValueError, match="dB apart"):
@@ -81,7 +82,7 @@ def test_rounds_take_turns_and_the_first_is_not_counted(monkeypatch):
 
 def test_long_lists_over_few_records_are_read_like_any(made):
     sounds.list_more(made[1] / "pcm", made[1] / "many", 40, 10)
-    dataset = read_dataset(input.DataConfig(root=str(made[1] / "many"), kind="prepared"))
+    dataset = read_dataset(DataConfig(root=str(made[1] / "many"), kind="prepared"))
     assert len({clip.name for clip in dataset.clips}) == 50 and [c.split for c in dataset.clips].count("test") == 10
     few, few_store = chain.opened(made[0], made[1], "pcm", chain.HOST)
     _, store = chain.opened(made[0], made[1], "many", chain.HOST)

@@ -15,8 +15,9 @@ import train
 from datar_jax.cli.main import main
 from datar_jax.data.datasets import CORPORA
 from datar_jax.data.synthetic_sounds import render
-from tests.data.datasets.test_annotations import LISTS, put
-from tests.end_to_end.test_train import TINY
+from datar_jax.escaping import from_csv_cell
+from tests.data.datasets.published_lists import LISTS, put
+from tests.end_to_end.small_run import TINY
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -67,7 +68,9 @@ def test_from_the_rows_to_a_score(name: str, tmp_path: Path, capsys: pytest.Capt
     assert f"{here} of {len(listed)} listed clips are here" in capsys.readouterr().out
     with (out / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == [segment.id for segment in listed], "every listed clip has its row"
+    assert [from_csv_cell(row["id"]) for row in rows] == [segment.id for segment in listed], (
+        "every listed clip has its row"
+    )
 
     there = [row for row in rows if row["status"] == "here"]
     test = [row for row in there if (row["fold"] == "1" if row["fold"] else row["split"] == "test")]

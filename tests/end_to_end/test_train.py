@@ -18,10 +18,8 @@ import jax
 import msgspec
 import numpy as np
 import pytest
-import soundfile
 
 import train
-from datar_jax.checkpoints.integrity import with_checksum
 from datar_jax.checkpoints.manager import CheckpointError, CheckpointManager
 from datar_jax.checkpoints.model_info import read_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
@@ -30,98 +28,14 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
-from datar_jax.data.synthetic_sounds import render
 from datar_jax.filesystem import write_json
-from datar_jax.locks import locked_folder
 from datar_jax.training import input_pipeline, trainer
 from datar_jax.training import train_loop as loop
 from datar_jax.training.input_pipeline import with_classes
+from tests.end_to_end.small_run import KINDS, command, params_of, rows_of
 from tests.helpers import head
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-ROOT = Path(__file__).parent.parent.parent
-KINDS = ("alarm", "bark", "rain")
-TINY = {
-    "model.dims": "8,16,32,64",
-    "model.heads": "1,2,4,8",
-    "audio.n_mels": "32",
-    "audio.hop_ms": "25",
-    "audio.window_ms": "50",
-    "audio.sample_rate": "8000",
-    "augment.freq_width": "4",
-    "model.window.sizes": "[[4,4],[4,4],[2,2],[1,2]]",
-    "model.spec": "L,S,D,D",
-    "model.stem": "patch",
-    "model.mlp": "plain",
-    "model.local_perception": "false",
-    "train.batch_size": "8",
-    "train.eval_batch_size": "8",
-    "train.epochs": "3",
-    "train.log_every_steps": "1",
-}
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of twelve one-second clips; some shorter, one broken file among them, and two lists."""
-    root = tmp_path_factory.mktemp("sounds")
-    rows, esc = ["path,label,split"], ["filename,fold,target,category"]
-    (root / "meta").mkdir()
-    (root / "audio").mkdir()
-    for target, kind in enumerate(KINDS):
-        (root / "by_class" / kind).mkdir(parents=True)
-        for i in range(12):
-            sound = render(kind, np.random.default_rng([target, i]), 1.0 if i % 4 else 0.6, 8000)
-            name = f"{kind}_{i:02d}.wav"
-            soundfile.write(root / "by_class" / kind / name, sound, 8000)
-            soundfile.write(root / "audio" / name, sound, 8000)
-            both = f"{kind};{KINDS[(target + 1) % 3]}" if i % 3 == 0 else kind
-            rows.append(f"by_class/{kind}/{name},{both},{('train', 'train', 'validation', 'test')[i % 4]}")
-            esc.append(f"{name},{i % 2 + 1},{target},{kind}")
-    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
-    (root / "meta" / "tiny.csv").write_text("\n".join(esc) + "\n")
-    return root
-
-
-def command(config: str, workdir: Path, **fields: str) -> list[str]:
-    given = {**TINY, **{name.replace("__", "."): value for name, value in fields.items()}}
-    return [
-        f"--config={ROOT / 'configs' / config}.py",
-        f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in given.items()),
-    ]
-
-
-def rows_of(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def params_of(workdir: Path) -> Any:
-    """The last checkpoint's numbers, read back without knowing the model."""
-    import orbax.checkpoint as ocp
-
-    manager = ocp.CheckpointManager((workdir / "checkpoints").absolute())
-    step = manager.latest_step()
-    manager.close()
-    folder = workdir / "checkpoints" / str(step) / "state"
-    with ocp.StandardCheckpointer() as reader:
-        abstract = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(
-                m.shape, m.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            ),
-            dict(reader.metadata(folder.absolute()).item_metadata.tree),
-        )
-        return reader.restore(folder.absolute(), abstract)["params"]
-
-
-@pytest.fixture(scope="module")
-def finished(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the sounds and the work directory of a finished run on them."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(sounds / "by_class", folder / "sounds")
-    assert train.main(command("folder", folder / "run", data__root=str(folder / "sounds"))) == 0
-    return folder
 
 
 def test_a_run_leaves_what_it_promises_and_a_second_call_shows_its_result(
@@ -170,107 +84,6 @@ def test_a_run_leaves_what_it_promises_and_a_second_call_shows_its_result(
         assert "finished already: these are the numbers of" in (out := again()) and "top-1" in out
     (run / "result.json").unlink()
     assert "finished already; evaluating" in again()
-
-
-def content_of(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def swap_files(one: Path, other: Path) -> None:
-    """Two files of the same size change places."""
-    first, second = one.read_bytes(), other.read_bytes()
-    assert len(first) == len(second) and first != second
-    one.write_bytes(second)
-    other.write_bytes(first)
-
-
-def make_of_another_head(run: Path, _: Path) -> None:
-    """The checkpoints become those of a model with a class more."""
-    for path in run.glob("checkpoints/*/meta/metadata"):
-        metadata = json.loads(path.read_bytes())
-        del metadata["crc"]
-        metadata["leaves"]["params/head/kernel"]["shape"][-1] += 1
-        path.write_text(json.dumps(with_checksum(metadata)))
-
-
-def make_unreadable(run: Path, _: Path) -> None:
-    """Every file of every state is emptied."""
-    for path in run.glob("checkpoints/*/state/**/*"):
-        if path.is_file():
-            path.write_bytes(b"")
-
-
-@pytest.mark.parametrize(
-    ("change", "fields", "said"),
-    [
-        (lambda run, data: (data / "bark").rename(data / "wolf"), {}, "no class 'bark' and a new class 'wolf'"),
-        (lambda run, data: shutil.rmtree(data / "bark"), {}, "model.num_classes=2"),
-        (
-            lambda run, data: swap_files(data / "bark/bark_01.wav", data / "rain/rain_01.wav"),
-            {},
-            "2 clips (bark/bark_0",
-        ),
-        (lambda run, data: (data / "rain/rain_05.wav").unlink(), {}, "1 clip (rain/rain_05.wav) missing"),
-        (lambda run, data: (data / "rain/rain_05.wav").write_bytes(b"no sound"), {}, "(rain/rain_05.wav) with another"),
-        (lambda run, data: None, {"optim__learning_rate": "0.5"}, "optim.learning_rate=0.5"),
-        (lambda run, data: None, {"data__test_fraction": "0.5"}, "data.test_fraction=0.5"),
-        (lambda run, data: None, {"audio__sample_rate": "16000"}, "audio.sample_rate=16000"),
-        (lambda run, data: None, {"mesh__fsdp": "3"}, "mesh.fsdp=3"),
-        (lambda run, data: None, {"train__eval_batch_size": "7"}, "train.eval_batch_size=7"),
-        (lambda run, data: None, {"data__root": "nowhere"}, "nowhere"),
-        (lambda run, data: (run / "data.identity").write_bytes(b"?"), {}, "data.identity: not readable"),
-        (lambda run, data: (run / "config.json").write_bytes(b"{"), {}, "run/config.json: "),
-        (make_of_another_head, {}, "of another model: params/head/kernel"),
-        (make_unreadable, {}, "no checkpoint can be read"),
-    ],
-)
-def test_a_command_that_is_refused_changes_no_byte_of_the_work_directory(
-    finished: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    change: Any,
-    fields: dict[str, str],
-    said: str,
-) -> None:
-    run, data = (Path(shutil.copytree(finished / name, tmp_path / name)) for name in ("run", "sounds"))
-    (run / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # of a run that was killed
-    change(run, data)
-    before = content_of(run)
-    capfd.readouterr()
-    assert train.main(command("folder", run, **{"data__root": str(data), **fields})) == 2
-    errors = capfd.readouterr().err.splitlines()
-    assert said in errors[-1] and len(errors) == 1
-    assert content_of(run) == before
-
-
-def test_a_second_run_in_a_work_directory_is_refused_and_the_holder_is_named(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
-    arguments = command("folder", run, data__root=str(finished / "sounds"))
-    with locked_folder(run):
-        before = content_of(run)
-        assert train.main(arguments) == 2
-        assert f"{run}: another process ({os.getpid()} on " in capsys.readouterr().err
-        assert content_of(run) == before
-        load_pretrained(run)  # readers are not blocked
-    (run / ".lock").write_text("1 on a host that is gone")  # left by a killed process
-    capsys.readouterr()
-    assert train.main([*arguments, "--config.optim.learning_rate=0.5"]) == 2
-    assert "optim.learning_rate" in capsys.readouterr().err and not (run / ".lock").exists()
-
-
-def test_a_missing_backend_leaves_the_work_directory_as_it_is(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def missing() -> None:
-        raise RuntimeError("no such backend")
-
-    monkeypatch.setattr(jax, "devices", missing)
-    before = content_of(finished / "run")
-    assert train.main(command("folder", finished / "run", data__root=str(finished / "sounds"))) == 2
-    assert "jax cannot start this backend" in capsys.readouterr().err and content_of(finished / "run") == before
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_one_note(

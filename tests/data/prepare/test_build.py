@@ -1,21 +1,11 @@
 """From lists and sounds to shards and back: true samples, the same bytes after a stop, every clip accounted for."""
 
-import concurrent.futures
 import dataclasses
 import errno
-import functools
 import hashlib
-import http.server
-import io
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import threading
-import zipfile
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -23,88 +13,22 @@ import pytest
 import soundfile
 
 from datar_jax.audio.decode import decode
-from datar_jax.cli.main import main
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
-from datar_jax.data.datasets import CORPORA
-from datar_jax.data.datasets.base import Annotations, DatasetSpec, Download, FilePatterns, Segment
 from datar_jax.data.duplicates import copies, copies_note
-from datar_jax.data.prepare import build as room
 from datar_jax.data.prepare.build import build_dataset
-from datar_jax.data.prepare.encode import EncodeOptions, encode_all
 from datar_jax.data.prepared import pieces
 from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError, statistics
 from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import split
-from datar_jax.filesystem import StoragePath, storage_path
-from datar_jax.labels import Head
+from datar_jax.filesystem import storage_path
 from datar_jax.training.input_pipeline import normalization_statistics
 from tests.audio.test_media import encode
-from tests.data.datasets.test_annotations import LISTS
+from tests.data.prepare.small_dataset import AUDIO, RECIPE, content, listing, opened, run, segment, spec
 from tests.data.sources.test_sources import SMALL
 from tests.helpers import sound
-
-AUDIO = AudioConfig(sample_rate=8_000, n_mels=32)
-RECIPE = EncodeOptions(AUDIO, shard_clips=3, workers=1)
-
-
-def listing(folder, *segments):
-    (folder / "list.csv").write_text("the list")
-    heads = (Head("class", ("bark", "chirp", "moo")),)
-    return Annotations(segments, heads, "single", (folder / "list.csv",), ("a note",))
-
-
-def segment(name, label, split, cut=(), whole=(), start=0.0, end=0.0, row=0):
-    return Segment(
-        name, (label,), split, None, FilePatterns(cut, whole), "", start, end, "list.csv" if row else "", row
-    )
-
-
-def spec(read):
-    return DatasetSpec("A Corpus", read, "list.csv", "CC BY 4.0", 8_000)
-
-
-@pytest.fixture
-def small(tmp_path):
-    """Eight clips in two folders: six usable ones, a missing and an unreadable one; parts of one long recording."""
-    audio = tmp_path / "audio"
-    (audio / "bark").mkdir(parents=True)
-    for i in range(3):
-        soundfile.write(audio / "bark" / f"-id{i}_000030.wav", sound(AUDIO, 0.5, i), 8_000)
-    soundfile.write(audio / "long.flac", sound(AUDIO, 6.0, 9), 8_000)
-    (audio / "broken_000001.wav").write_bytes(b"RIFF nothing")
-    soundfile.write(audio / "short.ogg", sound(AUDIO, 1.2, 5), 8_000)
-
-    def read(lists):
-        del lists
-        names = [f"-id{i}_30" for i in range(3)]
-        cut = [segment(n, 0, "train", (f"bark/{n[:-2]}000030",), ("-id",), 30.0, 40.0) for n in names]
-        parts = [segment(f"long_{i}", 1, "train", (), ("long",), float(i), i + 1.0) for i in (1, 4)]
-        rest = [
-            segment("gone", 2, "train", ("gone_000001", "gone"), row=7),
-            segment("broken", 2, "train", ("broken_000001",), row=8),
-            segment("short", 2, "test", (), ("short",), 50.0, 51.0),
-        ]
-        return listing(tmp_path, *cut, *parts, *rest)
-
-    return spec(read), audio
-
-
-def run(small, out, options=RECIPE, lines=None, progress=lambda done, total: None):
-    log = (lines if lines is not None else []).append
-    places = storage_path(str(small[1]), "--audio"), storage_path(str(out), "--out")
-    return build_dataset("small", small[0], out, *places, options, progress, log)
-
-
-def opened(out, audio=AUDIO, cache=None):
-    dataset = read_dataset(DataConfig(root=str(out), kind="prepared"))
-    return dataset, open_shards(storage_path(str(out), "x"), dataset.card, dataset.clips, audio, cache)
-
-
-def content(out):
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
 def test_every_listed_clip_is_accounted_for(small, tmp_path):
@@ -203,35 +127,6 @@ def test_a_long_clip_lies_in_pieces_and_reads_as_one(tmp_path):
     np.testing.assert_array_equal(whole * np.float32(scale), soundfile.read(audio / "a.wav", dtype="float32")[0])
     for first, last in ((bounds[1] - 5, bounds[1] + 5), (bounds[1], bounds[2]), (bounds[1] - 1, bounds[3])):
         np.testing.assert_array_equal(store.read(1, first, last)[0], whole[first:last])
-
-
-@pytest.mark.parametrize("stop", [0, 3, 4, 6])
-def test_stopped_and_started_again_it_ends_in_the_same_bytes(small, tmp_path, stop):
-    run(small, tmp_path / "whole")
-
-    def break_off(done, total):
-        del total
-        if done == stop:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(small, tmp_path / "out", progress=break_off)
-    assert not (tmp_path / "out" / "corpus.json").exists(), "what is not whole has no card"
-    with pytest.raises(ConfigError, match=r"holds no corpus\.json"):
-        opened(tmp_path / "out")
-    seen = []
-    run(small, tmp_path / "out", progress=lambda *at: seen.append(at))
-    assert seen[0][0] == {0: 0, 3: 0, 4: 3, 6: 5}[stop], "finished shards are not made again"
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.array_record")}
-    run(small, tmp_path / "out")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.array_record")} == before
-
-
-def test_two_processes_write_the_same_bytes_as_one(small, tmp_path):
-    run(small, tmp_path / "one")
-    run(small, tmp_path / "two", dataclasses.replace(RECIPE, workers=2))
-    assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 def test_a_changed_file_makes_its_shard_anew_and_no_other(small, tmp_path):
@@ -375,82 +270,6 @@ def test_what_cannot_be_is_said(small, tmp_path):
         run((video, small[1]), tmp_path / "other")
 
 
-def test_one_folder_is_written_by_one_preparation(small, tmp_path):
-    entered, leave = threading.Event(), threading.Event()
-
-    def wait(done, total):
-        del total
-        if done == 1:
-            entered.set()
-            assert leave.wait(60)
-
-    first = threading.Thread(target=run, args=(small, tmp_path / "out"), kwargs={"progress": wait})
-    first.start()
-    try:
-        assert entered.wait(60)
-        with pytest.raises(ConfigError, match=rf"out': another process \({os.getpid()} on .+\) is writing there"):
-            run(small, tmp_path / "out")
-    finally:
-        leave.set()
-        first.join()
-    assert opened(tmp_path / "out")[0].card.here == 6
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch):
-    take, taken = StoragePath.move_from, []
-
-    def full(self, file):
-        if taken:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        taken.append(file)
-        take(self, file)
-
-    monkeypatch.setattr(StoragePath, "move_from", full)
-    with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); .*the same command, which"):
-        run(small, tmp_path / "out")
-    monkeypatch.undo()
-    seen = []
-    run(small, tmp_path / "out", progress=lambda *at: seen.append(at))
-    assert seen[0] == (3, 7)
-    run(small, tmp_path / "whole")
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-def test_a_published_archive_is_fetched_unpacked_and_prepared(tmp_path, monkeypatch, capsys):
-    site = tmp_path / "site"
-    site.mkdir()
-    with zipfile.ZipFile(site / "packed.zip", "w") as archive:
-        archive.writestr("ESC-50-x/meta/esc50.csv", LISTS["esc50"]["meta/esc50.csv"])
-        for i, name in enumerate(("1-100032-A-0", "1-100038-A-14", "1-100210-A-36")):
-            stream = io.BytesIO()
-            soundfile.write(stream, sound(AUDIO, 0.3, i), 8_000, format="WAV")
-            archive.writestr(f"ESC-50-x/audio/{name}.wav", stream.getvalue())
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
-    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://localhost:{server.server_port}/packed.zip"
-    digest = hashlib.sha256((site / "packed.zip").read_bytes()).hexdigest()
-    order = ["prepare", "esc50", f"--fetch={tmp_path / 'got'}", f"--out={tmp_path / 'out'}", "--workers=1"]
-
-    def offer(sha256):
-        download = Download(url, "ESC-50.zip", sha256, 0)
-        monkeypatch.setitem(CORPORA, "esc50", dataclasses.replace(CORPORA["esc50"], downloads=(download,)))
-
-    try:
-        offer("0" * 64)
-        assert main(order) == 2
-        assert "ESC-50.zip" in capsys.readouterr().err
-        offer(digest)
-        assert main(order) == 0
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert "ESC-50: 3 of 3 listed clips are here" in capsys.readouterr().out
-    assert main(order) == 0, "what was fetched is not fetched again"
-    dataset, store = opened(tmp_path / "out", AudioConfig())
-    assert dataset.folds == (1, 2, 5) and store.lengths.tolist() == [4_800] * 3
-
-
 def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_path):
     (small[1] / "abc").mkdir()
     soundfile.write(small[1] / "abc" / "long.wav", sound(AUDIO, 6.0, 1), 8_000)
@@ -458,72 +277,6 @@ def test_several_files_of_one_name_are_said_and_the_first_is_taken(small, tmp_pa
     run(small, tmp_path / "out", lines=lines)
     assert "2 clips have more than one file; the first by its path is taken, as 'abc/long.wav'" in lines
     assert "abc/long.wav" in (tmp_path / "out" / "manifest.csv").read_text()
-
-
-def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "encode_clips", die)
-    with pytest.raises(DataError, match="a worker process died"):
-        run(small, tmp_path / "out")
-
-
-def die(*_):
-    os._exit(9)
-
-
-def test_what_a_killed_preparation_left_is_taken_away(small, tmp_path):
-    run(small, tmp_path / "whole")
-    (tmp_path / "out" / ".writing-1").mkdir(parents=True)
-    (tmp_path / "out" / ".writing-1" / "train-00000-of-00003.array_record").write_bytes(b"half of it")
-    run(small, tmp_path / "out")
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-KILLED = """
-import os, signal
-from datar_jax.data.prepare.encode import encode_all
-
-def cook(clips):
-    return ["" for _ in clips]
-
-if __name__ == "__main__":
-    for _ in encode_all([None] * 999, cook, 2):
-        print("at work", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_processes_end_with_the_one_that_started_them(tmp_path):
-    (tmp_path / "killed.py").write_text(KILLED)
-    # What they print to is closed when the last of them has ended.
-    command = [sys.executable, tmp_path / "killed.py"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"at work\n")
-
-
-def test_processes_do_not_hear_ctrl_c():
-    assert set(encode_all([None] * 3, _blocked, 1)) == {"SIGINT"}
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def test_a_second_ctrl_c_waits_until_the_processes_have_ended(monkeypatch):
-    masks = []
-
-    class Pool(concurrent.futures.ProcessPoolExecutor):
-        def shutdown(self, **how):
-            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-            super().shutdown(**how)
-
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
-    encoded = encode_all([None] * 99, _blocked, 1)
-    next(encoded)
-    with pytest.raises(KeyboardInterrupt):
-        encoded.throw(KeyboardInterrupt)
-    assert masks == [{signal.SIGINT}]
-
-
-def _blocked(clips):
-    return [" ".join(each.name for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())) for _ in clips]
 
 
 def test_shards_that_no_card_names_are_taken_away(small, tmp_path):
@@ -593,48 +346,6 @@ def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
     for field in ({"train_list": "a", "test_list": "b"}, {"subset": "esc10"}):
         with pytest.raises(ConfigError, match=rf"data\.{next(iter(field))}=.*: has no effect: data.kind='prepared'"):
             DataConfig(root=root, kind="prepared", **field)
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ([], "--lists is missing"),
-        (["--lists=a"], "--audio is missing"),
-        (["--lists=a", "--audio=b", "--fetch=c"], "--fetch=c: replaces --lists and --audio"),
-        (["--lists=META", "--audio=b", "--out="], "--out='': give a folder or a URL"),
-        (["--lists=META", "--audio=META/esc50.csv"], "no such folder"),
-        (["--lists=META", "--audio=b", "--config=README.md"], "README.md: not a Python file with"),
-        (["--lists=META", "--audio=b", "--shard-clip=3"], "--shard-clip=3: not an option"),
-    ],
-)
-def test_a_command_that_cannot_be_is_one_line(tmp_path, capsys, options, text):
-    (tmp_path / "esc50.csv").write_text("filename,fold,target,category\n1-1-A-0.wav,1,0,dog\n")
-    options = [option.replace("META", str(tmp_path)) for option in options]
-    assert main(["prepare", "esc50", f"--out={tmp_path / 'out'}", *options]) == 2
-    said = capsys.readouterr().err
-    assert text in said and said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])
-def test_a_count_that_is_none_is_named(capsys, text):
-    assert main(["prepare", "esc50", "--out=x", f"--shard-clips={text}"]) == 2
-    error = capsys.readouterr().err
-    assert f"--shard-clips: {text}: give a whole number, 1 or more" in error and error.count("\n") == 1
-
-
-def test_ctrl_c_is_one_line_and_help_is_help(small, tmp_path, capsys, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(room, "build_dataset", stop)
-    options = [f"--lists={tmp_path}", f"--audio={tmp_path}", f"--out={tmp_path / 'out'}"]
-    assert main(["prepare", "esc50", *options]) == 130
-    assert capsys.readouterr().err == "datar-jax: interrupted; the same command continues\n"
-    assert main(["--help"]) == 0
-    assert "prepare" in capsys.readouterr().out
-    assert main([]) == 2
-    assert "--help" in capsys.readouterr().out
 
 
 def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):

@@ -22,7 +22,7 @@ import pytest
 from datar_jax.data.prepare import extract as module
 from datar_jax.data.prepare.extract import unpack
 from datar_jax.data.prepare.partial_files import FetchError
-from tests.data.prepare.test_download import CONTENT, fails, names, umask
+from tests.data.prepare.server import CONTENT, fails, names, umask
 
 TREE = {"meta/list.csv": b"a,b\n", "audio/1.wav": CONTENT[:70_000], "audio/deep/er/2.wav": b"", "read me": b"x" * 512}
 
