@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, RULE = "#333333", "#9a9a9a", "#cccccc"
-# Okabe and Ito (2008): told apart with any colour vision; black comes last, yellow shows badly on white.
+# Okabe and Ito (2008): distinct with any colour vision; black comes last, yellow shows badly on white.
 MARKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 FORMATS = ("png", "pdf", "svg")
 

@@ -76,7 +76,7 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Yields the samples of a sound file, or of a part of it, in blocks: constant memory for any length.
 
-    What only the whole file tells (that it is truncated, or silent) is raised after all but the last block. Blocks are
+    What only the whole file shows (that it is truncated, or silent) is raised after all but the last block. Blocks are
     the same on every reading.
 
     Args:

@@ -210,7 +210,7 @@ def test_a_wav_above_four_gigabytes_is_all_there(tmp_path):
 
 @pytest.mark.parametrize("told", [1, 16_000, 47_999])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_flac_header_that_tells_too_little_is_corrected(tmp_path, told, channels):
+def test_a_flac_header_that_states_too_little_is_corrected(tmp_path, told, channels):
     path = tmp_path / "a.flac"
     content = bytearray(write(path, sound(3.0), channels=channels))
     whole = decode(path, RATE)

@@ -75,7 +75,7 @@ def test_parts_outside_the_file_are_refused(tmp_path, start, end, reason):
 
 @pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "w64", "rf64", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("share", [0.9, 0.5])
-def test_truncated_files_are_told_from_short_ones(tmp_path, suffix, share):
+def test_truncated_files_are_distinguished_from_short_ones(tmp_path, suffix, share):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, sound(3.0), 16_000)
     content = path.read_bytes()

@@ -93,7 +93,7 @@ def test_what_cannot_be_decoded_cannot_be_measured_for_the_same_reason(tmp_path)
             measure(tmp_path / name, AUDIO)
 
 
-def test_a_file_that_shrinks_after_it_was_measured_is_told(tmp_path, monkeypatch):
+def test_a_file_that_shrinks_after_it_was_measured_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "KEPT", 0)
     measured = measure(written(tmp_path / "a.wav", 2.0), AUDIO)
     written(tmp_path / "a.wav", 1.0)

@@ -91,7 +91,7 @@ def test_long_lists_over_few_records_are_read_like_any(made):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
-def test_a_start_is_told_in_seconds_and_megabytes(made):
+def test_a_start_is_reported_in_seconds_and_megabytes(made):
     sounds.list_more(made[1] / "pcm", made[1] / "many", 40, 10)
     found = input.start(made[1] / "many")
     assert all(seconds >= 0 for seconds in found[:5]) and found.memory < 2_000

@@ -253,7 +253,7 @@ def test_shifted_windows_without_their_masks(tmp_path: Path) -> None:
         ({"stages.2.attns.1.rpe_table": (4, 32, 128)}, r"table of stage_2_1/mixer has 32 x 128 entries"),
     ],
 )
-def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_what_does_not_fit_is_reported(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     shapes = {**official_shapes(published(), (64, 128), 10), **change}
     weights = random_weights({name: shape for name, shape in shapes.items() if shape})
     with pytest.raises(ModelError, match=says) as error:

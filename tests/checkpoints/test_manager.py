@@ -241,7 +241,7 @@ def test_a_step_that_was_neither_read_nor_written_here_is_replaced(tmp_path: Pat
     assert left(tmp_path) == ["1", "2", "2.damaged"]
 
 
-def test_when_none_can_be_read_all_stay_and_each_reason_is_told(tmp_path: Path) -> None:
+def test_when_none_can_be_read_all_stay_and_each_reason_is_reported(tmp_path: Path) -> None:
     write(tmp_path, 1, 2)
     for step in ("1", "2"):
         (tmp_path / step / "meta" / "metadata").unlink()

@@ -305,7 +305,7 @@ def rows_of(model: datar_jax.inference.classifier.AudioClassifier, path: str) ->
     return list(measure(path, model.audio).windows([0], model.frames, model.input_kind))
 
 
-def test_fine_tuning_tells_what_it_took_and_outlives_its_source(
+def test_fine_tuning_states_what_it_took_and_outlives_its_source(
     sounds: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, exported = tmp_path / "source", tmp_path / "exported"
@@ -360,7 +360,7 @@ def test_an_export_on_a_full_disk_is_one_line_and_leaves_nothing(work: Path, tmp
         assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_model_is_told_by_name(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_model_is_reported_by_name(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def copy(name: str) -> Path:
         return Path(shutil.copytree(work, tmp_path / name))
 

@@ -19,7 +19,7 @@ def dataset_of(names, **fields):
     return Dataset(tuple(clips), labels, source="names")
 
 
-def test_folds_become_sides():
+def test_folds_become_splits():
     names = [f"{c}/{i}" for c in "ab" for i in range(6)]
     plain = dataset_of(names)
     clips = tuple(Clip(c.path, c.name, c.labels, fold=1 + i % 3, group=c.name) for i, c in enumerate(plain.clips))

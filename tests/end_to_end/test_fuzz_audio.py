@@ -86,7 +86,7 @@ def test_every_law_is_among_those_that_were_broken():
     ("program", "reason"),
     [("import os; os.abort()", "exit status -6"), ("import time; time.sleep(60)", "not done after 0 s")],
 )
-def test_a_child_that_crashes_or_hangs_is_told(tmp_path, monkeypatch, program, reason):
+def test_a_child_that_crashes_or_hangs_is_reported(tmp_path, monkeypatch, program, reason):
     real = subprocess.run
 
     def other(command, **options):

@@ -249,7 +249,7 @@ def test_with_every_key_masked_the_slopes_are_those_of_a_mean() -> None:
     np.testing.assert_allclose(gradients[2], 12 / N, rtol=1e-5)
 
 
-def test_the_order_of_the_keys_is_nobodys_business() -> None:
+def test_the_order_of_the_keys_changes_nothing() -> None:
     q, k, v, table, position, mask = inputs((3, 4), 4, 2, (3, 4), mask=True)
     above = np.random.default_rng(9).normal(size=q.shape).astype(np.float32)
     order = np.random.default_rng(10).permutation(N)

@@ -13,7 +13,7 @@ TAIL = 1 << 17  # bytes at the end of a stream that hold its last frame
 
 
 def flac_sections(content: Bytes, first: int) -> Sections:
-    """Joined files, and a header that tells fewer samples than the last frame counts."""
+    """Joined files, and a header that states fewer samples than the last frame counts."""
     starts = [first, *_later_starts(content, first + 4)]
     if len(starts) > 1:
         return joined(starts, len(content))

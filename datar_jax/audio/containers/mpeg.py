@@ -37,7 +37,7 @@ def mpeg_sections(content: Bytes, first: int) -> Sections:
         return Sections()
     runs = [run for run in _runs(content, first) if run.frames]
     if not runs:
-        return Sections()  # libsndfile tells what is wrong
+        return Sections()  # libsndfile reports what is wrong
     if len(runs) == 1 and (runs[0].stated or runs[0].constant):
         stated = runs[0].stated
         if not stated or runs[0].frames <= stated + 1:
@@ -162,7 +162,7 @@ def _xing_offset(head: bytes | bytearray) -> int:
 
 
 def _xing(content: Bytes, run: Run) -> bytes:
-    """A frame with a Xing header that tells the number of frames of a run."""
+    """A frame with a Xing header that states the number of frames of a run."""
     head = bytearray(content[run.head : run.head + 4])
     head[1] |= 1  # no checksum
     for index in range(1, 15):  # the smallest frame with room for it

@@ -63,7 +63,7 @@ def test_line_ends_and_marks_change_nothing(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_row_that_is_there_twice_is_left_out_and_told(name: str, tmp_path: Path) -> None:
+def test_a_row_that_is_there_twice_is_left_out_and_reported(name: str, tmp_path: Path) -> None:
     plain = read(name, tmp_path / "plain")
     path = next(p for p in plain.lists if p.name == plain.segments[0].source)
     last = path.read_text().splitlines()[-1]

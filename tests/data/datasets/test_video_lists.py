@@ -136,7 +136,7 @@ def test_epic_kitchens_has_two_heads(tmp_path: Path) -> None:
     assert (c.start, c.end) == (3721.56, 3722.45)
 
 
-def test_lists_without_labels_are_told(tmp_path: Path) -> None:
+def test_lists_without_labels_are_reported(tmp_path: Path) -> None:
     for name, file in [
         ("epic_kitchens", "EPIC_100_test_timestamps.csv"),
         ("epic_sounds", "EPIC_Sounds_recognition_test_timestamps.csv"),

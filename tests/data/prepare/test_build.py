@@ -348,7 +348,7 @@ def test_prepared_data_are_not_taken_for_something_else(small, tmp_path):
             DataConfig(root=root, kind="prepared", **field)
 
 
-def test_the_cache_of_the_same_sounds_tells_the_same(small, tmp_path):
+def test_the_cache_of_the_same_sounds_gives_the_same(small, tmp_path):
     run(small, tmp_path / "out")
     dataset, store = opened(tmp_path / "out")
     (tmp_path / "out" / "manifest.csv").read_text()

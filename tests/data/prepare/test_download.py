@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("waits")
 # Fetching
 
 
-def test_a_file_is_fetched_once_and_told_of(server, tmp_path):
+def test_a_file_is_fetched_once_and_reported(server, tmp_path):
     told = []
     path = fetch(of(server), tmp_path / "new" / "folder", lambda *counts: told.append(counts))
     assert path == tmp_path / "new" / "folder" / "sounds.zip"
@@ -62,7 +62,7 @@ def test_without_ranges_it_starts_anew(server, tmp_path):
 
 
 @pytest.mark.parametrize("version", [{}, {"ETag": 'W/"weak"'}, {"ETag": '"a b"'}, {"ETag": '"' + "x" * 999 + '"'}])
-def test_where_nothing_tells_a_version_no_part_is_gone_on_with(server, tmp_path, version):
+def test_where_nothing_states_a_version_no_part_is_gone_on_with(server, tmp_path, version):
     server.version, server.cuts = version, [1_000_000]
     assert fetch(of(server), tmp_path).read_bytes() == CONTENT
     assert server.asked("Range") == [None, None]
@@ -226,7 +226,7 @@ def test_chunks_say_where_the_end_is(server, tmp_path, waits):
     assert len(waits) == 4
 
 
-def test_without_length_or_chunks_only_a_checksum_tells_the_end(server, tmp_path):
+def test_without_length_or_chunks_only_a_checksum_states_the_end(server, tmp_path):
     server.answers = [says(200, {}, CONTENT)]
     fails(lambda: fetch(of(server, sha256=""), tmp_path), "does not say how long", "by hand")
     assert names(tmp_path) == []

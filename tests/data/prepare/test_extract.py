@@ -296,7 +296,7 @@ def test_an_archive_damaged_anywhere_is_refused_or_the_same(tmp_path, kind):
 @pytest.mark.parametrize(
     "content", [b"", b"<!DOCTYPE html>", bytes(2048), b"PK\3\4", b"\x1f\x8b", gzip.compress(b"x", mtime=0)]
 )
-def test_what_is_no_archive_is_told(tmp_path, content):
+def test_what_is_no_archive_is_reported(tmp_path, content):
     (tmp_path / "sounds.zip").write_bytes(content)
     refused(tmp_path / "sounds.zip", "move it away and run the same command")
 
@@ -306,7 +306,7 @@ def test_an_archive_of_nothing_is_refused(tmp_path, kind):
     refused(KINDS[kind](tmp_path / kind, {}), "no file")
 
 
-def test_an_archive_that_is_not_there_is_told(tmp_path):
+def test_an_archive_that_is_not_there_is_reported(tmp_path):
     fails(lambda: unpack(tmp_path / "a.zip", tmp_path / "sounds"), "a.zip", os.strerror(errno.ENOENT))
     assert names(tmp_path) == []
 

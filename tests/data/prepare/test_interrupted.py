@@ -91,7 +91,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small, tmp_path, monkeypatch)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-def test_a_worker_that_dies_is_told(small, tmp_path, monkeypatch):
+def test_a_worker_that_dies_is_reported(small, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "encode_clips", die)
     with pytest.raises(DataError, match="a worker process died"):
         run(small, tmp_path / "out")

@@ -45,7 +45,7 @@ def stores(tmp_path_factory):
     return dataset, open_cache(dataset, HOST, root / "cache"), open_cache(dataset, DEVICE, root / "cache")
 
 
-def test_both_kinds_of_cache_lie_side_by_side_and_tell_the_same(stores):
+def test_both_kinds_of_cache_lie_side_by_side_and_hold_the_same(stores):
     dataset, features, waves = stores
     assert isinstance(features, SpectrogramCache) and isinstance(waves, WaveformCache)
     np.testing.assert_array_equal(features.frames, waves.frames)

@@ -54,7 +54,7 @@ def test_a_run_goes_on_with_the_rows_that_led_to_its_state(tmp_path: Path, said:
         said.clear()
 
 
-def test_a_line_cut_off_at_the_end_is_dropped_and_a_damaged_one_is_told(tmp_path: Path, said: list[str]) -> None:
+def test_a_line_cut_off_at_the_end_is_dropped_and_a_damaged_one_is_reported(tmp_path: Path, said: list[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\x00\xff\x00\n{"step": 2}\n[3]\n{"step": 3}\n{"step": 4, "lo')
     report(tmp_path, 9).end()
@@ -162,7 +162,7 @@ def test_folds_without_a_number_are_left_out_of_its_mean() -> None:
         ),
     ],
 )
-def test_the_last_table_tells_every_number_there_is(
+def test_the_last_table_states_every_number_there_is(
     tmp_path: Path, labels: Any, heads: Any, told: list[str], untold: list[str]
 ) -> None:
     true = np.concatenate([np.eye(2)[[0, 1, 0, 1]], np.eye(3)[[0, 1, 2, 0]]], 1) if heads else np.eye(3)[[0, 1, 2, 0]]

@@ -103,7 +103,7 @@ class Clips(FoldPipeline):
         return TrainBatches(grain.MapDataset.range(100).map(read), clips, "memory", DataConfig(), {"of": "a test"})
 
 
-def test_a_run_stops_at_the_limit_and_tells_step_and_clips(tmp_path: Path) -> None:
+def test_a_run_stops_at_the_limit_and_states_step_and_clips(tmp_path: Path) -> None:
     config = with_train(SMALL, max_skipped=3, epochs=5)
     spec = ModelSpec(msgspec.structs.replace(config, data=DataConfig(threads=1)), CLASSES, FRAMES, STEPS)
     dataset = Dataset(tuple(Clip(name, name, (0,)) for name in NAMES), ("a", "b", "c", "d"))
