@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -41,5 +42,9 @@ def finished(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a copy of the sounds and the work directory of a finished run on them."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(sounds / "by_class", folder / "sounds")
-    assert train.main(command("folder", folder / "run", data__root=str(folder / "sounds"))) == 0
+    jax.config.update("jax_disable_most_optimizations", True)  # as `quick_compiles`, which lives for one module
+    try:
+        assert train.main(command("folder", folder / "run", data__root=str(folder / "sounds"))) == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
     return folder
