@@ -178,7 +178,7 @@ def test_bfloat16_products_stay_near_float32(case: str) -> None:
 
 
 @every_mixer
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_batch_on_eight_devices_gives_the_numbers_of_one(case: str, fsdp: int) -> None:
     params, mel = inputs(case)
     mesh = make_mesh(c.MeshConfig(fsdp=fsdp))
