@@ -41,8 +41,9 @@ format: $(DEVELOPMENT)  ## rewrite the code in the house format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-fuzz: $(RUNTIME)  ## read 2,000 spoiled sound files and 2,000 exports with a flipped bit, and check what becomes of them
+fuzz: $(RUNTIME)  ## read 2,000 spoiled sounds, 3,000 spoiled models and 2,000 exports with a flipped bit, and check what becomes of them
 	$(RUN) benchmarks/robustness/fuzz_audio.py
+	$(RUN) benchmarks/robustness/fuzz_models.py
 	$(RUN) benchmarks/robustness/flip_exports.py
 
 docs: $(DOCUMENTATION)  ## run the example notebooks and build the documentation in build/site

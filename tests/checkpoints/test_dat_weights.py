@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,104 +20,17 @@ from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.config import MODELS, DeformableSettings, ModelConfig, NeighborhoodSettings, WindowSettings
 from datar_jax.models.datar import DATAR
 from datar_jax.models.stem import Stem
-from tests.checkpoints.test_torch_file import table, tensor, write
+from tests.corpus.official_files import (
+    as_pth,
+    official_shapes,
+    published,
+    random_weights,
+)
 from tests.helpers import golden_folders
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 GOLDEN = {path.stem: path for folder in golden_folders() for path in folder.glob("model_*.npz")}
-Shapes = dict[str, tuple[int, ...]]
-
-
-def layer(name: str, *weight: int, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": weight, **({f"{name}.bias": weight[:1]} if bias else {})}
-
-
-def official_shapes(config: ModelConfig, size: tuple[int, int], classes: int, buffers: bool = True) -> Shapes:
-    """Names and shapes of the official state dict, written down from the published description of the modules."""
-    dims, conv = config.dims, config.stem == "conv"
-    shapes: Shapes = {}
-    widths = (3, dims[0] // 2, dims[0]) if conv else (3, dims[0])
-    for n, (old, new) in enumerate(pairwise(widths)):
-        side = 3 if conv else 4
-        shapes |= layer(f"patch_proj.{3 * n}", new, old, side, side) | layer(f"patch_proj.{3 * n + 1}.norm", new)
-    for i, (c, spec, heads) in enumerate(zip(dims, config.spec, config.heads)):
-        rows, columns = (n >> (i + 2) for n in size)
-        for j, letter in enumerate(spec):
-            stage, at = f"stages.{i}", f"stages.{i}.attns.{j}"
-            for n in (2 * j, 2 * j + 1):
-                shapes |= layer(f"{stage}.layer_norms.{n}.norm", c)
-            if config.local_perception:
-                shapes |= layer(f"{stage}.local_perception_units.{j}", c, 1, 3, 3)
-            if config.mlp == "conv":
-                wide = f"{stage}.mlps.{j}"
-                shapes |= layer(f"{wide}.linear1.0", 4 * c, c, 1, 1) | layer(f"{wide}.dwc", 4 * c, 1, 3, 3)
-                shapes |= layer(f"{wide}.linear2.0", c, 4 * c, 1, 1)
-            else:
-                shapes |= layer(f"{stage}.mlps.{j}.chunk.linear1", 4 * c, c)
-                shapes |= layer(f"{stage}.mlps.{j}.chunk.linear2", c, 4 * c)
-            sizes, deformable = (config.neighborhood if letter == "N" else config.window).sizes, config.deformable
-            window, kernel, narrow = sizes[i][0], deformable.kernels[i], c // deformable.groups[i]
-            if letter == "D":
-                for name in "qkv":
-                    shapes |= layer(f"{at}.proj_{name}", c, c, 1, 1)
-                shapes |= layer(f"{at}.proj_out", c, c, 1, 1) | layer(f"{at}.conv_offset.0", narrow, 1, kernel, kernel)
-                shapes |= layer(f"{at}.conv_offset.1.norm", narrow)
-                shapes |= layer(f"{at}.conv_offset.3", 2, narrow, 1, 1, bias=False)
-                if deformable.position == "table":
-                    shapes[f"{at}.rpe_table"] = (heads, 2 * rows - 1, 2 * columns - 1)
-                elif deformable.position == "fixed":
-                    keys = (rows // deformable.strides[i]) * (columns // deformable.strides[i])
-                    shapes[f"{at}.rpe_table"] = (heads, rows * columns, keys)
-                elif deformable.position == "dwc":
-                    shapes |= layer(f"{at}.rpe_table", c, 1, 3, 3)
-                elif deformable.position == "log_cpb":
-                    shapes |= layer(f"{at}.rpe_table.0", 32, 2)
-                    shapes |= layer(f"{at}.rpe_table.2", heads // deformable.groups[i], 32, bias=False)
-            elif letter == "N":
-                shapes |= {f"{at}.rpb": (heads, 2 * window - 1, 2 * window - 1)}
-                shapes |= layer(f"{at}.qkv", 3 * c, c) | layer(f"{at}.proj", c, c)
-            else:
-                shapes |= {f"{at}.relative_position_bias_table": ((2 * window - 1) ** 2, heads)}
-                shapes |= layer(f"{at}.proj_qkv", 3 * c, c) | layer(f"{at}.proj_out", c, c)
-                if buffers:
-                    shapes[f"{at}.relative_position_index"] = (window**2, window**2)
-                    if letter == "S":
-                        shapes[f"{at}.attn_mask"] = (rows * columns // window**2, window**2, window**2)
-        if i < 3:
-            side = 3 if conv else 2
-            shapes |= layer(f"down_projs.{i}.0", dims[i + 1], c, side, side, bias=False)
-            shapes |= layer(f"down_projs.{i}.1.norm", dims[i + 1])
-    return shapes | layer("cls_norm.norm", dims[-1]) | layer("cls_head", classes, dims[-1])
-
-
-def random_weights(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def as_pth(path: Path, weights: dict[str, np.ndarray]) -> Path:
-    """A checkpoint as torch.save writes it, without torch."""
-    program, data = {}, {}
-    for key, (name, value) in enumerate(weights.items()):
-        strides = tuple(step // value.itemsize for step in value.strides)
-        program[name] = tensor(str(key), value.shape, strides, numbers=value.size)
-        data[str(key)] = value.tobytes()
-    return write(path, table(model=table(**program), epoch=b"K\x05"), data)
-
-
-def published(position: Any = "table", **changes: Any) -> ModelConfig:
-    """The smallest model of 2022 that has every kind of block that its revision has."""
-    base = {
-        "dims": (8, 16, 32, 64),
-        "spec": ("LS", "S", "LD", "LD"),
-        "heads": (1, 2, 4, 8),
-        "window": WindowSettings(sizes=((4, 4), (4, 4), (4, 4), (2, 2))),
-        "deformable": DeformableSettings(strides=(1, 1, 1, 1), grid="dat2022", position=position),
-        "adaptor": "none",
-    }
-    return ModelConfig(**{**base, **changes})  # type: ignore[arg-type]
-
 
 # Only the code of 2023 has other kernels.
 NEWEST = DeformableSettings(kernels=(9, 7, 4, 2), strides=(8, 4, 2, 1), offset_range=-1.0, grid="dat2023")

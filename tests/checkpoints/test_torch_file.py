@@ -24,8 +24,8 @@ from datar_jax.checkpoints import torch_file
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.checkpoints.torch_file import read_arrays
 from datar_jax.checkpoints.torch_pickle import Opaque, Tensor, parse_pickle
+from tests.corpus.official_files import VALUES, number, table, tensor, text, write
 
-VALUES = np.arange(24, dtype=np.float32)
 KINDS = {
     "f8": "Double",
     "f4": "Float",
@@ -36,51 +36,6 @@ KINDS = {
     "i1": "Char",
     "u1": "Byte",
 }
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def number(value: int) -> bytes:
-    if -(1 << 31) <= value < 1 << 31:
-        return b"J" + struct.pack("<i", value)
-    return b"\x8a\x08" + struct.pack("<q", value)
-
-
-def row(*values: int) -> bytes:
-    return b"(" + b"".join(map(number, values)) + b"t"
-
-
-def tensor(
-    key: str = "0",
-    shape: tuple[int, ...] = (24,),
-    strides: tuple[int, ...] = (1,),
-    offset: int = 0,
-    numbers: int = 24,
-    kind: str = "Float",
-) -> bytes:
-    """As torch.save describes one, protocol 2."""
-    storage = b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text(key) + text("cpu")
-    storage += number(numbers) + b"tQ"
-    hooks = b"\x89ccollections\nOrderedDict\n)R"
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + row(*shape) + row(*strides) + hooks + b"tR"
-    )
-
-
-def table(**items: bytes) -> bytes:
-    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
-
-
-def write(path: Path, program: bytes, data: dict[str, bytes] | None = None, **extra: bytes) -> Path:
-    """A `.pth`: the pickle of a program without its frame, and the numbers of its storages."""
-    members = {"data.pkl": b"\x80\x02" + program + b".", "version": b"3\n", **extra}
-    members |= {f"data/{key}": raw for key, raw in (data or {"0": VALUES.tobytes()}).items()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, raw in members.items():
-            archive.writestr(f"archive/{name}", raw)
-    return path
 
 
 @pytest.mark.parametrize("code, kind", KINDS.items())
