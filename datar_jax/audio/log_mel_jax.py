@@ -107,8 +107,8 @@ def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
 
     exact = jax.lax.Precision.HIGHEST
     top = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
-    powers = np.float32(2) ** np.arange(-100, 128, dtype=np.float32)  # looked up: not every runtime takes floats apart
-    powers = np.expand_dims(powers, tuple(range(x.ndim - 1)))
+    # Looked up: not every runtime takes floats apart.
+    powers = np.expand_dims(np.float32(2) ** np.arange(-100, 128, dtype=np.float32), tuple(range(x.ndim - 1)))
     step = jnp.max(jnp.where(powers <= top, powers, powers.min()), axis=-1, keepdims=True) / 2**6
     coarse = jnp.round(x / step) * step
     tops = np.clip(np.round(matrix * 2**7), -127, 127)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from datar_jax.models.layers import DepthwiseConv
+from datar_jax.ops.add_bias import add_bias
 from datar_jax.ops.masking import mask_columns
 
 
@@ -32,7 +33,7 @@ class InputAdaptor(nn.Module):
             signal = self.param("signal", nn.initializers.zeros, (*self.size, c))
             if self.size != (f, t):
                 signal = jax.image.resize(signal, (f, t, c), "linear")
-            out = out + signal.astype(x_BxFxTxC.dtype)[None]
+            out = add_bias(out, signal)
         if self.kind in ("conv", "both"):
             branch = DepthwiseConv(identity=True, dtype=self.dtype, name="conv")
             out = out + branch(mask_columns(x_BxFxTxC, valid_BxT)).astype(x_BxFxTxC.dtype)

@@ -109,7 +109,7 @@ def split(coordinate: Array) -> tuple[Array, Array]:
 def bilinear_weights(coordinate_N: Array, size: int) -> Array:
     """Bilinear weights of `size` pixels for each coordinate, `(N, size)`: two neighbours, zero outside."""
     cell, fraction = split(coordinate_N)
-    distance = jnp.expand_dims(jnp.arange(size), range(cell.ndim)) - cell[..., None]
+    distance = jnp.expand_dims(jnp.arange(size), tuple(range(cell.ndim))) - cell[..., None]
     return jnp.where(distance == 0, 1 - fraction[..., None], jnp.where(distance == 1, fraction[..., None], 0))
 
 

@@ -1,6 +1,8 @@
-"""The bias of a layer and its gradient."""
+"""A parameter that is added to every example, and its gradient."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,9 @@ def test_a_bias_is_added_to_every_row_in_the_dtype_of_the_rows(dtype: object) ->
 
 def test_the_gradient_of_many_bfloat16_rows_is_their_sum() -> None:
     """In bfloat16 a sum of ones would stop at 256."""
-    rows = jnp.zeros((4, 32, 32, 3), jnp.bfloat16)
-    gradient = jax.jit(jax.grad(lambda bias: add_bias(rows, bias).astype(jnp.float32).sum()))(jnp.zeros(3))
-    np.testing.assert_array_equal(gradient, np.full(3, 4096.0))
+    ones = jnp.ones((4, 32, 32, 3), jnp.bfloat16)
+
+    def total(bias: Any, weight: Any) -> Any:
+        return (add_bias(jnp.zeros_like(weight), bias) * weight).astype(jnp.float32).sum()
+
+    np.testing.assert_array_equal(jax.jit(jax.grad(total))(jnp.zeros(3), ones), np.full(3, 4096.0))
