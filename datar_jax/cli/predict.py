@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
         outputs = " or ".join(map(str, filter(None, (given.out or "standard output", given.events, given.audacity))))
         raise ConfigError(f"{error.filename or outputs}: {error.strerror}") from None
     if failed:
-        print(f"datar-jax: {count(failed, 'sound')} could not be used", file=sys.stderr)
+        report(f"{count(failed, 'sound')} could not be used")
     return 1 if failed else 0
 
 

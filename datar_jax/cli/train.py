@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def main(arguments: list[str], program: str = "datar-jax") -> int:
     with terminable(program), quiet_libraries():
         status, peers = 1, None
         try:
-            peers = start(cluster, program)
+            peers = start(cluster, program, partial(report, program=program))
             status = _train(config, workdir, profile, program)
         except ConfigError as error:
             status = _fail(program, error)

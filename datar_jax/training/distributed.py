@@ -8,8 +8,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from datar_jax.config import ConfigError
@@ -73,12 +72,13 @@ def wait_for_all(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
-def start(cluster: Cluster, program: str = "datar-jax") -> Peers | None:
+def start(cluster: Cluster, program: str, report: Callable[[str], object]) -> Peers | None:
     """Initializes jax.distributed if there are other processes, and watches them.
 
     Args:
       cluster: options about them.
       program: stands before messages on standard error.
+      report: shows a line where the processes cannot be watched, but can train.
 
     Raises:
       ConfigError: they were not found.
@@ -108,5 +108,5 @@ def start(cluster: Cluster, program: str = "datar-jax") -> Peers | None:
     try:
         return Peers(joined.client, host, joined.process_id, joined.num_processes, program)
     except (OSError, RuntimeError) as error:
-        print(f"{program}: no connection to process 0 ({error}): jax alone notices a lost process", file=sys.stderr)
+        report(f"no connection to process 0 ({error}): jax alone notices a lost process")
         return None

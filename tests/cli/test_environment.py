@@ -58,11 +58,11 @@ def test_ctrl_c_in_a_callback_that_drops_it_still_interrupts() -> None:
 
     def work() -> None:
         with quiet_libraries():
+            gc.callbacks.append(drops)  # from here on: a collection of its own accord would call it too
             gc.collect()
             for _ in range(3000):
                 time.sleep(0.01)
 
-    gc.callbacks.append(drops)
     try:
         with pytest.raises(KeyboardInterrupt):
             work()

@@ -69,10 +69,10 @@ def test_a_cluster_is_known_by_its_environment(
 
 def test_a_lone_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "surroundings", lambda: "")
-    distributed.start(Cluster())  # jax would raise: a backend exists already
+    distributed.start(Cluster(), "train", pytest.fail)  # jax would raise: a backend exists already
     monkeypatch.setattr(distributed, "surroundings", lambda: "SLURM")
     with pytest.raises(ConfigError, match=r"started by SLURM, but the other processes were not found .*; give --coord"):
-        distributed.start(Cluster())
+        distributed.start(Cluster(), "train", pytest.fail)
 
 
 @pytest.fixture(scope="module")
