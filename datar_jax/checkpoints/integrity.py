@@ -1,6 +1,6 @@
-"""Checkpoint metadata (JSON with its own CRC-32), and shape, dtype and per-shard CRC-32 of a train state.
+"""Checkpoint metadata (JSON with its own CRC-32), and shape, dtype and CRC-32 of arrays in checkpoints and exports.
 
-Each shard is summed by the process that holds it, and can be verified on any other mesh.
+Each shard of a train state is summed by the process that holds it, and can be verified on any other mesh.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 
+from datar_jax.escaping import printable
 from datar_jax.foreign_files import read_regular
 from datar_jax.typed_json import JsonError, decode_json
 
@@ -30,6 +31,11 @@ class BadCheckpoint(Exception):
 
 class Mismatch(Exception):
     """A state differs from its fingerprint; the message names the first array that does."""
+
+
+def stored_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, newest first, whether they can be read or not."""
+    return sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True)
 
 
 def metadata_path(folder: Path, step: int) -> Path:
@@ -69,7 +75,7 @@ def read_metadata(folder: Path, step: int) -> Metadata:
         raise BadCheckpoint("it has no meta/metadata: not a complete checkpoint of this program") from None
     except (OSError, JsonError) as error:
         raise BadCheckpoint(f"meta/metadata cannot be read: {short_message(error)}") from None
-    if json.loads(content) != with_checksum({**json.loads(content), "crc": None}):
+    if (tree := json.loads(content)) != with_checksum(tree):
         raise BadCheckpoint("meta/metadata is not what was written")
     if metadata.step != step:
         raise BadCheckpoint(f"it is of step {metadata.step}")
@@ -88,14 +94,14 @@ def rank_by_score(scores: Mapping[int, float], steps: Sequence[int]) -> list[int
 
 
 def short_message(error: BaseException) -> str:
-    """One line of an error: the operating system's message, else the first line of the root cause."""
+    """One printable line of an error: the operating system's message, else the first line of the root cause."""
     while error.__cause__:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     line = line.partition(" [os_error_code=")[0]  # where tensorstore adds its settings
-    return line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160]
+    return printable(line if len(line) < 160 else line.rsplit(": ", 1)[-1][:160])
 
 
 def _leaves(state: Any) -> Iterator[tuple[str, jax.Array]]:

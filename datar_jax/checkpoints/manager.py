@@ -31,6 +31,7 @@ from datar_jax.checkpoints.integrity import (
     rank_by_score,
     read_metadata,
     short_message,
+    stored_steps,
     verify_checksums,
     with_checksum,
 )
@@ -292,7 +293,7 @@ def check_checkpoints(folder: Path, like: Any) -> None:
       CheckpointError: none of them is.
     """
     bad = {}
-    for step in sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True):
+    for step in stored_steps(folder):
         try:
             check_structure(read_metadata(folder, step).leaves, like)
         except (BadCheckpoint, Mismatch) as error:

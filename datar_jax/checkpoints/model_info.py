@@ -18,6 +18,7 @@ import msgspec
 from datar_jax.checkpoints.provenance import Provenance
 from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.config.migration import upgrade
+from datar_jax.escaping import printable
 from datar_jax.filesystem import write_json
 from datar_jax.foreign_files import read_regular
 from datar_jax.labels import Head, heads_from_sizes
@@ -26,6 +27,7 @@ from datar_jax.typed_json import JsonError, decode_json
 MODEL_FILE = "model.json"
 LEGACY_EXPORT_FILE = "config.json"  # in exports of version 0.1
 MAX_BYTES = 64 << 20  # of a description: a million classes
+MAX_NAME = 200  # characters of a name in a message
 MAX_CELLS = 1 << 22  # of a spectrogram that a model sees at once: 32,768 frames of 128 mel bins
 OFFICIAL = (".pth", ".pt", ".npz")  # suffixes of official DAT weights
 
@@ -130,7 +132,7 @@ def compare_checksums(path: Path, written: Mapping[str, str], found: Mapping[str
         if written.get(name) != found.get(name):
             change = "was added" if name not in written else "differs" if name in found else "is missing"
             raise ModelError(
-                f"{path}: {name} {change} since it was written; copy or export the model again "
+                f"{path}: {printable(name[:MAX_NAME])} {change} since it was written; copy or export the model again "
                 f"(if it was changed on purpose, remove checksums from {MODEL_FILE})"
             )
 

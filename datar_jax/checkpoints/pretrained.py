@@ -24,6 +24,7 @@ from datar_jax.checkpoints.integrity import (
     rank_by_score,
     read_metadata,
     short_message,
+    stored_steps,
     tensor_checksums,
     tensor_shapes,
     verify_checksums,
@@ -40,7 +41,8 @@ from datar_jax.checkpoints.model_info import (
 from datar_jax.checkpoints.provenance import DataProvenance, Provenance
 from datar_jax.checkpoints.weights_archive import MAX_RATIO, SMALL
 from datar_jax.config import AudioConfig, Config, ConfigError
-from datar_jax.foreign_files import check_name, open_regular, read_regular
+from datar_jax.escaping import printable
+from datar_jax.foreign_files import check_name, check_regular, open_regular, read_regular
 from datar_jax.models.parameter_shapes import parameter_shapes
 from datar_jax.typed_json import decode_json
 
@@ -168,17 +170,15 @@ def structure_checksum(description: ModelInfo, params: Any) -> str:
 
 def _check(folder: Path, description: ModelInfo, params: Any) -> None:
     """Checks that the weights have the names and shapes of the described model."""
-    if description.structure == structure_checksum(
-        description, params
-    ):  # else the model is traced, which takes a second
-        return
+    if description.structure == structure_checksum(description, params):
+        return  # else the model is traced, which takes a second
     flat = {name: tuple(leaf.shape) for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
     wanted = _shapes(folder, description)
     if wrong := [name for name in sorted({*flat, *wanted}) if flat.get(name) != wanted.get(name)]:
         name = wrong[0]
         raise ModelError(
-            f"{folder}: its weights are of another model than its description: {name} is {flat.get(name, 'missing')}, "
-            f"expected {wanted.get(name, 'none')} ({len(wrong)} such)"
+            f"{folder}: its weights are of another model than its description: {printable(name)} is "
+            f"{flat.get(name, 'missing')}, expected {wanted.get(name, 'none')} ({len(wrong)} such)"
         )
 
 
@@ -203,12 +203,25 @@ class _OrbaxTree(msgspec.Struct):
     tree_metadata: dict[str, _OrbaxLeaf]
 
 
-def _check_size(folder: Path, leaves: Mapping[str, Any]) -> None:
-    """Refuses arrays that are far larger than their files: what is missing in a file would be filled with zeros."""
-    stored = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
-    whole = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
+def _stored_bytes(folder: Path) -> int:
+    """Size of all files of a folder of orbax, which opens them without looking: none may be a pipe or a device.
+
+    Raises:
+      OSError: one of them is.
+    """
+    files = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
+    return sum(check_regular(each).st_size for each in files)
+
+
+def _check_size(stored: int, leaves: Mapping[str, Any]) -> None:
+    """Refuses arrays that are far larger than their files: what is missing in a file would be filled with zeros.
+
+    Raises:
+      ValueError: they are.
+    """
+    whole = sum(math.prod(map(abs, leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
     if whole > MAX_RATIO * stored + SMALL:
-        raise ModelError(f"{folder}: {stored:,} bytes that would become {whole:,}; no such weights were written")
+        raise ValueError(f"{stored:,} bytes that would become {whole:,}; no such weights were written")
 
 
 def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any:
@@ -224,6 +237,7 @@ def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any
     import orbax.checkpoint as ocp  # takes seconds to import
 
     try:
+        stored_bytes = _stored_bytes(folder)
         with ocp.StandardCheckpointer() as reader:
             if checksums:  # has what the metadata would have to be read for
                 shapes = flax.traverse_util.unflatten_dict(tensor_shapes(checksums), sep="/")
@@ -235,7 +249,7 @@ def read_params(folder: Path, checksums: Mapping[str, str] | None = None) -> Any
             flat = flax.traverse_util.flatten_dict(shapes, sep="/")
             for name in flat:
                 check_name(name)
-            _check_size(folder, flat)
+            _check_size(stored_bytes, flat)
             params = reader.restore(folder.absolute(), jax.tree.map(_on_one_device, shapes))
     except Exception as error:  # orbax raises six kinds for a damaged folder
         raise ModelError(f"{folder}: cannot be read ({short_message(error)}); export the model again") from None
@@ -250,9 +264,7 @@ def _from_checkpoint(folder: Path, step: int | None) -> tuple[int, Any, list[str
 
     The third value lists what is wrong with the checkpoints that were skipped.
     """
-    steps = sorted((int(each.name) for each in folder.glob("*") if each.name.isdecimal()), reverse=True)
-    if step is not None:
-        steps = [each for each in steps if each == step]
+    steps = [each for each in stored_steps(folder) if step in (None, each)]
     metadata, bad = {}, []
     for each in steps:
         try:
@@ -278,7 +290,7 @@ def _weights(folder: Path, leaves: Mapping[str, Leaf]) -> Any:
     for name in kept:
         check_name(name.removeprefix(f"{part}/"))
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in kept.items()}
-    _check_size(folder, shapes)
+    _check_size(_stored_bytes(folder), shapes)
     like = jax.tree.map(_on_one_device, flax.traverse_util.unflatten_dict(shapes, sep="/"))
     arguments = ocp.checkpoint_utils.construct_restore_args(like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -21,8 +21,10 @@ import numpy as np
 from jax import Array
 from jax.extend import core
 
+from datar_jax.checkpoints.integrity import short_message
 from datar_jax.checkpoints.quantization import dequantize
 from datar_jax.config import Config
+from datar_jax.escaping import printable
 from datar_jax.export.waveform_model import WaveformModel
 
 
@@ -87,10 +89,11 @@ def from_onnx(file: bytes) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.
         options.log_severity_level = 3  # errors only: it warns about each folded constant
         session = onnxruntime.InferenceSession(file, options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime does not export its error types
-        raise ValueError(f"not an ONNX file that onnxruntime reads ({str(error).splitlines()[0][:120]})") from None
+        raise ValueError(f"not an ONNX file that onnxruntime reads ({short_message(error)})") from None
     names = [each.name for each in session.get_inputs()]
     if names != ["waveform", "length", "start"]:
-        raise ValueError(f"a program of {', '.join(names) or 'nothing'}; exported models take waveform, length, start")
+        found = printable(", ".join(names)[:200])
+        raise ValueError(f"a program of {found or 'nothing'}; exported models take waveform, length, start")
     return lambda *given: session.run(None, dict(zip(names, given)))[0]
 
 

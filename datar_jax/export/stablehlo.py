@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from datar_jax.checkpoints.integrity import short_message
 from datar_jax.checkpoints.quantization import dequantize
 from datar_jax.export.stablehlo_check import check_program, parse_module
 from datar_jax.export.waveform_model import WaveformModel
@@ -81,8 +82,7 @@ def from_stablehlo(file: bytes, samples: int, classes: int) -> Program:
         found = [(aval.dtype.name, tuple(map(str, aval.shape))) for aval in (*exported.in_avals, *exported.out_avals)]
         module = parse_module(exported.mlir_module_serialized)
     except Exception as error:  # struct.error, IndexError, UnicodeDecodeError and more
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"not a jax.export program, or of an unsupported version ({reason})") from None
+        raise ValueError(f"not a jax.export program, or of an unsupported version ({short_message(error)})") from None
     expected = [("float32", (str(samples),)), ("int32", ()), ("int32", ()), ("float32", (str(classes),))]
     if len(exported.out_avals) != 1 or [(dtype, shape[1:]) for dtype, shape in found] != expected:
         shapes = ", ".join(f"{dtype}[{','.join(shape)}]" for dtype, shape in found)

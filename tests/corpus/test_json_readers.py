@@ -160,6 +160,13 @@ def test_any_value_in_any_place_is_one_line_or_is_taken(tmp_path: Path, reader: 
     assert refused > 20
 
 
+def test_a_checksum_of_an_unknown_name_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / MODEL_FILE
+    checksums = {"fields": {"\x1b[31m\n" + "y" * 10_000: "00000000"}}
+    path.write_text(json.dumps({**READERS["model.json"][2], "checksums": checksums}))
+    assert "is missing since it was written" in answer("model.json", path)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_only_regular_files_are_read(tmp_path: Path, reader: str) -> None:
     with irregular_files(tmp_path / "files") as files:

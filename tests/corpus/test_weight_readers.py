@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from datar_jax.checkpoints.model_info import ModelError
+from datar_jax.checkpoints.pretrained import read_params
 from datar_jax.checkpoints.safetensors import load_safetensors
 from datar_jax.checkpoints.torch_file import read_arrays
 from tests.corpus.weight_files import ARCHIVES, SAFETENSORS
@@ -44,3 +47,20 @@ def test_only_regular_files_are_read(tmp_path: Path, reader: Callable[[Path], An
         for file in files:
             with pytest.raises(ModelError, match=str(file)):
                 reader(file)
+
+
+@pytest.mark.parametrize(
+    "checksums",
+    [
+        None,
+        {"kernel": "float32[16777216] 00000000"},
+        {"kernel": "float32[4, 4] 00000000", "other": "float32[1000000000, 1000] 00000000"},
+        {"kernel": "float32[-1000000000, 1000] 00000000", "other": "float32[1000000000, 1000] 00000000"},
+    ],
+)
+def test_arrays_of_orbax_are_not_larger_than_their_files_may_hold(tmp_path: Path, checksums: Any) -> None:
+    """What has no file is filled with zeros, and zeros take no room in a file."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(tmp_path / "params", {"kernel": np.zeros(1 << 24, np.float32)})
+    with pytest.raises(ModelError, match=r"params: cannot be read \([\d,]+ bytes that would become [\d,]+; no such"):
+        read_params(tmp_path / "params", checksums)

@@ -16,7 +16,7 @@ from datar_jax.audio.decode import decode
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.recording import measure
 from datar_jax.checkpoints import pretrained
-from datar_jax.checkpoints.integrity import BadCheckpoint, read_metadata
+from datar_jax.checkpoints.integrity import BadCheckpoint, read_metadata, with_checksum
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data import prepared
@@ -293,6 +293,23 @@ def as_checkpoint(folder, path):
     read_metadata(folder, 2)
 
 
+def as_parameters(folder, path):
+    """orbax opens what lies in its folder."""
+    (folder / "params").mkdir()
+    (folder / "params" / "_METADATA").symlink_to(path)
+    pretrained.read_params(folder / "params", {"kernel": "float32[3] 00000000"})
+
+
+def as_state(folder, path):
+    (folder / "2" / "meta").mkdir(parents=True)
+    (folder / "2" / "state").mkdir()
+    (folder / "2" / "state" / "_METADATA").symlink_to(path)
+    leaves = {"params/kernel": {"shape": [3], "dtype": "float32", "crc": {}}}
+    about = with_checksum({"step": 2, "data": {}, "run": {}, "score": None, "leaves": leaves})
+    (folder / "2" / "meta" / "metadata").write_text(json.dumps(about))
+    pretrained._from_checkpoint(folder, None)
+
+
 def as_program(folder, path):
     model = pretrained.PretrainedModel(str(folder), None, None, path)
     model.read_program()
@@ -301,6 +318,8 @@ def as_program(folder, path):
 PATHS = {
     "description": as_description,
     "checkpoint": as_checkpoint,
+    "parameters": as_parameters,
+    "state": as_state,
     "program": as_program,
     "sound": lambda folder, path: decode(path, 8_000),
     "recording": lambda folder, path: measure(path, AUDIO),

@@ -21,6 +21,7 @@ from datar_jax.audio.framing import window_samples
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, read_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
 from datar_jax.export import exporter
+from datar_jax.export.onnx import from_onnx
 from datar_jax.export.stablehlo import to_stablehlo
 from datar_jax.inference.classifier import AudioClassifier, load
 
@@ -259,6 +260,17 @@ def test_a_program_of_other_shapes_is_refused(exports, copy):
         replace_program(out, to_stablehlo(program, {}, samples, ["cpu"]))
         with pytest.raises(ModelError, match=rf"model\.stablehlo: a program of .*, {named}; its description needs"):
             load(out)
+
+
+def test_an_onnx_program_of_other_inputs_is_one_line():
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    given, taken = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("\x1b[31m\n", "y"))
+    node = onnx.helper.make_node("Identity", [given.name], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [given], [taken])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    with pytest.raises(ValueError, match=r"^a program of \\x1b\[31m\\n; exported models take waveform, length, start$"):
+        from_onnx(model.SerializeToString())
 
 
 def replace_program(out: Path, program: bytes) -> None:
