@@ -79,4 +79,4 @@ def markdown(text: str) -> str:
 
 def yaml_text(text: str) -> str:
     """A text as a quoted YAML scalar, which no reader takes for a number, a truth value or structure."""
-    return json.dumps(printable(text))
+    return json.dumps(printable(text), ensure_ascii=False)  # YAML has no pairs of surrogates

@@ -124,6 +124,7 @@ TEXTS = (
     "",
     " ",
     "雨",
+    "🐕",
     "अमर",
     "می‌خواهم",  # with a joiner that belongs to the word
     os.fsdecode(b"no \xff UTF-8 \x9b31m"),

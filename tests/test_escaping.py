@@ -26,7 +26,7 @@ from datar_jax.checkpoints.provenance import DataProvenance, Provenance
 from datar_jax.cli.options import print_line, print_notes, report, report_error
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.sources.base import DataError
-from datar_jax.escaping import csv_cell, from_csv_cell, markdown, read_csv
+from datar_jax.escaping import csv_cell, from_csv_cell, markdown, printable, read_csv
 from datar_jax.export.model_card import model_card
 from datar_jax.inference.embeddings import Embedded, NumpyFiles, embedding_files
 from datar_jax.inference.events import Event
@@ -235,7 +235,8 @@ def test_a_model_card_shows_names_and_obeys_none(name: str) -> None:
     found = yaml.safe_load(front)
     assert found.keys() == wanted.keys() and isinstance(found["license"], str)
     assert {**found, "license": ""} == {**wanted, "license": ""}
-    assert front.isascii() and all(line.isprintable() for line in body.split("\n"))
+    assert found["license"] == (printable(name) or "other")
+    assert all(line.isprintable() for line in (*front.split("\n"), *body.split("\n")))
 
     def structure(text: str) -> list[str]:
         kinds = []
