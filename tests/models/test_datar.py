@@ -18,6 +18,7 @@ from datar_jax.models.adaptor import InputAdaptor
 from datar_jax.models.datar import DATAR
 from datar_jax.models.flops import count_parameters
 from datar_jax.models.layers import DropPath
+from datar_jax.models.mixers import MIXERS
 from datar_jax.models.parameter_shapes import parameter_shapes
 from datar_jax.training.optimizer import decay_mask
 from datar_jax.training.sharding import make_mesh, state_shardings
@@ -306,18 +307,36 @@ def test_bfloat16_products_give_float32_logits() -> None:
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max(), "the products were rounded, and not more"
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_shapes_of_parameters_are_those_of_the_whole_model(channels):
-    every = c.ModelConfig(
-        spec=("LS", "NNL", "LDLD", "DD"),
-        deformable=c.DeformableSettings(position="log_cpb"),
-        adaptor="both",
-        adaptor_at="both",
-        local_perception=True,
-        mlp="conv",
+@pytest.mark.parametrize(
+    "deformable",
+    [
+        *({"position": position} for position in ("table", "log_cpb", "dwc", "none")),
+        {"position": "table", "grid": "dat2022", "kernels": (4, 2)},
+        {"position": "fixed", "grid": "dat2023", "offset_range": -1.0},
+        {"position": "none", "grid": "dat2023", "offsets": False},
+    ],
+    ids=str,
+)
+def test_shapes_of_parameters_are_those_of_the_whole_model(deformable):
+    """Of any mixer and setting, though they are traced with few blocks and a short clip."""
+    every = changed(
+        SMALL,
+        spec=("LSNDLD", "NDD"),
+        neighborhood=c.NeighborhoodSettings(sizes=((3, 5), (3, 3))),
+        deformable=c.DeformableSettings(**{"groups": (1, 2), "strides": (2, 1), "kernels": (5, 3), **deformable}),
     )
-    for config in (every, SMALL):
-        model = DATAR(config, CLASSES, 32, 300)
-        clip = jax.ShapeDtypeStruct((1, 32, 300, channels), jnp.float32)
-        flat = tree.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), clip)["params"], sep="/")
-        assert parameter_shapes(config, CLASSES, 32, 300, channels) == {path: x.shape for path, x in flat.items()}
+    assert set("".join(every.spec)) == set(MIXERS), "a mixer that this does not try"
+    plain = changed(
+        every,
+        spec=("LD", "D"),
+        neighborhood=SMALL.neighborhood,
+        stem="patch",
+        mlp="plain",
+        local_perception=False,
+        adaptor="none",
+        adaptor_at="block",
+    )
+    for config, channels in ((every, 3), (plain, 1)):
+        model = DATAR(config, CLASSES, 32, 320)
+        flat = tree.flatten_dict(abstract(model, 1, 32, 320, channels), sep="/")
+        assert parameter_shapes(config, CLASSES, 32, 320, channels) == {path: x.shape for path, x in flat.items()}
