@@ -28,7 +28,7 @@ test-slow: $(DEVELOPMENT)  ## run the slow tests
 
 test-all: test test-slow  ## lint, check types and run every test
 
-chaos: $(RUNTIME)  ## kill a training run thirty times, and every command at every write; fill the disk at some
+chaos: $(DEVELOPMENT)  ## kill a training run thirty times, and every command at every write; fill the disk at some
 	$(RUN) benchmarks/robustness/kill_and_resume.py
 	$(RUN) benchmarks/robustness/torn_writes.py
 
@@ -41,7 +41,7 @@ format: $(DEVELOPMENT)  ## rewrite the code in the house format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-fuzz: $(RUNTIME)  ## read 2,000 spoiled sounds, 3,000 spoiled models and 2,000 exports with a flipped bit, and check what becomes of them
+fuzz: $(DEVELOPMENT)  ## read 2,000 spoiled sounds, 3,000 spoiled models and data sets, and 2,000 exports with a flipped bit
 	$(RUN) benchmarks/robustness/fuzz_audio.py
 	$(RUN) benchmarks/robustness/fuzz_models.py
 	$(RUN) benchmarks/robustness/flip_exports.py

@@ -1,6 +1,6 @@
-"""Stops every command before and after each of its writes, and fills the disk at each, and checks what is left.
+"""Looks at what every command would leave if it were killed at any of its writes, or if the disk were full.
 
-`python benchmarks/robustness/torn_writes.py [--full=20] [--only=COMMAND] [--keep=DIR]`: some minutes on two cores.
+`python benchmarks/robustness/torn_writes.py [--full=8] [--only=COMMAND] [--keep=DIR]`: some minutes on two cores.
 
 The places are found by running: every open for writing, write, fsync, rename, removal and new folder of Python is one.
 What other processes see at such a place is what a kill there leaves, so that one run is enough for all kills: at every
@@ -223,7 +223,7 @@ def write_data(place: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--full", type=int, default=20, help="full disks of each call (20)")
+    parser.add_argument("--full", type=int, default=8, help="full disks of each call (8)")
     parser.add_argument("--only", nargs="*", help="commands (all)")
     parser.add_argument("--keep", type=Path, help="where to work, and to leave everything; must not exist")
     given = parser.parse_args(arguments)
