@@ -182,42 +182,42 @@ class Kind(NamedTuple):
 
 HEADERS = ("wav", "flac", "vorbis")
 KINDS = {
-    "whole": Kind(whole, USED),
-    "cut in the header": Kind(cut_header, REFUSED),
-    "cut": Kind(cut, EITHER),
+    "intact": Kind(whole, USED),
+    "truncated in the header": Kind(cut_header, REFUSED),
+    "truncated": Kind(cut, EITHER),
     "wrong sizes": Kind(sizes, EITHER),
-    "random bytes in it": Kind(some_bytes, EITHER),
+    "some bytes random": Kind(some_bytes, EITHER),
     "random bytes": Kind(noise, EITHER),
     "rate of 0 to 100 Hz or over 2 GHz": Kind(absurd_rate, REFUSED, HEADERS),
     "odd rate": Kind(odd_rate, USED, ("wav",)),
-    "0 to 64 channels, told": Kind(channels_told, EITHER, HEADERS),
-    "1 to 64 channels, true": Kind(channels_true, USED, suffixes=("wav",)),
-    "ten hours told, 1 kB there": Kind(ten_hours, REFUSED, ("wav", "flac")),
-    "ten hours told by Ogg": Kind(ten_hours, EITHER, ("vorbis",)),
+    "0 to 64 channels, header only": Kind(channels_told, EITHER, HEADERS),
+    "1 to 64 channels, real": Kind(channels_true, USED, suffixes=("wav",)),
+    "ten hours in the header, 1 kB of data": Kind(ten_hours, REFUSED, ("wav", "flac")),
+    "ten hours in the Ogg header": Kind(ten_hours, EITHER, ("vorbis",)),
     "two hours in 60 kB": Kind(bomb, REFUSED, suffixes=("flac",)),
-    "no length told": Kind(streamed, USED, ("wav", "flac")),
+    "no length in the header": Kind(streamed, USED, ("wav", "flac")),
     "NaN, infinity, 1e30": Kind(not_finite, REFUSED, suffixes=("wav",)),
     "constant": Kind(constant, REFUSED, suffixes=("wav",)),
     "0 to 3 samples": Kind(few_samples, EITHER, suffixes=("wav",)),
     "text": Kind(text, REFUSED, suffixes=("wav", "flac", "ogg", "mp3", "au", "snd", "aiff", "caf")),
     "empty": Kind(empty, REFUSED),
     "folder": Kind(folder, REFUSED),
-    "link to nothing": Kind(link, REFUSED),
+    "broken link": Kind(link, REFUSED),
     "pipe": Kind(pipe, REFUSED),
-    "wrong ending": Kind(whole, USED, suffixes=("wav", "flac", "ogg", "mp3", "aiff")),
-    "bytes behind it": Kind(tail, USED, ("wav", "flac", "ogg")),
+    "wrong suffix": Kind(whole, USED, suffixes=("wav", "flac", "ogg", "mp3", "aiff")),
+    "trailing bytes": Kind(tail, USED, ("wav", "flac", "ogg")),
 }
 ODD_NAMES = ("line\nbreak", "\x1b[31mred", "\udcff\udcfe", "e\u0301", "tab\tname", "%s{0}", "'\"`", "x" * 200)
 
 
 def make(root: Path, files: int, seed: int) -> list[Made]:
-    """Writes `files` files below `root`, a quarter of them whole; one name in eight is odd."""
+    """Writes `files` files below `root`, a quarter of them intact; one name in eight is odd."""
     intact = bases(seed)
-    spoiled = [kind for kind in KINDS if kind != "whole"]
+    spoiled = [kind for kind in KINDS if kind != "intact"]
     made = []
     for i in range(files):
         rng = np.random.default_rng([seed, 1, i])
-        kind = "whole" if i % 4 == 0 else spoiled[(i - i // 4 - 1) % len(spoiled)]
+        kind = "intact" if i % 4 == 0 else spoiled[(i - i // 4 - 1) % len(spoiled)]
         write, fate, of, suffixes = KINDS[kind]
         base = Base(*rng.choice(np.array(_of(intact, of), object)))
         suffix = str(rng.choice(suffixes)) if suffixes else base.suffix

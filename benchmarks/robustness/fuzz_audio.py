@@ -139,24 +139,24 @@ def used(found: dict[str, Any]) -> set[str]:
 
 LAWS: dict[str, Callable[[list[Made], dict[str, Any]], object]] = {
     "every file is a clip": lambda made, found: {m.name for m in made} ^ set(found["clips"]),
-    "every clip is used or named with a reason": lambda made, found: (
+    "every clip is used or has a reason": lambda made, found: (
         len(found["clips"]) - len(used(found)) - sum(bool(reason) for _, reason in found["bad"])
     ),
     "the report has one line for each": lambda made, found: (
         len(found["report"].splitlines()) - len(found["bad"]) - bool(found["bad"])
     ),
-    "no name or reason hides a line break or a control character": lambda made, found: [
+    "no line of the report has a control character": lambda made, found: [
         line for line in found["report"].splitlines() if not line.isprintable()
     ],
-    "what is whole is used": lambda made, found: {m.name for m in made if m.fate == USED} - used(found),
-    "what is hopeless is refused": lambda made, found: {m.name for m in made if m.fate == REFUSED} & used(found),
-    "every used clip comes to be evaluated": lambda made, found: (
+    "intact files are used": lambda made, found: {m.name for m in made if m.fate == USED} - used(found),
+    "unusable files are refused": lambda made, found: {m.name for m in made if m.fate == REFUSED} & used(found),
+    "every used clip is evaluated": lambda made, found: (
         {i for i, frames in enumerate(found["frames"]) if frames} ^ set(found["seen"])
     ),
-    "all that is read is finite": lambda made, found: (
+    "spectrograms and statistics are finite": lambda made, found: (
         not (found["finite"] and all(map(math.isfinite, found["statistics"])))
     ),
-    "the cache says the same again": lambda made, found: not found["kept"],
+    "a second call finds the same cache": lambda made, found: not found["kept"],
     "nothing is executed": lambda made, found: set(found["executed"]),
     f"no file takes longer than {SLOWEST:g} s": lambda made, found: max(0, found["slowest"] - SLOWEST),
     f"memory grows by less than {MEMORY} MB": lambda made, found: max(0, found["growth"] - MEMORY),

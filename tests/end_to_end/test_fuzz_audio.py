@@ -52,14 +52,14 @@ def test_a_checksum_of_ogg_is_the_one_that_libsndfile_writes(tmp_path):
 
 DOCTORED = {
     "every file is a clip": lambda made, found: found["clips"].__setitem__(0, "bell/another.wav"),
-    "every clip is used or named with a reason": lambda made, found: found["bad"].pop(),
+    "every clip is used or has a reason": lambda made, found: found["bad"].pop(),
     "the report has one line for each": lambda made, found: found.update(report="\n" + found["report"]),
-    "no name or reason hides": lambda made, found: found.update(report=found["report"][:-1] + "\x1b"),
-    "what is whole is used": lambda made, found: found["frames"].__setitem__(place(made, found, USED), 0),
-    "what is hopeless is refused": lambda made, found: found["frames"].__setitem__(place(made, found, REFUSED), 9),
-    "every used clip comes": lambda made, found: found["seen"].pop(),
-    "all that is read is finite": lambda made, found: found.update(finite=False),
-    "the cache says the same": lambda made, found: found.update(kept=False),
+    "no line of the report": lambda made, found: found.update(report=found["report"][:-1] + "\x1b"),
+    "intact files are used": lambda made, found: found["frames"].__setitem__(place(made, found, USED), 0),
+    "unusable files are refused": lambda made, found: found["frames"].__setitem__(place(made, found, REFUSED), 9),
+    "every used clip": lambda made, found: found["seen"].pop(),
+    "spectrograms and statistics": lambda made, found: found.update(finite=False),
+    "a second call": lambda made, found: found.update(kept=False),
     "nothing is executed": lambda made, found: found.update(executed=["os.system"]),
     "no file takes longer": lambda made, found: found.update(slowest=99.0),
     "memory grows": lambda made, found: found.update(growth=1000.0),
@@ -97,5 +97,5 @@ def test_a_child_that_crashes_or_hangs_is_reported(tmp_path, monkeypatch, progra
     monkeypatch.setattr(fuzz, "LIMIT", (0, 0.4))
     found = fuzz.run(tmp_path, tmp_path / "cache", 1)
     assert found["died"].startswith(reason)
-    (line,) = fuzz.broken_laws([Made("bell/a.wav", "whole", USED)], {**found, "done": 0})
+    (line,) = fuzz.broken_laws([Made("bell/a.wav", "intact", USED)], {**found, "done": 0})
     assert "bell/a.wav" in line
