@@ -1,4 +1,4 @@
-"""Every command in the README and the docs is parsed, and its configuration built."""
+"""Every command in the README and the docs is parsed, and its configuration built; every file that they name exists."""
 
 import re
 import shlex
@@ -48,6 +48,14 @@ def test_a_documented_command_is_one_and_its_configuration_can_be_built(page: st
         path = Path(name) if name.startswith("/") else ROOT / name
         load_config(path if path.is_file() else name, overrides)
     assert configs or words[0] != "train", words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    names = re.findall(
+        r"(?<![./])\b(?:benchmarks|configs|datar_jax|docs|examples|tests)/[\w./-]*\w", page.read_text("utf-8")
+    )
+    assert not [name for name in names if "NAME" not in name and not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
