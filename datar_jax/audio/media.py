@@ -59,7 +59,8 @@ class MediaFile:
             self._container.close()
             raise AudioError("holds no sound stream")
         self._stream = self._container.streams.audio[0]
-        self._resampler = av.AudioResampler(format="fltp")  # of the first frame's rate and channels
+        # Of the first frame's rate and channels. Interleaved: from eight planes on, PyAV reads some that are not there.
+        self._resampler = av.AudioResampler(format="flt")
         self._waiting = np.zeros((0, 1), np.float32)
         self._priming = ADTS_PRIMING if self._container.format.name == "aac" else 0
         self._count = 0
@@ -136,7 +137,7 @@ class MediaFile:
     def _block(self, frame: Any) -> Iterator[np.ndarray]:
         self._rate = frame.sample_rate
         self._count += frame.samples
-        samples_NxC = np.ascontiguousarray(frame.to_ndarray().T, np.float32)[self._priming :]
+        samples_NxC = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)[self._priming :]
         self._priming = max(0, self._priming - frame.samples)
         if len(samples_NxC):
             yield samples_NxC

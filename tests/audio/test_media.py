@@ -10,7 +10,7 @@ import soundfile
 
 from datar_jax.audio.decode import decode, duration
 from datar_jax.audio.errors import AudioError
-from datar_jax.audio.media import MEDIA_SUFFIXES
+from datar_jax.audio.media import MEDIA_SUFFIXES, MediaFile
 from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.inference.windows import iter_audio_files
 
@@ -54,6 +54,18 @@ def encode(path, samples_N, container, codec, rate, channels=1):
             count += part.samples
             out.mux(stream.encode(part))
         out.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 23])
+def test_every_channel_is_read(tmp_path, channels):
+    """Of planes of eight channels or more PyAV counts some that are none, and reading these ended the process."""
+    pytest.importorskip("av")
+    sound_NxC = np.random.default_rng(0).uniform(-1, 1, (5_000, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound_NxC, RATE, "FLOAT")
+    file = MediaFile(tmp_path / "a.wav")
+    read_NxC = np.concatenate([file.read(1_000, "float32", True) for _ in range(100)])
+    assert file.channels == channels
+    np.testing.assert_array_equal(read_NxC, sound_NxC)
 
 
 @pytest.mark.parametrize(("suffix", "container", "codec", "rate"), KINDS)
