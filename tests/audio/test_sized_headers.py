@@ -1,5 +1,6 @@
 """Sizes in the headers of AIFF, AU, Wave64, RF64, BW64, CAF, 8SVX and SPHERE: what is there is read, or refused."""
 
+import os
 import struct
 
 import numpy as np
@@ -161,3 +162,23 @@ def test_sound_behind_a_pause_is_not_taken_for_padding(tmp_path):
     content = write(path, "PCM_16", np.concatenate([SOUND, np.zeros(8_000), SOUND]))
     path.write_bytes(stated("wav", content, lambda _: 2 * SOUND.size))
     assert decode(path, RATE).size == 2 * SOUND.size + 8_000
+
+
+@pytest.mark.parametrize("head", [b"   8192\nsample_count -i " + b"9" * 5_000, b"   0000\n", b"9999999\n"])
+def test_a_header_of_sphere_that_cannot_be_is_refused(tmp_path, head):
+    path = tmp_path / "a.nist"
+    path.write_bytes(
+        (b"NIST_1A\n" + head + b"\nchannel_count -i 1\nsample_n_bytes -i 2\nend_head\n").ljust(9_000, b"\1")
+    )
+    with pytest.raises(AudioError):
+        decode(path, RATE)
+
+
+def test_many_joined_files_are_found_in_time_that_grows_as_the_file(tmp_path, monkeypatch):
+    """The end of each is looked for before the next one begins, and no further."""
+    path, read = tmp_path / "a.wav", []
+    path.write_bytes(500 * stated("wav", write(path, "PCM_16", SOUND[:1_000]), lambda _: 0))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read.append(part := pread(file, size, at)) or part)
+    assert len(find_sections(path).sections) == 500
+    assert sum(map(len, read)) < 100 * path.stat().st_size

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 from datar_jax.audio.containers.section import Bytes
 
-ROUND = 100_000_000  # recorders that cannot go back leave a multiple of this, or nearly 2**31 or 2**32, as the size
 GUID = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"  # the end of the long names of Wave64
 GUID_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 # Chunks that follow samples
@@ -77,16 +76,9 @@ class Header(NamedTuple):
     start: int  # where they begin
     stated: int | None  # their bytes; None: to the end of the file
     with_size: Callable[[int], bytes] | None  # the header for a number of bytes; None: these are no plain samples
-    placeholder: bool  # whether the size is what a recorder leaves that cannot go back
     chunks: Chunks | None = None  # how the file is divided
     reads_on: bool = False  # whether libsndfile reads to the end of the file, whatever is stated
     foreign: bool = False  # whether libsndfile does not know the header
-
-
-def is_placeholder(size: int) -> bool:
-    """Whether a size is what a recorder leaves that cannot go back: nothing, a round number, or about the largest."""
-    largest = 0x7FFF_0000 <= size <= 0x8000_0000 or 0xFFFF_0000 <= size < 2**32 or size >= 2**62
-    return size % ROUND == 0 or largest
 
 
 def chunk_header(content: Bytes, first: int, kind: Chunks) -> Header | None:
@@ -127,7 +119,6 @@ def chunk_header(content: Bytes, first: int, kind: Chunks) -> Header | None:
         start + ahead,
         None if kind is CAF and stated == 2**64 - 1 else size,
         with_size if plain else None,
-        is_placeholder(size) or is_placeholder(stated + kind.counts_head * (kind.name + kind.size)),
         kind,
         reads_on=kind in (WAVE64, SVX),
         foreign=mark == b"BW64",

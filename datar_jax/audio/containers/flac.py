@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datar_jax.audio.containers.section import BLOCK, Bytes, Section, Sections, joined
+from datar_jax.audio.containers.section import Bytes, Section, Sections, joined
 
 START = b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"  # marker and header of the first block, its only length
 TAIL = 1 << 17  # bytes at the end of a stream that hold its last frame
@@ -29,9 +29,9 @@ def flac_sections(content: Bytes, first: int) -> Sections:
 
 def _later_starts(content: Bytes, first: int) -> Iterator[int]:
     """Where further streams begin. numpy compares bytes several times as fast as `find` looks for four of them."""
-    for begin, part in content.blocks(first):
+    for begin, size, part in content.blocks(first):
         byte_N = np.frombuffer(part, np.uint8)
-        first_M = np.flatnonzero(byte_N[: min(BLOCK, len(part) - 1)] == START[0][0])
+        first_M = np.flatnonzero(byte_N[: min(size, len(part) - 1)] == START[0][0])
         first_M = first_M[byte_N[first_M + 1] == START[0][1]]
         yield from (begin + i for i in first_M.tolist() if part[i : i + 8] in START)
 

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 from datar_jax.foreign_files import open_regular
 
 TOLERANCE = 4096  # bytes by which a size in a header may be off, at most: a header counted as sound, a last block
-WINDOW, BLOCK = 1 << 16, 1 << 20  # bytes read at a time: around what is asked for, and in a search of the whole file
+WINDOW = 1 << 16  # bytes read at a time around what is asked for
+SMALLEST, BLOCK = 1 << 12, 1 << 20  # bytes read at a time in a search, which may end soon
 OVERLAP = 64
 
 
@@ -44,15 +45,21 @@ class Bytes:
             first = max(first + 1, self._first + len(self._held) - len(what) + 1)
         return -1
 
-    def blocks(self, first: int, last: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """Yields the bytes from `first` on in blocks, with where each begins; each reaches `OVERLAP` into the next."""
-        for begin in range(first, self._size if last is None else min(last, self._size), BLOCK):
-            yield begin, os.pread(self._file, BLOCK + OVERLAP, begin)
+    def blocks(self, first: int, last: int | None = None) -> Iterator[tuple[int, int, bytes]]:
+        """Yields the bytes from `first` to `last` in blocks that grow: where each begins, its size, and its bytes.
+
+        The bytes reach `OVERLAP` into the next block.
+        """
+        last, most = self._size if last is None else min(last, self._size), SMALLEST
+        while first < last:
+            size = min(most, last - first)
+            yield first, size, os.pread(self._file, size + OVERLAP, first)
+            first, most = first + size, min(2 * most, BLOCK)
 
     def matches(self, pattern: bytes, first: int = 0, last: int | None = None) -> Iterator[int]:
-        """Yields where an expression of at most `OVERLAP` bytes matches from `first` to about `last`."""
-        for begin, part in self.blocks(first, last):
-            yield from (begin + found.start() for found in re.finditer(pattern, part) if found.start() < BLOCK)
+        """Yields where an expression of at most `OVERLAP` bytes matches from `first` to `last` (exclusive)."""
+        for begin, size, part in self.blocks(first, last):
+            yield from (begin + found.start() for found in re.finditer(pattern, part) if found.start() < size)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ TAIL = 1 << 20  # bytes before the end of samples without a size, in which chunk
 TAGS = b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"  # what players append
 SEARCHED = 1 << 28  # bytes behind a header without a size in which another file is looked for
 LARGEST = 1 << 24  # bytes of a header that is held in memory
+ROUND = 100_000_000  # recorders that cannot go back leave a multiple of this, or nearly 2**31 or 2**32, as the size
+COUNTED = 24  # bytes besides samples that such a size may count, at most: the head of a chunk of Wave64
 
 
 def sized_sections(content: Bytes) -> Sections | None:
@@ -60,7 +62,7 @@ def _one_file(content: Bytes, first: int) -> _File:
         if stated - there <= _slack(stated):
             note = f"the header states {stated - there} bytes more than there are"
             return _File(_section(content, first, header, len(content)), note)
-        if not header.placeholder:
+        if not _is_placeholder(stated):
             raise AudioError(f"truncated: {there} of {stated} promised bytes are there")
     else:
         end = start + stated
@@ -78,6 +80,12 @@ def _one_file(content: Bytes, first: int) -> _File:
     return _to_the_end(content, first, header, f"the header states {stated} bytes of sound")
 
 
+def _is_placeholder(size: int) -> bool:
+    """Whether a size is what a recorder leaves that cannot go back: nothing, a round number, or about the largest."""
+    largest = 0x7FFF_0000 <= size <= 0x8000_0000 or 0xFFFF_0000 <= size < 2**32 or size >= 2**62
+    return -size % ROUND <= COUNTED or largest
+
+
 def _slack(stated: int) -> int:
     """Bytes by which a size may be off."""
     return min(TOLERANCE, 64 + stated // 16)
@@ -90,7 +98,7 @@ def _is_all(content: Bytes, behind: int, stated: int, kind: Chunks | None) -> bo
         return True
     if not stated:
         return not rest
-    padded = not any(rest) and not any(part.strip(b"\0") for _, part in content.blocks(behind))
+    padded = not any(rest) and not any(part.strip(b"\0") for *_, part in content.blocks(behind))
     return padded or len(content) - behind <= _slack(stated)
 
 
@@ -121,7 +129,7 @@ def _end(content: Bytes, start: int, last: int, kind: Chunks | None) -> int:
     """Where samples end that no size delimits: before the chunks at the end of their file."""
     if kind is None:
         return last
-    for found in content.matches(LATER, max(start, last - TAIL)):
+    for found in content.matches(LATER, max(start, last - TAIL), last):
         at = found
         while at < last and kind.is_chunk(content, at) and (chunk := kind.chunk(content, at)):
             at = chunk[3]
