@@ -8,7 +8,6 @@ installed, and knows neither https nor memory.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import hashlib
@@ -24,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn, cast
 
 from datar_jax.config import ConfigError
-from datar_jax.foreign_files import check_name, open_regular, path_below
+from datar_jax.foreign_files import check_name, check_regular, open_regular
 from datar_jax.locks import locked
 
 
@@ -48,12 +47,9 @@ class StoragePath:
         """The path of a name that was read from a file or listed by a server.
 
         Raises:
-          UnsafeName: it leaves this folder, for instance by a link.
+          UnsafeName: it leaves this folder.
         """
-        if self.local is not None:
-            path_below(self.local, name)
-        else:
-            check_name(name)
+        check_name(name)
         return self / name
 
     def is_folder(self) -> bool:
@@ -72,14 +68,13 @@ class StoragePath:
 
         In a bucket, a checksum of what it says of the file's version takes the place of the time.
         """
+        if self.local is not None:
+            return file_state(self.local)
         try:
-            if self.local is None:
-                about = self.system.info(self.path)
-                return int(about["size"] or 0), zlib.crc32(_version(about).encode())
-            status = self.local.stat()
+            about = self.system.info(self.path)
         except OSError:
             return -1, 0
-        return status.st_size, status.st_mtime_ns
+        return int(about["size"] or 0), zlib.crc32(_version(about).encode())
 
     def open(self) -> BinaryIO:
         """Opens the file for reading; raises OSError for what is no regular file."""
@@ -172,6 +167,15 @@ def storage_path(url: str, field: str) -> StoragePath:
     return StoragePath(url, path, system)
 
 
+def file_state(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds of a local file; -1 and 0 if it cannot be read."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
+
+
 def _version(about: dict[str, Any]) -> str:
     """What a bucket says of the version of a file; an empty text if nothing."""
     versions = (about.get(key) for key in ("etag", "ETag", "updated", "LastModified", "mtime", "created"))
@@ -234,45 +238,64 @@ def atomic_writers(*paths: Path, keep: bool = False) -> Iterator[list[BinaryIO]]
 
     Each writer has partial files of its own, so that two processes never write into one. The lock on them ends with
     the writer, however that ends: a partial file without a lock was left by one that was killed, and is removed. Of
-    several files the old ones go before the first new one comes: files of two results never lie side by side. A link is
-    followed; a device or a pipe is written directly.
+    several files the old ones go before the first new one comes: files of two results never lie side by side. A link in
+    place of a file is replaced, never written through.
 
     Args:
       paths: of the files.
       keep: if the block fails, what was written stays as `NAME.partial`, until the next success.
+
+    Raises:
+      OSError: they cannot be written, or a folder, a pipe or a device has one of the names.
     """
-    targets = [path if _is_special(path) else Path(os.path.realpath(path)) for path in paths]
-    for target in targets:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    partials = [target if _is_special(target) else _partial_name(target) for target in targets]
+    for path in paths:
+        if os.path.lexists(path) and not path.is_symlink():
+            check_regular(path)
+    partials = [_partial_name(path) for path in paths]
     replacing = False
     try:
         with contextlib.ExitStack() as stack:
-            files = [
-                stack.enter_context(partial.open("wb") if _is_special(partial) else locked(partial, fcntl.LOCK_EX))
-                for partial in partials
-            ]
+            files = [stack.enter_context(locked(partial, fcntl.LOCK_EX)) for partial in partials]
             yield files
-            for file, partial in zip(files, partials):
+            for file in files:
                 file.flush()
-                if not _is_special(partial):
-                    os.fsync(file.fileno())
-            for target in targets if len(targets) > 1 else ():
+                os.fsync(file.fileno())
+            for path in paths if len(paths) > 1 else ():
                 replacing = True
-                target.unlink(missing_ok=True)
-            for partial, target in zip(partials, targets):
-                partial.replace(target)
+                path.unlink(missing_ok=True)
+            for partial, path in zip(partials, paths):
+                partial.replace(path)
                 if keep:
-                    _kept_name(target).unlink(missing_ok=True)
+                    _kept_name(path).unlink(missing_ok=True)
     except BaseException as error:
-        for partial, target in zip(partials, targets):
+        for partial, path in zip(partials, paths):
             if isinstance(error, OSError) and error.filename == str(partial):
-                error.filename = str(target)
-            if partial != target and not replacing:  # else they are complete, and some old ones are gone
+                error.filename = str(path)
+            if not replacing:  # else they are complete, and some old ones are gone
                 with contextlib.suppress(OSError):
-                    partial.replace(_kept_name(target)) if keep and partial.stat().st_size else partial.unlink()
+                    partial.replace(_kept_name(path)) if keep and partial.stat().st_size else partial.unlink()
         raise
+
+
+@contextlib.contextmanager
+def output_writer(path: Path, keep: bool = False) -> Iterator[BinaryIO]:
+    """As `atomic_writer`, for a file that a person names: a link is followed, a device or a pipe is written directly.
+
+    Creates its folder.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_writer(Path(os.path.realpath(path)), keep) as file:
+        yield file
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """As `atomic_write`, for a file that a person names: see `output_writer`."""
+    with output_writer(path) as file:
+        file.write(content)
 
 
 def text_of(file: BinaryIO) -> io.TextIOWrapper:
@@ -281,11 +304,6 @@ def text_of(file: BinaryIO) -> io.TextIOWrapper:
     Every write reaches the file at once; `detach` ends it and leaves the file open.
     """
     return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
-
-
-def _is_special(path: Path) -> bool:
-    """Whether a device or a pipe has this name."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _kept_name(path: Path) -> Path:

@@ -86,9 +86,15 @@ def locked(path: Path, how: int) -> BinaryIO:
 
     Raises:
       BlockingIOError: another process holds it, and `how` does not wait.
+      OSError: it cannot be opened, or is a link, which is not followed: what it leads to would be written.
     """
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise OSError(errno.ELOOP, f"{path.name} is a link; remove it", str(path)) from None
         try:
             fcntl.flock(file, how)
         except BlockingIOError:

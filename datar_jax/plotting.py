@@ -9,6 +9,7 @@ import functools
 import io
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,19 @@ def sheet(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
 
 
-def save(figure: Figure, path: str | Path, dpi: float | None = None) -> None:
+def save(
+    figure: Figure,
+    path: str | Path,
+    dpi: float | None = None,
+    write: Callable[[Path, bytes], None] = atomic_write,
+) -> None:
     """Writes a PNG, PDF or SVG atomically, by the file's extension; creates its folder.
 
     Args:
       figure: what to write.
       path: of the file.
       dpi: dots per inch of a PNG and of what is a photograph in the others; 120 by default.
+      write: `write_output` for a file that a person names.
 
     Raises:
       ValueError: the name ends in none of them.
@@ -61,7 +68,7 @@ def save(figure: Figure, path: str | Path, dpi: float | None = None) -> None:
     with warnings.catch_warnings():  # a title may have what no font here has
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(content, format=kind, dpi=dpi or "figure", bbox_inches="tight", pad_inches=0.08)
-    atomic_write(path, content.getvalue())
+    write(path, content.getvalue())
 
 
 @functools.cache

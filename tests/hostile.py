@@ -37,14 +37,6 @@ NAMES = {
     "wide dots": "\uff0e\uff0e/outside",
     "absolute with a wide slash": "\uff0foutside",
 }
-LINKS = {"link to a file": "link", "link to a folder": "linked/outside"}  # in a folder that `plant_links` was given
-
-
-def plant_links(folder, outside):
-    """Links that lead out of a folder: to the file `outside`, and to its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "link").symlink_to(outside)
-    (folder / "linked").symlink_to(outside.parent)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import datar_jax
-from datar_jax.filesystem import atomic_write, atomic_writers
+from datar_jax.filesystem import atomic_write, atomic_writers, write_output
 
 ROOT = Path(__file__).parent.parent
 HARNESS = ROOT / "benchmarks" / "robustness" / "torn_writes.py"
@@ -94,22 +94,41 @@ def test_what_a_failed_writer_leaves(tmp_path: Path) -> None:
 
 
 def test_links_pipes_devices_folders_and_long_names(tmp_path: Path) -> None:
+    """Only a file that a person names is written through them; the law is of `output_writer`."""
     (tmp_path / "link").symlink_to("target")
-    atomic_write(tmp_path / "link", b"text")
+    write_output(tmp_path / "link", b"text")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"text"
     os.mkfifo(tmp_path / "pipe")
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
     reader.start()
-    atomic_write(tmp_path / "pipe", b"text")
+    write_output(tmp_path / "pipe", b"text")
     reader.join()
     assert read == [b"text"] and (tmp_path / "pipe").is_fifo()
-    atomic_write(Path("/dev/null"), b"text")
-    assert Path("/dev/null").is_char_device()
-    with pytest.raises(IsADirectoryError):
-        atomic_write(tmp_path, b"text")
-    atomic_write(tmp_path / ("é" * 127), b"text")
+    write_output(Path("/dev/null"), b"text")
+    for path in (tmp_path / "pipe", Path("/dev/null"), tmp_path):
+        with pytest.raises(OSError, match="not a file"):
+            atomic_write(path, b"text")
+    assert Path("/dev/null").is_char_device() and (tmp_path / "pipe").is_fifo()
+    write_output(tmp_path / ("é" * 127), b"text")
     assert {path.name for path in tmp_path.iterdir()} == {"link", "target", "pipe", "é" * 127}
+
+
+@pytest.mark.parametrize("target", ["letter", "gone", "folder"])
+def test_a_link_in_place_of_a_file_is_replaced(target: str, tmp_path: Path) -> None:
+    """As in a run folder of a stranger, whose `result.json` may be a link to any file of its reader."""
+    (tmp_path / "letter").write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "run").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / target)
+    atomic_write(tmp_path / "run" / "a", b"new")
+    with atomic_writers(tmp_path / "run" / "a", tmp_path / "run" / "b") as files:
+        for file in files:
+            file.write(b"newer")
+    assert [path.read_bytes() for path in (tmp_path / "run").iterdir() if not path.is_symlink()] == 2 * [b"newer"]
+    assert (tmp_path / "letter").read_bytes() == b"mine" and list((tmp_path / "folder").iterdir()) == []
+    assert not (tmp_path / "gone").exists()
 
 
 def test_files_are_written_by_one_mechanism() -> None:

@@ -84,3 +84,16 @@ def test_a_file_system_without_locks_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive(tmp_path / "lock"), exclusive(tmp_path / "lock"):
         assert re.match(r"\d+ on ", (tmp_path / "lock").read_text())
+
+
+@pytest.mark.parametrize("target", ["letter", "gone"])
+def test_a_link_in_place_of_a_lock_is_not_written_through(target, tmp_path):
+    (tmp_path / "letter").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / target)
+    with (
+        pytest.raises(ConfigError, match=r"cannot be written \(\.lock is a link; remove it\)"),
+        only_writer(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "letter").read_text() == "mine" and not (tmp_path / "gone").exists()

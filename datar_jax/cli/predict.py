@@ -27,7 +27,7 @@ from datar_jax.cli.options import (
     seconds,
 )
 from datar_jax.config import ConfigError
-from datar_jax.filesystem import atomic_writer, text_of
+from datar_jax.filesystem import output_writer, text_of
 from datar_jax.progress import Progress
 from datar_jax.wording import count
 
@@ -168,8 +168,7 @@ def _writer(given: argparse.Namespace, model: AudioClassifier, files: contextlib
 @contextlib.contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
     """A text file that gets its name at the end; of an interrupted prediction it stays as `NAME.partial`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(path, keep=True) as file:
+    with output_writer(path, keep=True) as file:
         text = text_of(file)
         try:
             yield text

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax.config import AudioConfig
+from datar_jax.filesystem import write_output
 from datar_jax.inference.attention_maps import AttentionMaps, BlockAttention
 from datar_jax.labels import Heads, head_slices
 from datar_jax.plotting import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range
@@ -81,7 +82,7 @@ def save_attention_figure(
     )
     if blocks:
         _draw_blocks(halves[1], mel_FxT, audio, blocks, len(inside.blocks), row)
-    save(figure, path, dpi=200)
+    save(figure, path, dpi=200, write=write_output)
 
 
 def chosen(blocks: Sequence[BlockAttention]) -> list[BlockAttention]:

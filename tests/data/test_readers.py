@@ -235,3 +235,33 @@ def test_an_esc_target_with_two_names_is_refused(tmp_path):
     config = esc_folder(tmp_path, ["a.wav,1,0,dog", "b.wav,1,0,cat"])
     with pytest.raises(ConfigError, match="row 3, column category='cat'"):
         read_dataset(config)
+
+
+def linked_table(root, outside):
+    (root / "link.wav").symlink_to(outside / "cat" / "cat0.wav")
+    (root / "linked").symlink_to(outside)
+    return table_of(root, "path,label\nlink.wav,cat\nlinked/dog/dog0.wav,dog\n")
+
+
+def linked_esc(root, outside):
+    (root / "meta").mkdir()
+    (root / "audio").symlink_to(outside / "cat")
+    (root / "meta" / "esc.csv").write_text("filename,fold,target,category\ncat0.wav,1,0,cat\ncat1.wav,2,0,cat\n")
+    return DataConfig(root=str(root), kind="esc")
+
+
+def linked_lists(root, outside):
+    (root / "cat").mkdir()
+    (root / "cat" / "link.wav").symlink_to(outside / "cat" / "cat0.wav")
+    (root / "dog").symlink_to(outside / "dog")
+    (root / "train.txt").write_text("cat/link.wav\n")
+    (root / "test.txt").write_text("dog/dog0.wav\n")
+    return DataConfig(root=str(root), train_list="train.txt", test_list="test.txt")
+
+
+@pytest.mark.parametrize("linked", [linked_table, linked_esc, linked_lists])
+def test_listed_links_are_followed_wherever_they_lead(linked, tmp_path):
+    folder_of(tmp_path / "outside", ("cat", "dog"), 2)
+    (tmp_path / "data").mkdir()
+    dataset = read_dataset(linked(tmp_path / "data", tmp_path / "outside"))
+    assert len(dataset) == 2 and all(open_cache(dataset, AUDIO, tmp_path / "cache").frames > 0)

@@ -151,8 +151,6 @@ def open_cache(
                 log(f"{cache_dir}: the feature cache is damaged ({found}) and is computed again")
             index_path, store_path = _paths(Path(cache_dir), key, content, audio)
             index_path.unlink(missing_ok=True)  # a kill between two writes leaves no index of another store
-            if store_path.is_symlink() or (store_path.exists() and not store_path.is_file()):
-                store_path.unlink()  # a link would be followed, a pipe be written to
             with atomic_writer(store_path) as store:
                 index = _compute(dataset, audio, content, store, progress)
             atomic_write(index_path, json.dumps(index).encode())
