@@ -1,7 +1,7 @@
 """What data a run is trained on, so that it never goes on with others: classes, and each clip's labels, split and file.
 
 The content of a file is compared by size and time of change, and by checksum only where the time differs. A record of
-it lies in the work directory, compressed: 24 bytes a clip and what the names take.
+it lies in the work directory, compressed: 20 bytes a clip and what the names take.
 
 Shapes: N clips.
 """
@@ -24,12 +24,13 @@ from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.data.prepared import _mark
 from datar_jax.data.splits import Splits
 from datar_jax.escaping import printable
-from datar_jax.filesystem import StoragePath, atomic_write
+from datar_jax.filesystem import StoragePath, atomic_write, file_state
 from datar_jax.foreign_files import open_regular
 
 RECORD = "data.identity"  # the file in a work directory
 INFLATES = 1000  # a record is at most so many times its file: names repeat
 SHOWN = 3  # clips that an error names
+BLOCK = 1 << 18  # bytes of a file that are read at a time
 
 
 class FileContent(NamedTuple):
@@ -37,13 +38,13 @@ class FileContent(NamedTuple):
 
     sizes: np.ndarray  # int64 (N,), bytes; -1 for a file that cannot be read
     times: np.ndarray  # int64 (N,), of the last change, nanoseconds; in a bucket a hash of what it says instead
-    sums: np.ndarray  # uint64 (N,), the first 8 bytes of the SHA-256; 0 where that is not known
+    sums: np.ndarray  # uint32 (N,), CRC-32; of a shard, that of its SHA-256 in its card; 0 where that is not known
 
 
 def file_content(columns: Mapping[str, Any]) -> FileContent:
     """The content from lists of numbers by name of field."""
     sizes, times = (np.array(columns[name], np.int64) for name in ("sizes", "times"))
-    return FileContent(sizes, times, np.array(columns["sums"], np.uint64))
+    return FileContent(sizes, times, np.array(columns["sums"], np.uint32))
 
 
 class DataIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,14 +62,14 @@ class DataIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         count = self.names.count(b"\0")
-        widths = [(self.marks, 4), (self.sizes, 8), (self.times, 8), (self.sums, 8)]
+        widths = [(self.marks, 4), (self.sizes, 8), (self.times, 8), (self.sums, 4)]
         if any(len(column) != count * width for column, width in [*widths, *((s, 1) for s in self.splits.values())]):
             raise ValueError("columns of several lengths")
 
     @property
     def content(self) -> FileContent:
         """The files."""
-        kinds = zip((self.sizes, self.times, self.sums), ("<i8", "<i8", "<u8"), strict=True)
+        kinds = zip((self.sizes, self.times, self.sums), ("<i8", "<i8", "<u4"), strict=True)
         return FileContent(*(np.frombuffer(column, kind) for column, kind in kinds))
 
 
@@ -76,12 +77,12 @@ def look_at_files(dataset: Dataset, root: StoragePath | None = None) -> FileCont
     """Size and time of the file of every clip; of prepared data in `root` also the checksums that the card holds."""
     paths = [clip.path for clip in dataset.clips]
     if dataset.card and root:
-        known = {shard.name: int(shard.sha256[:16], 16) for shard in dataset.card.shards}
+        known = {shard.name: zlib.crc32(shard.sha256.encode()) for shard in dataset.card.shards}
         found = {name: (*root.below(name).state(), total) for name, total in known.items()}
     else:
-        found = {path: (*_state(path), 0) for path in dict.fromkeys(paths)}
+        found = {path: (*file_state(path), 0) for path in dict.fromkeys(paths)}
     sizes, times, sums = zip(*(found[path] for path in paths), strict=True) if paths else ((), (), ())
-    return FileContent(np.array(sizes, np.int64), np.array(times, np.int64), np.array(sums, np.uint64))
+    return FileContent(np.array(sizes, np.int64), np.array(times, np.int64), np.array(sums, np.uint32))
 
 
 def with_checksums(
@@ -97,19 +98,31 @@ def with_checksums(
     sums = np.where(known > 0, known, np.where(same, before.sums, 0))
     todo = np.flatnonzero((now.sizes == before.sizes) & ~same & (known == 0) & (now.sizes >= 0))
     paths = list(dict.fromkeys(dataset.clips[i].path for i in todo))
-    files = [root.below(path) if root else path for path in paths]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(paths, pool.map(checksum, files), strict=True))
+        sums_read = pool.map(lambda path: _shard_checksum(root.below(path)) if root else checksum(path), paths)
+        found = dict(zip(paths, sums_read, strict=True))
     sums[todo] = [found[dataset.clips[i].path] for i in todo]
     return now._replace(sums=sums)
 
 
-def checksum(file: str | StoragePath) -> int:
-    """The first 8 bytes of the SHA-256 of a regular file; 0 if it cannot be read."""
+def checksum(path: str) -> int:
+    """The CRC-32 of a regular file; 0 if it cannot be read."""
+    total, block = 0, bytearray(BLOCK)
+    try:
+        with open_regular(path) as file:
+            while size := file.readinto(block):
+                total = zlib.crc32(memoryview(block)[:size], total)
+    except OSError:
+        return 0
+    return total
+
+
+def _shard_checksum(shard: StoragePath) -> int:
+    """The CRC-32 of the SHA-256 of a shard, which its card states; 0 if it cannot be read."""
     stream: Any
     try:
-        with open_regular(file) if isinstance(file, str) else file.open() as stream:
-            return int.from_bytes(hashlib.file_digest(stream, "sha256").digest()[:8], "big")
+        with shard.open() as stream:
+            return zlib.crc32(hashlib.file_digest(stream, "sha256").hexdigest().encode())
     except OSError:
         return 0
 
@@ -134,7 +147,7 @@ def identity(dataset: Dataset, splits: Mapping[int, Splits], content: FileConten
         splits={fold: code.tobytes() for fold, code in codes.items()},
         sizes=content.sizes.astype("<i8").tobytes(),
         times=content.times.astype("<i8").tobytes(),
-        sums=content.sums.astype("<u8").tobytes(),
+        sums=content.sums.astype("<u4").tobytes(),
     )
 
 
@@ -215,12 +228,3 @@ def _few(names: Sequence[str]) -> str:
 def _name(clip: Clip) -> str:
     """The name of a clip, with its section if it is a part of a file."""
     return f"{clip.name} {clip.start:.9g}-{clip.end:.9g}" if clip.start or clip.end else clip.name
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Size and time of change of a file; -1 and 0 if it cannot be read."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a null character in the name
-        return -1, 0
-    return status.st_size, status.st_mtime_ns

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from datar_jax.audio.decode import decode
 from datar_jax.config import AudioConfig, Config, ConfigError, DataConfig
 from datar_jax.data import prepared as shards
 from datar_jax.data.duplicates import copies, copies_note
+from datar_jax.data.identity import look_at_files
 from datar_jax.data.prepare.build import build_dataset
 from datar_jax.data.prepared import pieces
 from datar_jax.data.readers import read_dataset
@@ -361,3 +363,23 @@ def test_the_cache_of_the_same_sounds_gives_the_same(small, tmp_path):
         np.testing.assert_allclose(store.get(i), cached.get(i), rtol=0, atol=0.06)
     assert json.loads((tmp_path / "out" / "statistics.json").read_text())["audio"]["n_mels"] == 32
     assert len(dataset) == 6
+
+
+def test_prepared_data_in_the_cache_of_a_hub_are_read(small, tmp_path):
+    """Its files are links to `../../blobs`."""
+    run(small, tmp_path / "blobs")
+    snapshot = tmp_path / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    for path in (tmp_path / "blobs").glob("*.*"):
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    (found, shards_there), (wanted, _) = opened(snapshot), opened(tmp_path / "blobs")
+    assert found.clips == wanted.clips and shards_there.get(0).size
+    assert (look_at_files(found, storage_path(str(snapshot), "x")).sizes > 0).all()
+
+
+def test_prepared_data_without_checksums_of_their_shards_are_read(small, tmp_path):
+    run(small, tmp_path)
+    (tmp_path / shards.CARD).write_text(
+        re.sub('"sha256": ".*?"', '"sha256": "none"', (tmp_path / shards.CARD).read_text())
+    )
+    assert (look_at_files(opened(tmp_path)[0], storage_path(str(tmp_path), "x")).sums > 0).all()
