@@ -23,9 +23,14 @@ _INNER_FORMULA = re.compile(rf"(?<=;)(\s*)([{_SIGNS}])")  # where a spreadsheet 
 _PLAIN_WORDS = re.compile(r"(?!.*(?:\.[^\W\d_]|//))[^\W\d_](?:[^\W_]|[ ,.;:'()/+#%-])*")
 
 
-def printable(name: str) -> str:
-    """A text as one printable line: control characters, bidi marks and invalid UTF-8 are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+def printable(name: str, longest: int | None = None) -> str:
+    """A text as one printable line: control characters, bidi marks and invalid UTF-8 are escaped.
+
+    Args:
+      name: the text.
+      longest: characters of the line, if it may be cut off.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:longest])[:longest]
 
 
 def csv_cell(text: str) -> str:

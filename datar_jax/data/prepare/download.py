@@ -29,13 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from datar_jax.data.datasets.base import Download
-from datar_jax.data.prepare.partial_files import BLOCK, FetchError, beside, discard, plain, sole_writer, unwritten
+from datar_jax.data.prepare.partial_files import BLOCK, SHOWN, FetchError, beside, discard, sole_writer, unwritten
+from datar_jax.escaping import printable
+from datar_jax.foreign_files import open_regular
+from datar_jax.typed_json import JsonError, decode_json
 
 TIMEOUT = 30.0  # seconds in which a server has to say something
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)  # seconds before each further try
 SLOWEST = 1000  # bytes a second; what stays below it over two timeouts is taken for broken
 VERSION = re.compile(r'"[!#-~]{1,200}"|\w{3}, [\w :]{1,40}', re.ASCII)  # an ETag that is not weak, or a date
 REDIRECTS = 10
+NOTES = 1 << 16  # bytes of what is noted of a part, at most
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that pass
 
 
@@ -153,7 +157,9 @@ def _try(
             _check_size(download, path, whole.size)
             if (free := shutil.disk_usage(path.parent).free) < (left := whole.size - done):
                 raise FetchError(f"{path}: {left / 1e6:.1f} MB are to come, {free / 1e6:.1f} MB fit; make room")
-        with partial.open("ab" if done else "wb") as file:
+        if not done:
+            discard(partial, notes)
+        with partial.open("ab") as file:
             if not done:  # in this order: what lies in `partial` is of the version in `notes` at any time
                 notes.write_text(json.dumps(dataclasses.asdict(whole)))
             for block in _receive(response, None if whole.size is None else whole.size - done):
@@ -177,13 +183,16 @@ def _check_size(download: Download, path: Path, size: int) -> None:
 
 def _kept(partial: Path, notes: Path, url: str) -> tuple[int, _Whole]:
     """Number of bytes that can be resumed from, and the file they belong to; 0 if none."""
+    nothing = 0, _Whole(url, "", None)
+    if partial.is_symlink():  # none of ours, and what it leads to would be written
+        return nothing
     try:
-        whole, done = _Whole(**json.loads(notes.read_bytes())), partial.stat().st_size
-        if whole.url == url and VERSION.fullmatch(whole.version) and isinstance(whole.size, int) and done <= whole.size:
-            return done, whole
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
-        pass
-    return 0, _Whole(url, "", None)
+        with open_regular(notes) as file:
+            whole, done = decode_json(file.read(NOTES), _Whole), partial.stat().st_size
+    except (FileNotFoundError, JsonError):
+        return nothing
+    goes_on = whole.url == url and VERSION.fullmatch(whole.version) and whole.size is not None and done <= whole.size
+    return (done, whole) if goes_on else nothing
 
 
 def _version(headers: http.client.HTTPMessage) -> str:
@@ -229,16 +238,16 @@ def _open(url: str, headers: dict[str, str], path: Path) -> Any:
                 raise _Broken(reason) from error
             target = error.headers.get("Location", "") if error.code in (301, 302, 303, 307, 308) else ""
             if not target:
-                raise FetchError(f"{path}: {plain(url)} {reason}; fetch it by hand to {path}") from error
+                raise FetchError(f"{path}: {printable(url, SHOWN)} {reason}; fetch it by hand to {path}") from error
             url = _redirected(url, target, path)
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise FetchError(
-                    f"{path}: the certificate of {plain(url)} is not trusted ({plain(cause)}); mend the clock, the "
-                    f"proxy or the certificates of this machine, or fetch it by hand to {path}"
+                    f"{path}: the certificate of {printable(url, SHOWN)} is not trusted ({printable(str(cause), SHOWN)}"
+                    f"); mend the clock, the proxy or the certificates of this machine, or fetch it by hand to {path}"
                 ) from error
-            raise _Broken(plain(cause) or type(error).__name__) from error
+            raise _Broken(printable(str(cause), SHOWN) or type(error).__name__) from error
     raise FetchError(f"{path}: redirected more than {REDIRECTS} times; fetch it by hand to {path}")
 
 
@@ -250,7 +259,8 @@ def _redirected(url: str, target: str, path: Path) -> str:
     except ValueError:  # no URL
         joined, scheme = target, ""
     if scheme != "https" and (scheme, urllib.parse.urlsplit(url).scheme) != ("http", "http"):
-        raise FetchError(f"{path}: {plain(url)} redirects to {plain(joined)}, not followed; fetch it by hand to {path}")
+        to = printable(joined, SHOWN)
+        raise FetchError(f"{path}: {printable(url, SHOWN)} redirects to {to}, not followed; fetch it by hand to {path}")
     return joined
 
 
@@ -265,7 +275,7 @@ def _receive(response: http.client.HTTPResponse, left: int | None) -> Iterator[b
         try:
             block = response.read1(BLOCK if left is None else min(BLOCK, left))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Broken(plain(error) or type(error).__name__) from error
+            raise _Broken(printable(str(error), SHOWN) or type(error).__name__) from error
         if not block:
             if left:
                 raise _Broken(f"broke off {left} bytes before its end")

@@ -20,7 +20,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from datar_jax.data.prepare.partial_files import BLOCK, FetchError, beside, plain, sole_writer, unwritten
+from datar_jax.data.prepare.partial_files import BLOCK, SHOWN, FetchError, beside, sole_writer, unwritten
+from datar_jax.escaping import printable
 from datar_jax.foreign_files import UnsafeName, check_name, open_regular
 
 RATIO = 100  # what comes out of an archive may be this much larger than it; wav and text stay far below
@@ -113,7 +114,7 @@ def _write(archive: Path, folder: Path) -> None:
         except UNREADABLE as error:
             if getattr(error, "errno", None) not in (None, errno.EINVAL):  # EINVAL: a damaged table gives a position
                 raise  # of the disk that is written to
-            reason = plain(error) or type(error).__name__
+            reason = printable(str(error), SHOWN) or type(error).__name__
             raise target.foreign(f"it is damaged, or no zip, tar or tar.gz ({reason})") from error
     if not target.files:
         raise target.foreign("it holds no file")
@@ -145,7 +146,7 @@ class _Target:
         except (FileExistsError, NotADirectoryError):
             taken = True
         if taken:  # a name in two cases, too, where they are one to the disk
-            raise self.foreign(f"it holds {plain(name)} twice, or as a file and as a folder")
+            raise self.foreign(f"it holds {printable(name, SHOWN)} twice, or as a file and as a folder")
         self.files += size is not None
         return path
 
@@ -158,9 +159,9 @@ def _unzip(file: BinaryIO, target: _Target) -> None:
     with zipfile.ZipFile(file) as contents:
         for info in contents.infolist():
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise target.foreign(f"{plain(info.filename)} in it is a link or a device")
+                raise target.foreign(f"{printable(info.filename, SHOWN)} in it is a link or a device")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA may ask for 4 GB
-                raise target.foreign(f"{plain(info.filename)} in it is packed in an uncommon way")
+                raise target.foreign(f"{printable(info.filename, SHOWN)} in it is packed in an uncommon way")
             path = target.path(info.orig_filename, None if info.is_dir() else info.file_size)
             if not info.is_dir():
                 with contents.open(info) as member, path.open("xb") as copy:
@@ -173,7 +174,7 @@ def _untar(file: BinaryIO | gzip.GzipFile, target: _Target) -> None:
     with tarfile.open(fileobj=meter, mode="r|", tarinfo=_Header) as contents:
         while (member := contents.next()) is not None:
             if not (member.isdir() or member.isfile()) or member.issparse():
-                raise target.foreign(f"{plain(member.name)} in it is a link, a device or sparse")
+                raise target.foreign(f"{printable(member.name, SHOWN)} in it is a link, a device or sparse")
             target.path(member.name, None if member.isdir() else member.size)
             if member.isfile():
                 meter.left = member.size + BETWEEN

@@ -9,6 +9,7 @@ from pathlib import Path
 from datar_jax.locks import LockHeld, exclusive
 
 BLOCK = 1 << 18  # bytes held at once
+SHOWN = 200  # characters of a text of others in an error
 
 
 class FetchError(ValueError):
@@ -44,8 +45,3 @@ def discard(*paths: Path) -> None:
 def unwritten(path: Path, error: OSError) -> FetchError:
     """The error for a file that cannot be written."""
     return FetchError(f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder")
-
-
-def plain(text: object) -> str:
-    """Untrusted text as one safe line for a terminal."""
-    return ascii(str(text))[1:-1][:200]

@@ -232,3 +232,11 @@ def test_without_length_or_chunks_only_a_checksum_states_the_end(server, tmp_pat
     assert names(tmp_path) == []
     server.answers = [says(200, {}, CONTENT)]
     assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_a_link_is_not_written_through(server, tmp_path):
+    done = interrupted(server, tmp_path)
+    (tmp_path / PARTIAL).rename(tmp_path / "letter")
+    (tmp_path / PARTIAL).symlink_to("letter")
+    assert fetch(of(server), tmp_path).read_bytes() == CONTENT
+    assert (tmp_path / "letter").stat().st_size == done and not (tmp_path / "sounds.zip").is_symlink()
