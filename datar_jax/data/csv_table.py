@@ -15,7 +15,7 @@ from typing import NoReturn
 from datar_jax.config import ConfigError
 from datar_jax.foreign_files import UnsafeName, open_regular, path_below
 
-_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d*)?)", re.ASCII)
+_CLOCK = re.compile(r"(\d{1,4}):([0-5]\d):([0-5]\d(?:\.\d*)?)", re.ASCII)
 
 
 def lines(path: Path) -> Iterator[str]:

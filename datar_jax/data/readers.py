@@ -56,21 +56,18 @@ def _read_folder(root: Path, config: DataConfig) -> Dataset:
 
     Folders that are all named as splits (train, test, ...), above or below those of the classes, are the splits.
     """
-    names = [name for name in _walk(root) if Path(name).suffix.lower() in SUFFIXES and "/" in name]
+    there = list(_walk(root))
+    sounds = [name for name in there if Path(name).suffix.lower() in SUFFIXES]
+    names = [name for name in sounds if "/" in name]
     if not config.train_list and (levels := split_levels(names)):
         return _read_split_folders(root, config, names, levels)
     if not config.train_list and (beside := beside_splits(names)):
         remedy = f"but {beside[0]} is not; move it away, or give lists (data.train_list, data.test_list)"
         raise ConfigError(f"data.root={config.root!r}: some of its folders are named as splits, {remedy}")
     files: dict[str, list[str]] = defaultdict(list)
-    others, loose = 0, 0
-    for name in _walk(root):
-        if Path(name).suffix.lower() not in SUFFIXES:
-            others += 1
-        elif "/" not in name:
-            loose += 1
-        else:
-            files[_class(name)].append(name)
+    for name in names:
+        files[_class(name)].append(name)
+    others, loose = len(there) - len(sounds), len(sounds) - len(names)
     labels = tuple(sorted(files))
     classes = [_class(p.name) for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
     empty = sorted(label for label in classes if label not in files)

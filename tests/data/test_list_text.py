@@ -1,5 +1,6 @@
 """Lists as people's programs write them: accents, separators, backslashes, invisible characters."""
 
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -66,3 +67,16 @@ def test_background_clips_have_no_label_where_there_may_be_several(tmp_path):
         read(tmp_path, "path,label\na.wav,dog\nb.wav,\n")
     with pytest.raises(ConfigError, match="no row has a label"):
         read(tmp_path, "path,label\na.wav,\nb.wav,\n", "multi")
+
+
+def test_memory_grows_as_the_list(tmp_path):
+    """The shortest rows take the most for each of their bytes; docs/guides/reliability.md states the bound."""
+    path = tmp_path / "manifest.csv"
+    digits = "0123456789abcdefghijklmnop"
+    path.write_text("path,label\n" + "".join(f"{a}{b}{c},x\n" for a in digits for b in digits for c in digits))
+    tracemalloc.start()
+    try:
+        assert len(read_dataset(DataConfig(root=str(tmp_path), kind="csv"))) == len(digits) ** 3
+        assert tracemalloc.get_traced_memory()[1] < 200 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
