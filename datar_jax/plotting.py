@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.audio.log_mel import bin_of_hertz
 from datar_jax.config import AudioConfig
 from datar_jax.escaping import printable
-from datar_jax.filesystem import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 
 import datar_jax
-from datar_jax.filesystem import atomic_write, atomic_writers, write_output
+from datar_jax.atomic_files import atomic_write, atomic_writers, write_output
 
 ROOT = Path(__file__).parent.parent
 HARNESS = ROOT / "benchmarks" / "robustness" / "torn_writes.py"
 PLAIN_WRITE = re.compile(r"\.write_(?:text|bytes)\(|open\([^)]*[\"'][wxa]b?\+?[\"']|savefig\((?!content)|np\.save")
 # Each is of a partial name, of rows that are cut at the next start, or of a marker that is read as unfinished.
 IN_PLACE = {
+    "atomic_files.py",
     "checkpoints/safetensors.py",
     "export/exporter.py",
     "data/prepare/download.py",
     "data/prepare/extract.py",
     "data/synthetic.py",
-    "filesystem.py",
     "training/monitoring/metric_writer.py",
 }
 

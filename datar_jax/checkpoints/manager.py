@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.checkpoints.integrity import (
     BadCheckpoint,
     Metadata,
@@ -35,7 +36,6 @@ from datar_jax.checkpoints.integrity import (
     verify_checksums,
     with_checksum,
 )
-from datar_jax.filesystem import atomic_write
 
 State = TypeVar("State")  # any pytree of jax arrays with a scalar attribute `step`
 DELETED = "deleted"  # old checkpoints are moved here at once: a half-deleted one must not look like a checkpoint

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from datar_jax.atomic_files import write_json
 from datar_jax.checkpoints.provenance import Provenance
 from datar_jax.config import AudioConfig, Config, ConfigError
 from datar_jax.config.migration import upgrade
 from datar_jax.escaping import printable
-from datar_jax.filesystem import write_json
 from datar_jax.foreign_files import read_regular
 from datar_jax.labels import Head, heads_from_sizes
 from datar_jax.typed_json import JsonError, decode_json

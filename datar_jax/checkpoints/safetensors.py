@@ -14,10 +14,10 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.checkpoints.integrity import tensor_checksums
 from datar_jax.checkpoints.model_info import ModelError, compare_checksums
 from datar_jax.checkpoints.quantization import Quantized, WeightDtype, dequantize, quantize
-from datar_jax.filesystem import atomic_write
 from datar_jax.foreign_files import check_regular
 
 MAX_NAME = 200  # characters

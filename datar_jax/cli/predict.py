@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from datar_jax.atomic_files import output_writer, text_of
 from datar_jax.audio.sound_file import SUFFIXES
 from datar_jax.checkpoints.model_info import ModelError
 from datar_jax.cli.options import (
@@ -27,7 +28,6 @@ from datar_jax.cli.options import (
     seconds,
 )
 from datar_jax.config import ConfigError
-from datar_jax.filesystem import output_writer, text_of
 from datar_jax.progress import Progress
 from datar_jax.wording import count
 

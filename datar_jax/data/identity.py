@@ -19,12 +19,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.config import ConfigError
 from datar_jax.data.dataset import SPLITS, Clip, Dataset
 from datar_jax.data.prepared import _mark
 from datar_jax.data.splits import Splits
 from datar_jax.escaping import printable
-from datar_jax.filesystem import StoragePath, atomic_write, file_state
+from datar_jax.filesystem import StoragePath, file_state
 from datar_jax.foreign_files import open_regular
 
 RECORD = "data.identity"  # the file in a work directory
@@ -107,11 +108,11 @@ def with_checksums(
 
 def checksum(path: str) -> int:
     """The CRC-32 of a regular file; 0 if it cannot be read."""
-    total, block = 0, bytearray(BLOCK)
+    total = 0
     try:
         with open_regular(path) as file:
-            while size := file.readinto(block):
-                total = zlib.crc32(memoryview(block)[:size], total)
+            while block := file.read(BLOCK):
+                total = zlib.crc32(block, total)
     except OSError:
         return 0
     return total

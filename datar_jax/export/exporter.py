@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import flax.traverse_util
 import msgspec
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.audio.framing import window_samples
 from datar_jax.checkpoints.integrity import file_checksum, short_message, tensor_checksums
 from datar_jax.checkpoints.model_info import (
@@ -39,7 +40,6 @@ from datar_jax.checkpoints.provenance import Metrics
 from datar_jax.checkpoints.quantization import WeightDtype, quantize
 from datar_jax.checkpoints.safetensors import save_safetensors
 from datar_jax.export.model_card import model_card
-from datar_jax.filesystem import atomic_write
 from datar_jax.foreign_files import read_regular
 from datar_jax.locks import locked_folder
 from datar_jax.models.flops import count_parameters

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datar_jax.atomic_files import write_output
 from datar_jax.config import AudioConfig
-from datar_jax.filesystem import write_output
 from datar_jax.inference.attention_maps import AttentionMaps, BlockAttention
 from datar_jax.labels import Heads, head_slices
 from datar_jax.plotting import FAINT, INK, MARKS, RULE, hertz_axis, save, sheet, shorten, spectrogram_range

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from datar_jax.atomic_files import atomic_writers, text_of
 from datar_jax.escaping import CsvWriter
-from datar_jax.filesystem import atomic_writers, text_of
 from datar_jax.inference.classifier import AudioClassifier
 from datar_jax.inference.windows import FailedFile, Window, map_windows
 from datar_jax.locks import locked_folder

@@ -19,8 +19,8 @@ from typing import Any, Protocol, TextIO
 from rich.table import Table
 from rich.text import Text
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.escaping import CsvWriter, printable
-from datar_jax.filesystem import atomic_write
 from datar_jax.inference.events import Event
 from datar_jax.inference.predict import Prediction
 from datar_jax.inference.windows import FailedFile

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datar_jax import metrics
+from datar_jax.atomic_files import atomic_writer, text_of
 from datar_jax.data.dataset import Dataset
 from datar_jax.escaping import CsvWriter
-from datar_jax.filesystem import atomic_writer, text_of
 from datar_jax.labels import Labels, head_slices
 from datar_jax.plotting import INK, MARKS, RULE, save, sheet, shorten, text_width
 

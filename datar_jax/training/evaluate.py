@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datar_jax import metrics
+from datar_jax.atomic_files import write_json
 from datar_jax.checkpoints.model_info import ModelInfo
 from datar_jax.checkpoints.pretrained import PretrainedModel
 from datar_jax.compilation_cache import compiling
@@ -27,7 +28,6 @@ from datar_jax.data.readers import read_dataset
 from datar_jax.data.sources.base import usable
 from datar_jax.data.splits import check_heads, divide
 from datar_jax.escaping import printable
-from datar_jax.filesystem import write_json
 from datar_jax.labels import Labels, class_names, head_slices
 from datar_jax.models.spec import ModelSpec
 from datar_jax.training.error_analysis import (

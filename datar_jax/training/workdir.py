@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import msgspec
 
+from datar_jax.atomic_files import write_json
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, read_model_info
 from datar_jax.config import Config, ConfigError
 from datar_jax.config.loader import read_stored
@@ -28,7 +29,6 @@ from datar_jax.data.identity import (
     with_checksums,
     write_identity,
 )
-from datar_jax.filesystem import write_json
 from datar_jax.locks import LockHeld, locked_folder
 from datar_jax.training.input_pipeline import LabelledData
 from datar_jax.version import __version__

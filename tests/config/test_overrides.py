@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from datar_jax import config as c
+from datar_jax.atomic_files import write_json
 from datar_jax.config import loader as settings
-from datar_jax.filesystem import write_json
 from tests.helpers import assert_one_line
 
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from datar_jax.atomic_files import atomic_write
 from datar_jax.audio.decode import decode
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.recording import measure
@@ -34,7 +35,7 @@ from datar_jax.data.sources.array_record import open_shards
 from datar_jax.data.sources.base import DataError
 from datar_jax.data.sources.feature_cache import open_cache
 from datar_jax.data.splits import check_heads
-from datar_jax.filesystem import atomic_write, storage_path
+from datar_jax.filesystem import storage_path
 from datar_jax.foreign_files import UnsafeName
 from datar_jax.labels import Head
 from tests.data.test_readers import AUDIO, folder_of

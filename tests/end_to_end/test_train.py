@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import train
+from datar_jax.atomic_files import write_json
 from datar_jax.checkpoints.manager import CheckpointError, CheckpointManager
 from datar_jax.checkpoints.model_info import read_model_info
 from datar_jax.checkpoints.pretrained import load_pretrained
@@ -28,7 +29,6 @@ from datar_jax.config import ConfigError, DataConfig
 from datar_jax.data.dataset import Dataset
 from datar_jax.data.loader import TrainBatches
 from datar_jax.data.readers import read_dataset
-from datar_jax.filesystem import write_json
 from datar_jax.training import input_pipeline, trainer
 from datar_jax.training import train_loop as loop
 from datar_jax.training.input_pipeline import with_classes

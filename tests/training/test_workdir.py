@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from datar_jax.atomic_files import write_json
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
 from datar_jax.config import Config, ConfigError, DataConfig, ModelConfig
-from datar_jax.filesystem import write_json
 from datar_jax.training.workdir import RESULT, check_labels, check_workdir, finished_result, result_checksum
 
 CONFIG = Config(data=DataConfig(root="sounds"))

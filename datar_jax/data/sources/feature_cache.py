@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from datar_jax.atomic_files import atomic_write, atomic_writer
 from datar_jax.audio.decode import decode
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.framing import columns, to_int16
@@ -37,7 +38,6 @@ from datar_jax.config import AudioConfig
 from datar_jax.data.dataset import Clip, Dataset
 from datar_jax.data.identity import FileContent, changed_files, checksum, file_content, look_at_files, with_checksums
 from datar_jax.data.sources.base import ClipSource, DataError, WaveformSource
-from datar_jax.filesystem import atomic_write, atomic_writer
 from datar_jax.foreign_files import check_regular, open_regular
 from datar_jax.locks import exclusive
 from datar_jax.wording import count

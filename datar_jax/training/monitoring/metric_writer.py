@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from datar_jax.filesystem import atomic_write
+from datar_jax.atomic_files import atomic_write
 from datar_jax.metrics import format_metric
 from datar_jax.training.monitoring.console import ProgressConsole
 from datar_jax.wording import count
