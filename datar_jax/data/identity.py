@@ -31,7 +31,7 @@ from datar_jax.foreign_files import open_regular
 RECORD = "data.identity"  # the file in a work directory
 INFLATES = 1000  # a record is at most so many times its file: names repeat
 SHOWN = 3  # clips that an error names
-BLOCK = 1 << 18  # bytes of a file that are read at a time
+BLOCK = 1 << 16  # bytes of a file that are read at a time
 
 
 class FileContent(NamedTuple):
