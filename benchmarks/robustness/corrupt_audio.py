@@ -205,7 +205,8 @@ KINDS = {
     "broken link": Kind(link, REFUSED),
     "pipe": Kind(pipe, REFUSED),
     "wrong suffix": Kind(whole, USED, suffixes=("wav", "flac", "ogg", "mp3", "aiff")),
-    "trailing bytes": Kind(tail, USED, ("wav", "flac", "ogg")),
+    "trailing bytes": Kind(tail, USED, ("flac", "ogg")),
+    "trailing bytes in wav": Kind(tail, EITHER, ("wav",)),  # read as sound: a recorder may have crashed
 }
 ODD_NAMES = ("line\nbreak", "\x1b[31mred", "\udcff\udcfe", "e\u0301", "tab\tname", "%s{0}", "'\"`", "x" * 200)
 

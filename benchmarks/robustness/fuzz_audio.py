@@ -54,10 +54,10 @@ DANGEROUS = ("pickle.find_class", "marshal.load", "os.system", "os.exec", "os.po
 
 def pipeline(root: Path, cache: Path) -> dict[str, Any]:
     """Lists, decodes and reads every file below `root`; what came of it, as plain values."""
-    warm, audio = cache / "warm", AudioConfig()
+    warm, audio = cache / "warm", AudioConfig(n_mels=64)
     synthesis.write_dataset(warm, 2, 1.0)
     list(read(warm, cache / "warm_cache", audio, lambda done, total: None))
-    MediaFile.recognized(next(warm.rglob("*.wav")))  # loads PyAV: Python reads modules with marshal, sounds never
+    MediaFile(next(warm.rglob("*.wav"))).close()  # loads PyAV: Python reads modules with marshal, sounds never
     Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
     baseline = megabytes("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (int(megabytes("VmSize") * 1e6) + ADDRESSES,) * 2)

@@ -27,6 +27,7 @@ ESTIMATED = {
     "loas",
     "amr",
 }  # whose length FFmpeg estimates by the first frames
+LIBSNDFILE = {"wav", "w64", "flac", "ogg", "mp3", "aiff", "au", "nistsphere", "iff"}  # what it reads, by FFmpeg's names
 SLACK = 0.5  # seconds by which a container's duration may pass its last sample
 
 
@@ -73,14 +74,23 @@ class MediaFile:
         self.samplerate, self.channels = int(self._rate), self._waiting.shape[1]
 
     @classmethod
-    def recognized(cls, path: str | Path) -> MediaFile | None:
+    def recognized(cls, path: str | Path, codec_missing: bool) -> MediaFile | None:
         """The file if PyAV knows its content, whatever its name; else None.
+
+        Args:
+          path: a file that libsndfile refused.
+          codec_missing: whether that was for a codec that it lacks. Otherwise a file in a container of libsndfile is
+            damaged, which FFmpeg would read over.
 
         Raises:
           AudioError: PyAV is not installed, and the file begins as one that it knows.
         """
         try:
-            return cls(path)
+            file = cls(path)
+            if codec_missing or file._container.format.name not in LIBSNDFILE:
+                return file
+            file.close()
+            return None
         except NoDecoder:
             with open(path, "rb") as file:
                 head = file.read(8)

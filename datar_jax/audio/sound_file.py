@@ -20,6 +20,7 @@ from datar_jax.foreign_files import check_regular
 _NAMES = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 voc sph nist svx avr pvf"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split(" ")) | MEDIA_SUFFIXES
 NO_FRAME = 7  # libsndfile's code for a file that is not there, and for an .mp3 that holds something else
+NO_CODEC = 18  # of a file whose container libsndfile knows, and whose codec it does not
 
 Note = Callable[[str], None]  # called with what is odd about a file that can be used, as a short text
 
@@ -65,8 +66,8 @@ def open_sound(path: str | Path, note: Note) -> SoundReader:
         else:
             try:
                 file = _Forward(os.fsencode(path))  # as str, a name that is no UTF-8 is an error
-            except soundfile.LibsndfileError:
-                if not (media := MediaFile.recognized(path)):
+            except soundfile.LibsndfileError as error:
+                if not (media := MediaFile.recognized(path, error.code == NO_CODEC)):
                     raise
                 file = media
         left = os.stat(path).st_size

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from benchmarks.robustness.intact_audio import Base, with_fields
 from datar_jax.audio.decode import decode, duration
 from datar_jax.audio.errors import AudioError
 from datar_jax.audio.media import MEDIA_SUFFIXES, MediaFile
@@ -54,6 +55,15 @@ def encode(path, samples_N, container, codec, rate, channels=1):
             count += part.samples
             out.mux(stream.encode(part))
         out.mux(stream.encode(None))
+
+
+def test_a_damaged_file_of_a_format_of_libsndfile_is_not_left_to_a_decoder_that_reads_over_damage(tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, RATE), RATE)
+    path.write_bytes(with_fields(Base("flac", path.read_bytes(), RATE), rate=0))
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        decode(path, RATE)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7, 8, 23])
