@@ -86,10 +86,10 @@ class MediaFile:
           AudioError: PyAV is not installed, and the file begins as one that it knows.
         """
         try:
-            file = cls(path)
-            if codec_missing or file._container.format.name not in LIBSNDFILE:
-                return file
-            file.close()
+            found = cls(path)
+            if codec_missing or found._container.format.name not in LIBSNDFILE:
+                return found
+            found.close()
             return None
         except NoDecoder:
             with open(path, "rb") as file:
