@@ -52,9 +52,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Keeps the last figure that was drawn, besides saving it."""
     kept, save = [], look.save
 
-    def keep(figure: Any, path: Any, dpi: float) -> None:
+    def keep(figure: Any, path: Any, dpi: float, write: Any) -> None:
         kept[:] = [figure]
-        save(figure, path, dpi / 4)
+        save(figure, path, dpi / 4, write)
 
     monkeypatch.setattr(look, "save", keep)
     return lambda: kept[0]
