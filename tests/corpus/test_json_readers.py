@@ -14,7 +14,7 @@ import pytest
 
 from datar_jax.checkpoints.integrity import BadCheckpoint, read_metadata, with_checksum
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelError, ModelInfo, read_model_info
-from datar_jax.checkpoints.provenance import DataProvenance, Metrics, Provenance, RunProvenance
+from datar_jax.checkpoints.provenance import MAX_CHAIN, DataProvenance, Metrics, Provenance, RunProvenance
 from datar_jax.config import AudioConfig, Config, ConfigError, ModelConfig
 from datar_jax.config.loader import read_stored
 from datar_jax.data.prepared import DatasetInfo, Shard, read_card, read_statistics, summary
@@ -158,6 +158,30 @@ def test_any_value_in_any_place_is_one_line_or_is_taken(tmp_path: Path, reader: 
         path.write_bytes(content)
         refused += bool(answer(reader, path))
     assert refused > 20
+
+
+CHAIN: dict[str, Any] = {}
+for _ in range(MAX_CHAIN + 1):
+    CHAIN = {"pretraining": CHAIN}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *(({"frames": frames}, f"frames={frames}: a window has 1 to") for frames in (0, -1, 1 << 17, 1 << 62)),
+        *(({"mean_db": decibels}, "no mean and deviation of decibels") for decibels in (1e300, -1001.0)),
+        *(({"std_db": decibels}, "no mean and deviation of decibels") for decibels in (1e300, 0.0, -10.0)),
+        ({"labels": [], "heads": {}}, "do not add up to the 0 labels"),
+        ({"labels": ["alarm"], "heads": {}}, "there are 1 labels"),
+        *(({"heads": heads}, "do not add up to the 2 labels") for heads in ({"a": 1}, {"a": 3, "b": -1})),
+        ({"provenance": CHAIN}, "a chain of more than 32 models"),
+        ({"provenance": {"numbers": {"top1": 0.5, "clips": 1}}}, "without the numbers clips and macs_per_clip"),
+        ({"provenance": {"data": {"clips_crc32": "AAA="}}}, "not four bytes for each clip"),
+    ],
+)
+def test_a_description_of_no_model_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    (tmp_path / MODEL_FILE).write_text(json.dumps({**READERS["model.json"][2], **change}))
+    assert named in answer("model.json", tmp_path / MODEL_FILE)
 
 
 def test_a_checksum_of_an_unknown_name_is_one_line(tmp_path: Path) -> None:

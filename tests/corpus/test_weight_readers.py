@@ -1,7 +1,8 @@
-"""Readers of weights meet every hostile file: one line, in memory that grows as the file."""
+"""Readers of weights meet every hostile file: one line, in time and memory that grow as the file."""
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ CASES = [
     *(pytest.param(load_safetensors, SAFETENSORS[name], id=f"safetensors-{name}") for name in SAFETENSORS),
 ]
 ALLOWED = 64  # bytes of memory for each of the file, and 16 MB
+SLOWEST = 8  # seconds of processor time for a file of at most 4 MB, while its memory is traced
 
 
 @pytest.mark.parametrize(("reader", "make"), CASES)
@@ -31,12 +33,14 @@ def test_a_hostile_file_of_weights_is_one_line(
 ) -> None:
     path = make(tmp_path)
     tracemalloc.start()
+    began = time.process_time()
     try:
         with pytest.raises(ModelError) as error:
             reader(path)
         assert tracemalloc.get_traced_memory()[1] < ALLOWED * path.stat().st_size + (16 << 20)
     finally:
         tracemalloc.stop()
+    assert time.process_time() - began < SLOWEST
     line = str(error.value)
     assert line.startswith(f"{path}: ") and line.isprintable() and len(line) < 1000, line
 

@@ -38,11 +38,24 @@ def bomb(path: Path) -> Path:
 
 def hidden_bomb(path: Path) -> Path:
     """The same, and the entry says that it has a few bytes."""
-    bomb(path)
+    return _of_size(bomb(path), 1000)
+
+
+def ends_early(path: Path) -> Path:
+    """An entry that says that it has a thousand bytes more than its stream."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (251,), }\n"
+    npz(path, header=header, body=bytes(4), method=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as archive:
+        size = archive.infolist()[0].file_size
+    return _of_size(path, size + 1000)
+
+
+def _of_size(path: Path, size: int) -> Path:
+    """An archive whose entry says that it has another size, in both places."""
     content = bytearray(path.read_bytes())
     for signature, at in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         start = content.find(signature) + at
-        content[start : start + 4] = struct.pack("<I", 1000)
+        content[start : start + 4] = struct.pack("<I", size)
     path.write_bytes(bytes(content))
     return path
 
@@ -53,8 +66,8 @@ def overlapping(path: Path) -> Path:
     content = path.read_bytes()
     start = content.index(b"PK\x01\x02")
     entry = content[start : content.index(b"PK\x05\x06")]
-    entries = b"".join(entry.replace(b"a.npy", b"%c.npy" % (33 + i)) for i in range(100) if 33 + i != ord("/"))
-    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 99, 99, len(entries), start, 0)
+    entries = b"".join(entry.replace(b"a.npy", b"%c.npy" % (33 + i)) for i in range(9))
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 9, 9, len(entries), start, 0)
     path.write_bytes(content[:start] + entries + end)
     return path
 
@@ -84,6 +97,7 @@ _COLLIDING = [(i * ((1 << 61) - 1)).to_bytes(16, "little") for i in range(1, 180
 ARCHIVES: dict[str, Maker] = {
     "bomb": lambda at: bomb(at / "a.npz"),
     "hidden bomb": lambda at: hidden_bomb(at / "a.npz"),
+    "ends early": lambda at: ends_early(at / "a.npz"),
     "overlapping": lambda at: overlapping(at / "a.npz"),
     "broken stream": lambda at: broken_stream(at / "a.npz"),
     "bzip2": lambda at: npz(at / "a.npz", body=bytes(1000), method=zipfile.ZIP_BZIP2),
@@ -115,7 +129,7 @@ ARCHIVES: dict[str, Maker] = {
         at / "a.pth", b"]" + b"".join(b"p%d\n" % (i * ((1 << 61) - 1)) for i in range(150_000))
     ),
     "arguments without end": lambda at: pth(
-        at / "a.pth", b"(" + b"N" * 1_000_000 + b"tq\x000ccollections\nOrderedDict\nq\x01" + b"0h\x01h\x00R" * 300_000
+        at / "a.pth", b"(" + b"N" * 245_000 + b"tq\x000ccollections\nOrderedDict\nq\x01" + b"0h\x01h\x00R" * 63_000
     ),
     "instructions without end": lambda at: pth(at / "a.pth", b"]" * 3_900_000),
     "digits without end": lambda at: pth(at / "a.pth", b"L" + b"9" * 3_000_000 + b"L\n"),
