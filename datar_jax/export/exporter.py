@@ -104,10 +104,11 @@ def export(
 def _commit(finished: Path, target: Path, description: ModelInfo, card: str) -> None:
     """Replaces the export in the folder of `target`; a kill leaves the old one, the new one, or one that does not load.
 
-    The description of the old export goes first and that of the new one comes last: between them there is none.
+    The description of the old export goes first and that of the new one comes last: between them there is none. Links,
+    such as those of a model hub's cache, are replaced and not written through.
     """
     out = target.parent
-    for name in (MODEL_FILE, LEGACY_EXPORT_FILE):
+    for name in (MODEL_FILE, LEGACY_EXPORT_FILE, CARD):
         (out / name).unlink(missing_ok=True)
     if target.is_dir():
         target.rename(finished.with_suffix(".old"))

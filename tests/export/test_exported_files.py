@@ -145,6 +145,22 @@ def test_no_export_names_a_path_of_this_machine(exports):
     assert ".py" not in module
 
 
+@pytest.mark.parametrize("form", ["params", "safetensors"])
+def test_an_export_over_links_leaves_what_they_lead_to(tmp_path, exports, form):
+    out, store = tmp_path / "link", tmp_path / "store"
+    (tmp_path / "out").mkdir()
+    out.symlink_to("out")
+    store.mkdir()
+    for name in (exporter.FILES[form], "README.md", MODEL_FILE):
+        shutil.move(shutil.copytree(exports[form], tmp_path / name) / name, store / name)
+        (out / name).symlink_to(store / name)
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    exporter.export(flips.write_model(tmp_path / "other", ("x", "y", "z"), seed=1), out, form)
+    assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert load_pretrained(tmp_path / "out").description.labels == ("x", "y", "z")
+    assert out.is_symlink() and not any(path.is_symlink() for path in out.iterdir())
+
+
 # A kill in the middle.
 
 
