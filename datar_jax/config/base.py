@@ -5,12 +5,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
 MAX_TEXT = 4096  # characters of a text: a path, a regular expression
 MAX_ENTRIES = 8  # of a tuple: stages of a model
+
+# The type of a field that may differ between two calls on one work directory: where things lie, how they are read and
+# shown.
+_Type = TypeVar("_Type")
+Resumable = Annotated[_Type, "resumable"]
 
 
 class ConfigError(ValueError):
@@ -57,6 +62,17 @@ class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 elif isinstance(each, tuple):
                     require(len(each) <= MAX_ENTRIES, field, value, f"give at most {MAX_ENTRIES} entries")
         self.check()
+
+    def binding(self, prefix: str = "") -> dict[str, Any]:
+        """Plain values of all fields but `Resumable` ones, by dotted name: what a work directory belongs to."""
+        values: dict[str, Any] = {}
+        for field in msgspec.structs.fields(self):
+            value, name = getattr(self, field.name), f"{prefix}{field.encode_name}"
+            if isinstance(value, StrictStruct):
+                values |= value.binding(f"{name}.")
+            elif "resumable" not in getattr(field.type, "__metadata__", ()):
+                values[name] = msgspec.to_builtins(value)
+        return values
 
     @classmethod
     def section(cls) -> str:

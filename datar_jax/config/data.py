@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from datar_jax.config.base import ConfigError, StrictStruct, require
+from datar_jax.config.base import ConfigError, Resumable, StrictStruct, require
 
 
 class DataConfig(StrictStruct, frozen=True):
@@ -22,7 +22,7 @@ class DataConfig(StrictStruct, frozen=True):
         "threads": 1024,
     }
 
-    root: str = ""  # folder that holds the data set
+    root: Resumable[str] = ""  # folder that holds the data set
     kind: Literal["folder", "csv", "esc", "prepared"] = "folder"  # prepared: by `datar-jax prepare`
     # folder: class = sub-folder of root. A list file holds one path per line, relative to root.
     train_list: str = ""
@@ -42,9 +42,9 @@ class DataConfig(StrictStruct, frozen=True):
     balanced_sampling: bool = False  # draw rare classes as often as common ones, with replacement
     window_seconds: float = 0.0  # length of what the model sees; 0 means what the data ask for
     max_bad_fraction: float = 0.01  # share of unusable files beyond which the run stops
-    cache: str = ""  # folder of decoded features; empty means `cache` in the work directory
-    workers: int = 0  # grain worker processes; 0 reads in this process
-    threads: int = 2  # grain read threads per process
+    cache: Resumable[str] = ""  # folder of decoded features; empty means `cache` in the work directory
+    workers: Resumable[int] = 0  # grain worker processes; 0 reads in this process
+    threads: Resumable[int] = 2  # grain read threads per process
 
     def check(self) -> None:
         for name, reason in idle_fields(msgspec.structs.asdict(self)).items():

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from datar_jax.config.base import ConfigError, StrictStruct, require
+from datar_jax.config.base import ConfigError, Resumable, StrictStruct, require
 
 
 class AugmentConfig(StrictStruct, frozen=True):
@@ -109,10 +109,10 @@ class TrainConfig(StrictStruct, frozen=True):
     eval_batch_size: int = 64
     seed: int = 0
     evaluate_every_epochs: int = 0  # between evaluations on the validation split, if any; 0: only at the end
-    checkpoint_every_epochs: int = 10
-    log_every_steps: int = 10
-    stall_seconds: float = 60.0  # after this long without a batch or a step, the run logs what it waits for
-    max_skipped: int = 50  # steps in a row without a finite gradient, after which the run stops and reports the cause
+    checkpoint_every_epochs: Resumable[int] = 10
+    log_every_steps: Resumable[int] = 10
+    stall_seconds: Resumable[float] = 60.0  # so long without a batch or a step, and the run logs what it waits for
+    max_skipped: Resumable[int] = 50  # steps in a row without a finite gradient; then the run stops and says why
 
     def check(self) -> None:
         counts = (
@@ -147,8 +147,8 @@ class MeshConfig(StrictStruct, frozen=True):
 
     largest: ClassVar[dict[str, float]] = {"data": 1_000_000, "fsdp": 1_000_000}
 
-    data: int = -1  # devices that each hold a whole copy of the state, or a group that does; -1: all devices
-    fsdp: int = 1  # devices that share one copy of parameters, moments and average
+    data: Resumable[int] = -1  # devices that each hold a whole copy of the state, or a group that does; -1: all devices
+    fsdp: Resumable[int] = 1  # devices that share one copy of parameters, moments and average
 
     def check(self) -> None:
         require(self.data == -1 or self.data >= 1, "mesh.data", self.data, "give 1 or more, or -1 for all devices")

@@ -36,19 +36,6 @@ from datar_jax.version import __version__
 CONFIG_FILE = "config.json"
 RESULT = "result.json"
 
-# What may differ between two calls on one work directory: where things lie and how they are read and shown.
-RESUMABLE_FIELDS = (
-    *("data.root", "data.cache", "data.workers", "data.threads"),
-    *(
-        "train.checkpoint_every_epochs",
-        "train.log_every_steps",
-        "train.max_skipped",
-        "train.stall_seconds",
-        "mesh.data",
-        "mesh.fsdp",
-    ),
-)
-
 
 def check_workdir(config: Config, workdir: Path) -> None:
     """Refuses a directory that belongs to another configuration.
@@ -61,11 +48,11 @@ def check_workdir(config: Config, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     if not (path.exists() and bound(workdir)):
         return
-    before, now = (_flat(msgspec.to_builtins(each)) for each in (read_stored(path), config))
-    for field in sorted(set(before) | set(now)):
-        if field not in RESUMABLE_FIELDS and before.get(field) != now.get(field):
+    before = read_stored(path).binding()
+    for field, value in sorted(config.binding().items()):
+        if value != before[field]:
             raise ConfigError(
-                f"{field}={now.get(field)!r}: {workdir} holds a run with {field}={before.get(field)!r}; "
+                f"{field}={value!r}: {workdir} holds a run with {field}={before[field]!r}; "
                 "give that value to continue it, or another --workdir"
             )
 
@@ -165,14 +152,13 @@ def result_checksum(clips: object, config: Config, workdir: Path, folders: Itera
       workdir: folder of the run.
       folders: those of its folds.
     """
-    tree = {name: value for name, value in _flat(msgspec.to_builtins(config)).items() if name not in RESUMABLE_FIELDS}
     files = [
         [path.relative_to(workdir).as_posix(), path.stat().st_size]
         for folder in folders
         for path in sorted((folder / "checkpoints").rglob("*"))
         if path.is_file()
     ]
-    return int(hashlib.sha256(json.dumps([__version__, tree, clips, files]).encode()).hexdigest()[:12], 16)
+    return int(hashlib.sha256(json.dumps([__version__, config.binding(), clips, files]).encode()).hexdigest()[:12], 16)
 
 
 def finished_result(workdir: Path, checksum: int) -> dict[str, Any] | None:
@@ -187,13 +173,6 @@ def finished_result(workdir: Path, checksum: int) -> dict[str, Any] | None:
 def has_checkpoint(folder: Path) -> bool:
     """Whether the run in a folder has saved its state."""
     return any(each.name.isdecimal() for each in (folder / "checkpoints").glob("*"))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return out
 
 
 def write_on_first_process(path: Path, value: Any) -> None:

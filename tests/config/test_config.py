@@ -277,9 +277,26 @@ def test_there_are_files_in_configs() -> None:
     assert CONFIGS
 
 
-def test_published_grids_take_what_ours_refuses() -> None:
-    for grid in ("dat2022", "dat2023"):
-        c.ModelConfig(deformable=c.DeformableSettings(kernels=(8, 4, 2, 1), strides=(8, 4, 2, 1), grid=grid))
-    c.ModelConfig(deformable=c.DeformableSettings(grid="dat2023", position="fixed"))
-    c.ModelConfig(deformable=c.DeformableSettings(grid="dat2023", position="none", offsets=False))
-    c.ModelConfig(window=c.WindowSettings(shifts=((0, 0), (0, 7), (9, 9), (9, 9))))  # of stages without S none is read
+@pytest.mark.parametrize(
+    ("fields", "grids"),
+    [
+        ({"kernels": (8, 4, 2, 1), "strides": (8, 4, 2, 1)}, ("dat2022", "dat2023")),
+        ({"position": "fixed"}, ("dat2023",)),
+        ({"position": "none", "offsets": False}, ("dat2023",)),
+    ],
+)
+def test_published_grids_take_what_ours_refuses(fields: dict[str, Any], grids: tuple[str, ...]) -> None:
+    for grid in ("centre", "dat2022", "dat2023"):
+        settings = c.DeformableSettings(**fields, grid=grid)
+        if grid in grids:
+            c.ModelConfig(deformable=settings)
+        else:
+            with pytest.raises(c.ConfigError, match=r"^model\.deformable\.(kernels|position|offsets)"):
+                c.ModelConfig(deformable=settings)
+
+
+def test_shifts_of_stages_without_shifted_windows_are_not_read() -> None:
+    shifts = ((0, 0), (0, 7), (9, 9), (9, 9))
+    c.ModelConfig(window=c.WindowSettings(shifts=shifts))
+    with pytest.raises(c.ConfigError, match=r"^model\.window\.shifts\[2\]=\(9, 9\)"):
+        c.ModelConfig(spec=("L", "S", "SD", "D"), window=c.WindowSettings(shifts=shifts))

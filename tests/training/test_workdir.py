@@ -8,7 +8,7 @@ import pytest
 
 from datar_jax.atomic_files import write_json
 from datar_jax.checkpoints.model_info import MODEL_FILE, ModelInfo, write_model_info
-from datar_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from datar_jax.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig
 from datar_jax.training.workdir import RESULT, check_labels, check_workdir, finished_result, result_checksum
 
 CONFIG = Config(data=DataConfig(root="sounds"))
@@ -25,6 +25,7 @@ def test_settings_bind_from_the_first_checkpoint_on(tmp_path: Path, place: str) 
     check_workdir(STRICTER, tmp_path)
     with pytest.raises(ConfigError, match=r"data\.max_bad_fraction=0\.01: .* holds a run with .*=0\.5"):
         check_workdir(CONFIG, tmp_path)
+    check_workdir(msgspec.structs.replace(STRICTER, mesh=MeshConfig(fsdp=2)), tmp_path)  # not a binding one
 
 
 def test_other_classes_are_refused_by_name_once_there_is_a_checkpoint(tmp_path: Path) -> None:
