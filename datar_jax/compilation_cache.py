@@ -34,10 +34,9 @@ def keep_compiled(folder: Path | None = None) -> None:
         folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datar_jax"
     except RuntimeError:  # no home folder: every start compiles
         return
+    # The folder is not created yet, so that a configuration error leaves nothing behind.
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if not os.access(
-        there, os.W_OK
-    ):  # the folder is not created yet, so that a configuration error leaves nothing behind
+    if not os.access(there, os.W_OK):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     # jax neither reads nor replaces a truncated file.

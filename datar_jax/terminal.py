@@ -22,9 +22,6 @@ class Console(rich.console.Console):
         self.print(printable(line), soft_wrap=True)
 
     def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-        """Renders with the control characters of texts escaped; rich's own are kept."""
+        """Renders with the control characters of texts escaped."""
         for segment in super().render(*args, **kwargs):
-            if segment.control:
-                yield segment
-            else:
-                yield segment._replace(text="\n".join(map(printable, segment.text.split("\n"))))
+            yield segment._replace(text="\n".join(map(printable, segment.text.split("\n"))))

@@ -36,20 +36,19 @@ def main(arguments: list[str]) -> int:
 
     keep_compiled()
     require_backend()
-    out = path(str(given.out))
     try:
         with Progress() as progress:
             progress.stage("reading the model")
             model = load(given.model)
             progress.stage(f"drawing: {compiling(model.description.config.model.spec)}")
-            start, end, notes = draw(model, given.file, out, given.at)
+            start, end, notes = draw(model, given.file, given.out, given.at)
         print_notes(model.notes)
     except AudioError as error:
         raise ConfigError(f"{given.file}: {error}") from None
     except (ModelError, ValueError) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
-        raise ConfigError(f"{error.filename or out}: {error.strerror}") from None
+        raise ConfigError(f"{error.filename or given.out}: {error.strerror}") from None
     print_notes(notes, given.file)
-    print_line(f"{out}: {given.file}, {start:.2f} to {end:.2f} s")
+    print_line(f"{given.out}: {given.file}, {start:.2f} to {end:.2f} s")
     return 0

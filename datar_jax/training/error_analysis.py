@@ -115,7 +115,7 @@ def save_worst_clips_figure(path: str | Path, answers: Sequence[Answer]) -> None
 
     Args:
       path: the PNG, PDF or SVG to write; its folder is made.
-      answers: from `hardest`, at least one.
+      answers: from `worst_clips`, at least one.
     """
     from matplotlib.ticker import PercentFormatter
 

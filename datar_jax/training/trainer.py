@@ -124,7 +124,7 @@ def _train_folds(data: LabelledData, workdir: Path, mesh: Mesh, console: Progres
     check_workdir(config, workdir)
     known, note = check_data(data, workdir)
     if note:
-        console.print(note, markup=False, soft_wrap=True)
+        console.say(note)
     read_source = cache(partial(read_init_source, config))
     if not all(map(started_run, folders.values())):
         read_source()  # a mistake in init.from is reported before any sound is read
