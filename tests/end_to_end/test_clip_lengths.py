@@ -33,7 +33,6 @@ def noise(seconds: float, rate: int, seed: int) -> np.ndarray:
         (0.02, 16_000),
         pytest.param(0.06, 16_000, marks=pytest.mark.slow),
         pytest.param(0.5, 16_000, marks=pytest.mark.slow),
-        pytest.param(4.0, 16_000, marks=pytest.mark.slow),
         pytest.param(30.0, 16_000, marks=pytest.mark.slow),
         pytest.param(3_600.0, 2_000, marks=pytest.mark.slow),
     ],

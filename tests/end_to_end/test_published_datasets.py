@@ -22,16 +22,6 @@ from tests.end_to_end.small_run import TINY
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RATE = 8_000
-SMALL = {
-    **{field: value for field, value in TINY.items() if field.startswith(("audio", "augment", "train"))},
-    "model.dims": "8,16",
-    "model.spec": "L,D",
-    "model.heads": "1,2",
-    "model.window.sizes": "[[4,4],[4,4]]",
-    "model.deformable.groups": "1,2",
-    "model.deformable.strides": "2,1",
-    "model.deformable.kernels": "3,3",
-}
 # Clips of which no sound is made: one that begins an hour into its recording, one that is listed and nowhere.
 UNREADABLE, MISSING = {"epic_kitchens": 1}, {"vggsound": 1}
 
@@ -59,7 +49,7 @@ def test_from_the_rows_to_a_score(name: str, tmp_path: Path, capsys: pytest.Capt
     put(lists, LISTS[name])
     make_sounds(name, lists, audio)
     config = Path(__file__).parent.parent.parent / "configs" / f"{name}.py"
-    small = {field: value for field, value in SMALL.items() if not field.startswith("train")}
+    small = {field: value for field, value in TINY.items() if not field.startswith("train")}
     front = [f"--config.{field}={value}" for field, value in small.items()]
     order = ["prepare", name, f"--lists={lists}", f"--audio={audio}", f"--out={out}", f"--config={config}", *front]
     assert main([*order, "--workers=1"]) == 0, capsys.readouterr().err
