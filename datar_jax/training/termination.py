@@ -68,12 +68,14 @@ class StopRequests:
       numbers: of the signals that came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listens: bool) -> None:
         self.numbers: list[int] = []
+        self._listens = listens
 
     def hold(self) -> None:
         """From here on a signal waits for the step: it would be lost. Until then it ends the process at once."""
-        _holds.set()
+        if self._listens:  # else nobody would answer it
+            _holds.set()
 
 
 @contextmanager
@@ -82,7 +84,7 @@ def stop_requests(listens: bool = True) -> Iterator[StopRequests]:
 
     Not in one of many processes, where jax listens for SIGTERM and informs all; Ctrl-C ends each where it stands.
     """
-    asked = StopRequests()
+    asked = StopRequests(listens)
 
     def note(number: int, frame: FrameType | None) -> None:
         handler = before[signal.Signals(number)]

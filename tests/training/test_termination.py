@@ -33,6 +33,11 @@ EVALUATES = f"""
         signals.hold()
     print('ready', flush=True); {COMPILER.format(rounds=2 * 10**9)}
 """
+ONE_OF_MANY = f"""
+    with stop_requests(listens=False) as signals:
+        signals.hold()
+        print('ready', flush=True); {COMPILER.format(rounds=2 * 10**9)}
+"""
 AT_ONCE = "program: terminated; the same command continues at the newest checkpoint\n"
 NEXT_STEP = "stopping after this step; once more stops at once\n"
 
@@ -44,8 +49,9 @@ NEXT_STEP = "stopping after this step; once more stops at once\n"
         (FIRST_STEP, 75, AT_ONCE),
         (LATER_STEP, 0, NEXT_STEP),
         (EVALUATES, 75, AT_ONCE),
+        (ONE_OF_MANY, 75, AT_ONCE),
     ],
-    ids=["start-up", "first step", "later step", "after the loop"],
+    ids=["start-up", "first step", "later step", "after the loop", "one of many processes"],
 )
 def test_sigterm(block: str, status: int, lines: str) -> None:
     child = subprocess.Popen(
