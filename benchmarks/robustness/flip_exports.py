@@ -33,6 +33,7 @@ from datar_jax import config as c
 from datar_jax.checkpoints.model_info import MODEL_FILE, Checksums, ModelError, ModelInfo, write_model_info
 from datar_jax.checkpoints.pretrained import SAFETENSORS, load_pretrained, structure_checksum
 from datar_jax.checkpoints.safetensors import save_safetensors
+from datar_jax.cli.options import quiet_libraries
 from datar_jax.data.synthetic_sounds import render
 from datar_jax.export.exporter import export
 from datar_jax.inference.classifier import AudioClassifier
@@ -136,7 +137,7 @@ def main() -> int:
     given = parser.parse_args()
     counts: Counter[tuple[str, str]] = Counter()
     start, slowest = time.perf_counter(), 0.0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():  # as the commands do
         exports, answers = write_exports(Path(folder)), Answers()
         expected = {form: answers(out) for form, out in exports.items()}
         for flip in draw_flips(exports, given.flips, given.seed):
